@@ -1,0 +1,397 @@
+"""The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from l2v.bidirectional import Attention, Proof, accepts_position_ids, prove, set_attention
+from l2v.errors import L2VError
+from l2v.pooling import Pooling, pool
+from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate
+
+DType = Literal["float32", "bfloat16", "float16"]
+AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA settings (defaults: the paper, appendix D.1)."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    """Probability."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names, or all-linear: every linear layer of the decoder (q, k, v, o, gate, up, down in Llama)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise L2VError(f"adapter.rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise L2VError(f"adapter.dropout must be in [0, 1), got {self.dropout}")
+
+
+class Backbone(nn.Module):
+    """A decoder turned encoder: ids in, token states or pooled vectors out.
+
+    Attributes:
+        decoder: the inner decoder (no output head), or a ``PeftModel`` around it.
+        head: the frozen output head, when loaded with one. It is the input embedding where the model ties them.
+        tokenizer: the decoder's tokenizer; it has a padding token and pads on the right.
+        proof: what was seen when the attention was proven at loading.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        head: nn.Module | None = None,
+        source: Source,
+        proof: Proof,
+        attention: Attention = "bidirectional",
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.tokenizer = tokenizer
+        self.source = source
+        self.proof = proof
+        self.attention: Attention = attention
+        self._accepts_position_ids = accepts_position_ids(decoder)
+        if head is not None:
+            head.requires_grad_(False)
+
+    @staticmethod
+    def load(
+        source: str | Source,
+        *,
+        revision: str | None = None,
+        attention: Attention = "bidirectional",
+        attn_implementation: AttnImplementation = "auto",
+        dtype: DType = "float32",
+        attention_dropout: float | None = None,
+        gradient_checkpointing: bool = False,
+        with_head: bool = False,
+        merge: Sequence[Path] = (),
+        partial: bool = False,
+        trust_remote_code: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> "Backbone":
+        """Load a decoder, merge adapters into it, set its attention and prove it.
+
+        Args:
+            source: a hub id, a folder, a GGUF file or ``package:NAME/FILE.gguf``.
+            revision: of a hub id.
+            attention: ``bidirectional``, or ``causal`` for the untouched decoder.
+            attn_implementation: ``auto`` takes the first of flash_attention_2 (16 bit, on CUDA, where installed),
+                sdpa and eager that the model supports and that is proven.
+            dtype: of the decoder's weights. Adapters stay in float32.
+            attention_dropout: probability in the attention weights while training; None leaves the model's own.
+            gradient_checkpointing: recompute activations in the backward pass.
+            with_head: load the output head too, for MNTP.
+            merge: adapter folders to merge into the weights, in order, in float32.
+            partial: accept layers that cannot be made bidirectional.
+            trust_remote_code: run code that comes with the model.
+            device: where the weights go and where the proof runs.
+
+        Raises:
+            L2VError: the source is missing, is no decoder, or fails the proof.
+        """
+        named = locate(source, revision) if isinstance(source, str) else source
+        loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
+        with _told_as_one_line(named), _quiet():
+            place = _dequantized(named) if named.gguf_file and named.is_local else named
+            arguments = {**place.arguments(), "trust_remote_code": trust_remote_code}
+            tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
+            config = AutoConfig.from_pretrained(place.path, **arguments)
+            if getattr(config, "is_encoder_decoder", False):
+                raise L2VError(f"model.source={named.name}: an encoder-decoder ({config.model_type}); expected a decoder")
+            if with_head:
+                whole = AutoModelForCausalLM.from_pretrained(place.path, dtype=loaded_dtype, **arguments)
+                decoder, head = cast(PreTrainedModel, whole.base_model), whole.get_output_embeddings()
+            else:
+                decoder, head = AutoModel.from_pretrained(place.path, dtype=loaded_dtype, **arguments), None
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        set_attention(decoder, attention)
+        for folder in merge:
+            decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
+        decoder = decoder.to(device=device, dtype=getattr(torch, dtype))
+        if head is not None:
+            head.to(device=device, dtype=getattr(torch, dtype))
+        if attention_dropout is not None:
+            _set_attention_dropout(decoder, attention_dropout)
+        proof = _choose_attn_implementation(decoder, attn_implementation, attention, partial)
+        if gradient_checkpointing:
+            decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        decoder.eval()
+        return Backbone(decoder, tokenizer, head=head, source=named, proof=proof, attention=attention)
+
+    @property
+    def config(self) -> Any:
+        return self.decoder.config
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.decoder, PeftModel)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        position_ids: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Token states of the last layer. ``position_ids`` are needed only where rows are padded on the left."""
+        positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
+        output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        return output.last_hidden_state
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        pool_mask: Int[Tensor, "batch length"],
+        position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        pooling: Pooling = "mean",
+        micro_batch_tokens: int | None = None,
+    ) -> Float[Tensor, "batch hidden"]:
+        """One float32 vector per row.
+
+        With ``micro_batch_tokens`` the rows run sorted by length in several forward passes of at most that many
+        tokens each, padding included: the same vectors, without computing a short text's padding up to the longest.
+        """
+        if micro_batch_tokens is None:
+            states = self(input_ids, attention_mask, position_ids)
+            return pool(states, pool_mask, attention_mask, pooling)
+        lengths = attention_mask.sum(dim=1)
+        order = lengths.argsort(descending=True)
+        parts = []
+        for rows in _groups(order, lengths.tolist(), micro_batch_tokens):
+            width = int(lengths[rows[0]])
+            ids, mask, text = (x[rows][:, :width] for x in (input_ids, attention_mask, pool_mask))
+            parts.append(pool(self(ids, mask), text, mask, pooling))
+        return torch.cat(parts)[order.argsort()]
+
+    def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
+        """Vocabulary scores of token states, scaled and capped as the model's own forward does."""
+        if self.head is None:
+            raise RuntimeError("the backbone was loaded without its output head")
+        config = self.config.get_text_config()
+        logits = self.head(states)
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        if factor := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * factor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def add_adapter(self, lora: Lora) -> None:
+        """Put a new LoRA adapter on the decoder and freeze everything else."""
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            bias="none",
+        )
+        try:
+            self.decoder = get_peft_model(cast(PreTrainedModel, self.decoder), config)
+        except ValueError as error:
+            raise L2VError(f"adapter.target_modules={lora.target_modules}: {error}") from None
+
+    def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
+        """Put a saved adapter on the decoder. Its keys must fit exactly."""
+        self.decoder = _load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable)
+
+    def merge_adapter(self) -> None:
+        """Merge the adapter into the decoder's weights, in float32, and take it off."""
+        decoder = cast(PeftModel, self.decoder)
+        dtype = next(p.dtype for n, p in decoder.named_parameters() if "lora_" not in n and p.is_floating_point())
+        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload()).to(dtype)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""
+        decoder = cast(PeftModel, self.decoder)
+        decoder.peft_config["default"].base_model_name_or_path = self.source.name
+        with draft_folder(folder) as draft:
+            decoder.save_pretrained(str(draft), save_embedding_layers=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the decoder without an adapter, and its tokenizer, as a transformers folder."""
+        if self.has_adapter:
+            raise RuntimeError("merge the adapter before saving the decoder")
+        with _quiet():
+            self.decoder.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+
+def _dequantized(place: Source) -> Source:
+    """A GGUF file's model as a transformers folder in float32, made once and kept in the cache.
+
+    Reading a GGUF takes some 15 seconds for 135M parameters; the folder loads in less than one.
+    """
+    folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
+    if not (folder / "config.json").exists():
+        arguments = place.arguments()
+        tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(place.path, dtype=torch.float32, **arguments)
+        # the weights are plain tensors by now, but a model that is marked as quantized refuses to be saved
+        config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+        plain = type(model)(config)
+        plain.load_state_dict(model.state_dict())
+        with draft_folder(folder) as draft:
+            plain.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+    return replace(place, path=str(folder), gguf_file=None)
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+    file = folder / _ADAPTER_WEIGHTS
+    if not file.exists():
+        raise L2VError(f"{folder}: no {_ADAPTER_WEIGHTS}, so it holds no adapter")
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    try:
+        adapted = get_peft_model(decoder, config)
+    except ValueError as error:
+        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {error}") from None
+    weights = load_file(file)
+    expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
+    found = {k: v.shape for k, v in weights.items()}
+    if expected != found:
+        odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        raise L2VError(
+            f"{folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} tensors are "
+            f"missing, unexpected or of another shape, e.g. {odd[0]} (expected "
+            f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
+        )
+    set_peft_model_state_dict(adapted, weights)
+    return cast(PeftModel, adapted)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else "x".join(map(str, shape))
+
+
+def _choose_attn_implementation(
+    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool
+) -> Proof:
+    """Set the first implementation that the model supports and that is proven, or the one that was asked for."""
+    if wanted != "auto":
+        try:
+            decoder.set_attn_implementation(wanted)
+        except (ValueError, ImportError) as error:
+            raise L2VError(f"model.attn_implementation={wanted}: {_first_line(error)}") from None
+        return prove(decoder, attention, partial=partial)
+    failure: Exception | None = None
+    device = next(decoder.parameters())
+    candidates = ["sdpa", "eager"]
+    if device.is_cuda and device.dtype in (torch.float16, torch.bfloat16):
+        candidates.insert(0, "flash_attention_2")
+    for name in candidates:
+        try:
+            decoder.set_attn_implementation(name)
+            return prove(decoder, attention, partial=partial)
+        except (ValueError, ImportError, L2VError) as error:
+            failure = error
+    raise failure if isinstance(failure, L2VError) else L2VError(f"no attention implementation works: {failure}")
+
+
+def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:
+    """Set the dropout of attention weights, under the names that the families use."""
+    names = ("attention_dropout", "attn_pdrop", "attn_dropout")
+    found = False
+    for module in decoder.modules():
+        for name in names:
+            value = getattr(module, name, None)
+            if isinstance(value, float):
+                setattr(module, name, probability)
+                found = True
+            elif isinstance(value, nn.Dropout):
+                value.p = probability
+                found = True
+    if not found:
+        raise L2VError(
+            f"stage.attention_dropout={probability}: found no attention dropout in this model; set it to null and "
+            "rely on adapter.dropout"
+        )
+
+
+def _groups(order: Tensor, lengths: list[int], budget: int) -> list[Tensor]:
+    """Cut row numbers, longest first, into groups of at most ``budget`` padded tokens (at least one row each)."""
+    groups, begin, rows = [], 0, order.tolist()
+    while begin < len(rows):
+        size = max(1, budget // lengths[rows[begin]])
+        groups.append(order[begin : begin + size])
+        begin += size
+    return groups
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _told_as_one_line(source: Source):
+    """Turn the many ways in which a model cannot be loaded into one line each."""
+    try:
+        yield
+    except L2VError:
+        raise
+    except json.JSONDecodeError as error:
+        raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        where = f"model.source={source.name}"
+        if source.is_local:
+            raise L2VError(f"{where}: cannot be loaded as a decoder: {_first_line(error)}") from error
+        raise L2VError(
+            f"{where}: not found on the hub or the hub cannot be reached ({_first_line(error)}); check the id, log in "
+            "with `hf auth login` for a gated model, or name a local folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without transformers' own progress bars and reports: the entry points have theirs."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,98 @@
+"""The order in which rows are read: a pure function of the seed and the position, so that nothing needs saving."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from l2v.errors import L2VError
+
+
+class Pick(NamedTuple):
+    """A row to read, and the key of the randomness that belongs to this reading of it."""
+
+    row: int
+    key: int
+    """Position in the stream; negative for a row that only fills up a rank's share and must not count."""
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed that differs wherever a part differs."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class TrainingOrder(Sampler[list[Pick]]):
+    """Batches of shuffled rows, for as many steps as training takes, passing over the data as often as needed.
+
+    The stream is the concatenation of one shuffle of the rows a pass; each pass drops the rows that fill no global
+    batch. Batch k holds the same rows whatever the number of ranks, and a run that is resumed at batch k starts there.
+
+    Args:
+        rows: how many there are.
+        batch_size: rows a batch on each rank.
+        batches: how many batches training takes in all.
+        first: the first batch to yield.
+        seed: of the shuffles.
+        rank: of this process.
+        world_size: processes.
+        override: what an error names.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        *,
+        batch_size: int,
+        batches: int,
+        first: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        override: str = "stage.batch_size",
+    ) -> None:
+        self.global_batch = batch_size * world_size
+        if rows < self.global_batch:
+            raise L2VError(
+                f"{override}={batch_size} on {world_size} process(es) needs {self.global_batch} rows, but the training "
+                f"data has {rows}; lower it or give more data"
+            )
+        self.rows, self.batch_size, self.batches, self.first = rows, batch_size, batches, first
+        self.seed, self.rank = seed, rank
+        self._pass, self._shuffle = -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        for number in range(self.first, self.batches):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> list[Pick]:
+        """The picks of this rank in batch ``number``."""
+        batches_a_pass = self.rows // self.global_batch
+        current, offset = divmod(number, batches_a_pass)
+        if current != self._pass:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "shuffle", current))
+            self._pass, self._shuffle = current, torch.randperm(self.rows, generator=generator)
+        begin = offset * self.global_batch + self.rank * self.batch_size
+        keys = range(number * self.global_batch + self.rank * self.batch_size, (number + 1) * self.global_batch)
+        return [Pick(int(row), key) for row, key in zip(self._shuffle[begin : begin + self.batch_size], keys, strict=False)]
+
+
+class ValidationOrder(Sampler[list[Pick]]):
+    """Every row once, in order, shared among the ranks in equal numbers of batches; fillers have a negative key."""
+
+    def __init__(self, rows: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        share = -(-rows // world_size)
+        numbers = range(rank * share, (rank + 1) * share)
+        picks = [Pick(n, n) if n < rows else Pick(rows - 1, -1) for n in numbers]
+        self._batches = [picks[begin : begin + batch_size] for begin in range(0, share, batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        return iter(self._batches)

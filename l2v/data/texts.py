@@ -1,0 +1,223 @@
+"""Where raw text comes from: the hub, a user's files, an installed package.
+
+Each source is a small frozen dataclass with two methods: ``texts()`` yields strings and ``fingerprint()`` says which
+bytes they come from, so that what is made of them can be cached.
+"""
+
+import bz2
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from l2v.errors import L2VError
+from l2v.sources import file_hash, package_file
+
+
+class TextSource(Protocol):
+    """Texts in a fixed order."""
+
+    def texts(self) -> Iterator[str]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class HubTexts:
+    """A text column of a data set on the Hugging Face hub."""
+
+    path: str
+    """owner/name."""
+    split: str
+    name: str | None = None
+    """The configuration, e.g. wikitext-103-raw-v1."""
+    column: str = "text"
+    revision: str | None = None
+    data_files: str | None = None
+
+    def texts(self) -> Iterator[str]:
+        import datasets
+
+        try:
+            data: Any = datasets.load_dataset(
+                self.path, self.name, split=self.split, revision=self.revision, data_files=self.data_files
+            )
+        except Exception as error:  # datasets raises a dozen unrelated types here
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise L2VError(
+                f"data={self.path}: cannot be loaded from the hub ({reason}); choose another data=, or use data=files "
+                "with data.train.files=<your text file>"
+            ) from error
+        if self.column not in data.column_names:
+            raise L2VError(f"data={self.path}: no column {self.column!r}; it has {', '.join(data.column_names)}")
+        for row in data:
+            yield row[self.column]
+
+    def fingerprint(self) -> str:
+        return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}"
+
+
+@dataclass(frozen=True)
+class FileTexts:
+    """Local files: .txt (a text a line), .jsonl, .csv, .tsv or .parquet (a text a row of ``column``)."""
+
+    files: str | list[str]
+    """A path, a glob pattern, or a list of them."""
+    column: str = "text"
+    override: str = "data.train.files"
+    """What an error names."""
+
+    def paths(self) -> list[Path]:
+        patterns = [self.files] if isinstance(self.files, str) else list(self.files)
+        found: list[Path] = []
+        for pattern in patterns:
+            path = Path(pattern).expanduser()
+            anchor, parts = (path.anchor, path.parts[1:]) if path.is_absolute() else (".", path.parts)
+            matches = [path] if path.is_file() else sorted(m for m in Path(anchor).glob(str(Path(*parts))) if m.is_file())
+            if not matches:
+                raise L2VError(f"{self.override}={pattern}: no such file")
+            found += matches
+        return found
+
+    def texts(self) -> Iterator[str]:
+        readers = {".txt": _read_lines, ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+        seen = False
+        for path in self.paths():
+            reader = readers.get(path.suffix)
+            if reader is None:
+                raise L2VError(f"{self.override}={path}: expected {', '.join(readers)}, found {path.suffix or 'no ending'}")
+            try:
+                for text in reader(path, self.column):
+                    seen = True
+                    yield text
+            except UnicodeDecodeError as error:
+                raise L2VError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8") from None
+        if not seen:
+            raise L2VError(f"{self.override}={self.files}: the file is empty; expected at least one text")
+
+    def fingerprint(self) -> str:
+        return "files:" + ":".join(file_hash(path) for path in self.paths()) + ":" + self.column
+
+
+def _read_lines(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip():
+                yield line.rstrip("\n")
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise L2VError(f"{path}:{number}: not JSON ({error.msg})") from None
+            yield _field(row, column, f"{path}:{number}")
+
+
+def _read_csv(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            for row in reader:
+                yield _field(row, column, f"{path}:{reader.line_num}")
+        except csv.Error as error:
+            raise L2VError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise L2VError(f"{path}: not Parquet ({error})") from None
+    if column not in file.schema_arrow.names:
+        raise L2VError(f"{path}: no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
+    for batch in file.iter_batches(columns=[column]):
+        yield from (text for text in batch.column(0).to_pylist() if text)
+
+
+def _field(row: Any, column: str, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise L2VError(f"{where}: expected a text under {column!r}, found {found}; name the column with data.train.column")
+    return row[column]
+
+
+_WIKIPEDIA = "package:gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_SHORTEST_ARTICLE = 3000
+_HEADING_OR_LIST = re.compile(r"^\s*(=|\*|#|:|;|\||!|\{|thumb|\[\[)", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+_ABBREVIATION = re.compile(r"(\b[A-Z]|\b(Dr|Mr|Mrs|Ms|St|Jr|Sr|vs|No|Prof|Gen|Col|Lt|Sgt|Inc|Ltd|Co|c|ca|cf|e\.g|i\.e))\.$")
+
+
+@dataclass(frozen=True)
+class WikipediaExcerpt:
+    """The English Wikipedia excerpt inside the package ``gensim``: real text without a network.
+
+    Articles with an odd number (in the dump's order, among those of at least 3,000 characters) are for training,
+    those with an even number for validation and evaluation: no article is in both.
+    """
+
+    part: Literal["train", "held_out"]
+    unit: Literal["article", "sentence"] = "article"
+    """A whole article a text, or a sentence (of 6 to 60 words) a text."""
+
+    def texts(self) -> Iterator[str]:
+        for article in self.articles():
+            if self.unit == "article":
+                yield "\n".join(article)
+            else:
+                for paragraph in article:
+                    yield from (s for s in split_sentences(paragraph) if 6 <= len(s.split()) <= 60)
+
+    def articles(self) -> Iterator[list[str]]:
+        """Articles as lists of paragraphs without markup."""
+        from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+
+        number = 0
+        with bz2.open(package_file(_WIKIPEDIA)) as file:
+            for _, markup, _ in extract_pages(file, filter_namespaces=("0",)):
+                paragraphs = list(_paragraphs(filter_wiki(markup)))
+                if sum(map(len, paragraphs)) < _SHORTEST_ARTICLE:
+                    continue
+                number += 1
+                if (self.part == "train") == (number % 2 == 1):
+                    yield paragraphs
+
+    def fingerprint(self) -> str:
+        return f"wikipedia-excerpt:2:{file_hash(package_file(_WIKIPEDIA))}:{self.part}:{self.unit}"
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        line = re.sub(r"'{2,}", "", line)
+        line = re.sub(r"\s*\(\s*[,;]?\s*\)|<[^>]*>", "", line)
+        line = re.sub(r"\s+", " ", line).strip()
+        if len(line) >= 80 and line[-1] in ".!?\")" and not _HEADING_OR_LIST.match(line):
+            yield line
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """Split English prose at ends of sentences, but not after initials and common abbreviations."""
+    sentences: list[str] = []
+    for piece in _SENTENCE_END.split(paragraph):
+        if sentences and _ABBREVIATION.search(sentences[-1]):
+            sentences[-1] += " " + piece
+        else:
+            sentences.append(piece)
+    return sentences
+
+
+def texts_fingerprint(*parts: str) -> str:
+    """A short name for what is made of ``parts``: 16 hex digits."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

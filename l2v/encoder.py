@@ -1,0 +1,279 @@
+"""The inference API: ``Encoder.from_pretrained(...).encode(texts)``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2v.backbone import AttnImplementation, Backbone, DType
+from l2v.bidirectional import ATTENTIONS, Attention
+from l2v.errors import L2VError
+from l2v.pooling import POOLINGS, Pooling, pool
+from l2v.progress import track
+from l2v.sources import read_json, write_json
+from l2v.tokenization import Tokens, pad, tokenize
+
+SETTINGS_FILE = "l2v.json"
+"""Pooling, attention and lengths, beside the weights of a saved encoder."""
+TextInput = str | Sequence[str] | Sequence[tuple[str, str]]
+
+
+class Encoder:
+    """A text encoder: a backbone, a pooling, and the settings that go with them."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        pooling: Pooling = "mean",
+        max_length: int = 512,
+        separator: str = ": ",
+        padding_side: str = "right",
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise L2VError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if max_length < 1:
+            raise L2VError(f"max_length must be at least 1 token, got {max_length}")
+        self.backbone = backbone
+        self.pooling: Pooling = pooling
+        self.max_length = max_length
+        self.separator = separator
+        self.padding_side = padding_side
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        pooling: Pooling | None = None,
+        attention: Attention | None = None,
+        attn_implementation: AttnImplementation = "auto",
+        dtype: DType = "float32",
+        max_length: int | None = None,
+        separator: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        device: str | torch.device | None = None,
+        with_head: bool = False,
+    ) -> "Encoder":
+        """Load an encoder.
+
+        Args:
+            source: a run folder, a model folder (also one of sentence-transformers), a GGUF file, a hub id, or
+                ``package:NAME/FILE.gguf``.
+            pooling: mean, weighted_mean, last_token or bos; default: what was saved, else mean.
+            attention: bidirectional or causal; default: what was saved, else bidirectional.
+            attn_implementation: auto, eager, sdpa, flex_attention or flash_attention_2.
+            dtype: float32, bfloat16 or float16.
+            max_length: in tokens; default: what was saved, else 512.
+            separator: between an instruction and its text; default: what was saved, else ": ".
+            revision: of a hub id.
+            trust_remote_code: run code that comes with the model.
+            device: default: a GPU where there is one.
+            with_head: load the output head too, for masked-token prediction.
+
+        Raises:
+            L2VError: nothing there, or not a decoder, or its attention fails the proof.
+        """
+        folder = Path(source).expanduser()
+        if (folder / "run.json").exists():
+            if not (folder / "encoder" / SETTINGS_FILE).exists():
+                raise L2VError(f"{folder}: the run has no encoder yet; finish it with `python train.py resume={folder}`")
+            folder = folder / "encoder"
+            source = folder
+        saved = _saved_settings(folder)
+        attention = attention or saved.get("attention", "bidirectional")
+        if attention not in ATTENTIONS:
+            raise L2VError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
+        if dtype not in get_args(DType):
+            raise L2VError(f"dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}")
+        backbone = Backbone.load(
+            str(source),
+            revision=revision,
+            attention=attention,
+            attn_implementation=attn_implementation,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            with_head=with_head,
+            device=device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+        return cls(
+            backbone,
+            pooling=pooling or saved.get("pooling", "mean"),
+            max_length=max_length or saved.get("max_length", 512),
+            separator=separator if separator is not None else saved.get("separator", ": "),
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.backbone.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        texts: TextInput,
+        *,
+        instruction: str | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        normalize: bool = False,
+        truncate_dim: int | None = None,
+        show_progress_bar: bool = False,
+        device: str | torch.device | None = None,
+    ) -> NDArray[np.float32]:
+        """Encode texts to vectors.
+
+        A vector depends on its text alone, not on the batch, the order or the padding. An empty text is encoded as
+        the beginning-of-text token; lone surrogates are read as U+FFFD; a text is cut to ``max_length`` tokens.
+
+        Args:
+            texts: a text, texts, or (instruction, text) pairs.
+            instruction: put before every text; its tokens are seen but not pooled (paper, section 4.3).
+            batch_size: texts in a batch; batches hold texts of similar length.
+            max_length: in tokens, instruction included.
+            normalize: scale vectors to length 1.
+            truncate_dim: keep the first so many dimensions (before normalising).
+            show_progress_bar: on the terminal.
+            device: move the encoder there first.
+
+        Returns:
+            float32, (texts, dimension), in the order of ``texts``; (dimension,) for a single string.
+
+        Raises:
+            L2VError: an entry is no string, or a setting is out of range.
+        """
+        if isinstance(texts, str):
+            return self.encode([texts], instruction=instruction, max_length=max_length, normalize=normalize,
+                               truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
+        if batch_size < 1:
+            raise L2VError(f"batch_size must be at least 1, got {batch_size}")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
+            raise L2VError(f"truncate_dim must be in 1..{self.dimension}, got {truncate_dim}")
+        if device is not None:
+            self.backbone.to(device)
+        plain, instructions = _split_pairs(texts, instruction)
+        vectors = np.zeros((len(plain), truncate_dim or self.dimension), dtype=np.float32)
+        if not plain:
+            return vectors
+        tokens = tokenize(
+            plain,
+            self.backbone.tokenizer,
+            max_length=max_length or self.max_length,
+            instructions=instructions,
+            separator=self.separator,
+        )
+        order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row].input_ids))
+        was_training = self.backbone.training
+        self.backbone.eval()
+        batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        for rows in track(batches, "encoding", show=show_progress_bar):
+            output = self._embed([tokens[row] for row in rows])[:, :truncate_dim]
+            if normalize:
+                output = torch.nn.functional.normalize(output, dim=-1)
+            vectors[rows] = output.cpu().numpy()
+        self.backbone.train(was_training)
+        return vectors
+
+    def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
+        batch = pad(tokens, self.backbone.tokenizer.pad_token_id, self.padding_side)
+        on_device = {key: value.to(self.device) for key, value in batch.items()}
+        attention_mask, pool_mask = on_device["attention_mask"], on_device.pop("pool_mask")
+        return pool(self.backbone(**on_device), pool_mask, attention_mask, self.pooling)
+
+    def similarity(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cosine similarity of every row of ``a`` with every row of ``b``."""
+        a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12) for x in (np.atleast_2d(a), np.atleast_2d(b)))
+        return a @ b.T
+
+    def save(self, folder: str | Path) -> None:
+        """Write the encoder as a folder that l2v, transformers and sentence-transformers load."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.save(folder)
+        write_json(
+            folder / SETTINGS_FILE,
+            {
+                "pooling": self.pooling,
+                "attention": self.backbone.attention,
+                "max_length": self.max_length,
+                "separator": self.separator,
+            },
+        )
+        modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+        write_json(
+            folder / "modules.json",
+            [
+                {"idx": int(i), "name": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for i, path, kind in modules
+            ],
+        )
+        write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.max_length, "do_lower_case": False})
+        write_json(
+            folder / "1_Pooling" / "config.json",
+            {
+                "word_embedding_dimension": self.dimension,
+                "pooling_mode_cls_token": self.pooling == "bos",
+                "pooling_mode_mean_tokens": self.pooling == "mean",
+                "pooling_mode_max_tokens": False,
+                "pooling_mode_mean_sqrt_len_tokens": False,
+                "pooling_mode_weightedmean_tokens": self.pooling == "weighted_mean",
+                "pooling_mode_lasttoken": self.pooling == "last_token",
+                "include_prompt": False,
+            },
+        )
+
+
+def _split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[str], list[str | None]]:
+    plain: list[str] = []
+    instructions: list[str | None] = []
+    for row, item in enumerate(texts):
+        if isinstance(item, (tuple, list)) and len(item) == 2:
+            own, text = item
+            if instruction is not None:
+                raise L2VError("give an instruction for all texts or (instruction, text) pairs, not both")
+        else:
+            own, text = instruction, item
+        if not isinstance(text, str) or not (own is None or isinstance(own, str)):
+            raise L2VError(f"text {row} is {type(text).__name__}, expected str or an (instruction, text) pair")
+        plain.append(text)
+        instructions.append(own)
+    return plain, instructions
+
+
+_SENTENCE_TRANSFORMERS_POOLING: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+    "pooling_mode_lasttoken": "last_token",
+    "pooling_mode_cls_token": "bos",
+}
+_NEWER_POOLING: dict[str, Pooling] = {"mean": "mean", "weightedmean": "weighted_mean", "lasttoken": "last_token", "cls": "bos"}
+
+
+def _saved_settings(folder: Path) -> dict[str, Any]:
+    """What a folder says of its pooling, attention and lengths: l2v's own file, else sentence-transformers'."""
+    if (folder / SETTINGS_FILE).exists():
+        return read_json(folder / SETTINGS_FILE)
+    pooling_file = folder / "1_Pooling" / "config.json"
+    if not pooling_file.exists():
+        return {}
+    config = read_json(pooling_file)
+    modes: list[Pooling] = [ours for key, ours in _SENTENCE_TRANSFORMERS_POOLING.items() if config.get(key)]
+    if config.get("pooling_mode") in _NEWER_POOLING:
+        modes = [_NEWER_POOLING[config["pooling_mode"]]]
+    if len(modes) != 1:
+        raise L2VError(f"{pooling_file}: no pooling that l2v knows; choose one of {', '.join(POOLINGS)}")
+    settings: dict[str, Any] = {"pooling": modes[0]}
+    lengths = folder / "sentence_bert_config.json"
+    if lengths.exists() and read_json(lengths).get("max_seq_length"):
+        settings["max_length"] = read_json(lengths)["max_seq_length"]
+    if (folder / "config.json").exists() and read_json(folder / "config.json").get("is_causal") is not False:
+        settings["attention"] = "causal"
+    return settings

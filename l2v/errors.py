@@ -1,0 +1,9 @@
+"""The one exception a user is meant to read."""
+
+
+class L2VError(Exception):
+    """A mistake that the user can mend, told in one line.
+
+    The message says what was expected, what was found and which override or file mends it. Entry points print it
+    without a traceback (unless ``debug=true``) and exit with code 1.
+    """

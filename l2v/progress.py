@@ -1,0 +1,20 @@
+"""Progress bars in one style, on Rich."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+console = Console(stderr=True)
+
+
+def track(items: Sequence[T] | Iterable[T], title: str, *, total: int | None = None, show: bool = True) -> Iterator[T]:
+    """Iterate with a bar that shows count, time spent and time left; silent where ``show`` is false."""
+    if not show:
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(items, total=len(items) if isinstance(items, Sequence) else total, description=title)
