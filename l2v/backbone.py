@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +25,7 @@ from transformers import (
 
 from l2v.bidirectional import Attention, Proof, accepts_position_ids, prove, set_attention
 from l2v.errors import L2VError
+from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate
 
@@ -44,9 +47,9 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise L2VError(f"adapter.rank must be at least 1, got {self.rank}")
+            raise L2VError(f"adapter.lora.rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
-            raise L2VError(f"adapter.dropout must be in [0, 1), got {self.dropout}")
+            raise L2VError(f"adapter.lora.dropout must be in [0, 1), got {self.dropout}")
 
 
 class Backbone(nn.Module):
@@ -91,6 +94,7 @@ class Backbone(nn.Module):
         attention_dropout: float | None = None,
         gradient_checkpointing: bool = False,
         with_head: bool = False,
+        head_source: Source | None = None,
         merge: Sequence[Path] = (),
         partial: bool = False,
         trust_remote_code: bool = False,
@@ -108,6 +112,7 @@ class Backbone(nn.Module):
             attention_dropout: probability in the attention weights while training; None leaves the model's own.
             gradient_checkpointing: recompute activations in the backward pass.
             with_head: load the output head too, for MNTP.
+            head_source: where to take the head from if ``source`` has none of its own.
             merge: adapter folders to merge into the weights, in order, in float32.
             partial: accept layers that cannot be made bidirectional.
             trust_remote_code: run code that comes with the model.
@@ -126,8 +131,7 @@ class Backbone(nn.Module):
             if getattr(config, "is_encoder_decoder", False):
                 raise L2VError(f"model.source={named.name}: an encoder-decoder ({config.model_type}); expected a decoder")
             if with_head:
-                whole = AutoModelForCausalLM.from_pretrained(place.path, dtype=loaded_dtype, **arguments)
-                decoder, head = cast(PreTrainedModel, whole.base_model), whole.get_output_embeddings()
+                decoder, head = _with_head(place, head_source, loaded_dtype, arguments)
             else:
                 decoder, head = AutoModel.from_pretrained(place.path, dtype=loaded_dtype, **arguments), None
         if tokenizer.pad_token_id is None:
@@ -193,8 +197,10 @@ class Backbone(nn.Module):
         parts = []
         for rows in _groups(order, lengths.tolist(), micro_batch_tokens):
             width = int(lengths[rows[0]])
-            ids, mask, text = (x[rows][:, :width] for x in (input_ids, attention_mask, pool_mask))
-            parts.append(pool(self(ids, mask), text, mask, pooling))
+            columns = slice(width) if position_ids is None else slice(-width, None)
+            ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
+            positions = None if position_ids is None else position_ids[rows, columns]
+            parts.append(pool(self(ids, mask, positions), text, mask, pooling))
         return torch.cat(parts)[order.argsort()]
 
     def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
@@ -211,6 +217,20 @@ class Backbone(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    def predict_masked(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        labels: Int[Tensor, "batch length"],
+    ) -> tuple[Float[Tensor, "masked vocabulary"], Int[Tensor, " masked"]]:
+        """Vocabulary scores and ids of the hidden tokens, each from the state one position before it.
+
+        Only those positions go through the output head: at 20% masking, a fifth of the logits.
+        """
+        hidden = labels[:, 1:] != IGNORED
+        states = self(input_ids, attention_mask)[:, :-1]
+        return self.logits(states[hidden]), labels[:, 1:][hidden]
+
     def add_adapter(self, lora: Lora) -> None:
         """Put a new LoRA adapter on the decoder and freeze everything else."""
         config = LoraConfig(
@@ -223,7 +243,7 @@ class Backbone(nn.Module):
         try:
             self.decoder = get_peft_model(cast(PreTrainedModel, self.decoder), config)
         except ValueError as error:
-            raise L2VError(f"adapter.target_modules={lora.target_modules}: {error}") from None
+            raise L2VError(f"adapter.lora.target_modules={lora.target_modules}: {error}") from None
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
         """Put a saved adapter on the decoder. Its keys must fit exactly."""
@@ -241,6 +261,7 @@ class Backbone(nn.Module):
         decoder.peft_config["default"].base_model_name_or_path = self.source.name
         with draft_folder(folder) as draft:
             decoder.save_pretrained(str(draft), save_embedding_layers=False)
+            (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
     def save(self, folder: Path) -> None:
         """Write the decoder without an adapter, and its tokenizer, as a transformers folder."""
@@ -249,6 +270,23 @@ class Backbone(nn.Module):
         with _quiet():
             self.decoder.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+
+
+def _with_head(
+    place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, nn.Module]:
+    """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
+    whole, info = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    head = whole.get_output_embeddings()
+    if info["missing_keys"]:
+        if head_source is None:
+            raise L2VError(
+                f"model.source={place.name}: {len(info['missing_keys'])} weights are missing, e.g. "
+                f"{min(info['missing_keys'])}; expected a decoder with an output head"
+            )
+        origin = _dequantized(head_source) if head_source.gguf_file and head_source.is_local else head_source
+        _, head = _with_head(origin, None, dtype, {**arguments, **origin.arguments()})
+    return cast(PreTrainedModel, whole.base_model), head
 
 
 def _dequantized(place: Source) -> Source:
@@ -344,7 +382,7 @@ def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:
     if not found:
         raise L2VError(
             f"stage.attention_dropout={probability}: found no attention dropout in this model; set it to null and "
-            "rely on adapter.dropout"
+            "rely on adapter.lora.dropout"
         )
 
 
@@ -386,6 +424,8 @@ def _quiet():
     """Without transformers' own progress bars and reports: the entry points have theirs."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
+    getLogger("huggingface_hub").setLevel(ERROR)  # it reports every retry
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

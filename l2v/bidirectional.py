@@ -81,12 +81,19 @@ def prove(model: nn.Module, attention: Attention, *, partial: bool = False) -> P
         partial: accept layers that stay causal (linear attention, convolutions).
 
     Raises:
-        L2VError: naming the layers or the padding side that fail.
+        L2VError: naming the layers or the padding side that fail, or saying that the model cannot run like this.
     """
     was_training = model.training
     model.eval()
     try:
         return _prove(model, attention, partial)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        config: Any = model.config
+        reason = str(error).strip().partition("\n")[0]
+        raise L2VError(
+            f"{config.model_type} with attn_implementation={config._attn_implementation} cannot run as {attention} "
+            f"({type(error).__name__}: {reason}); try another model.attn_implementation or model.attention"
+        ) from error
     finally:
         model.train(was_training)
 

@@ -1,6 +1,6 @@
 """The inference API: ``Encoder.from_pretrained(...).encode(texts)``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,8 @@ from l2v.bidirectional import ATTENTIONS, Attention
 from l2v.errors import L2VError
 from l2v.pooling import POOLINGS, Pooling, pool
 from l2v.progress import track
-from l2v.sources import read_json, write_json
+from l2v.runs import lineage_base, lineage_head
+from l2v.sources import Lineage, Source, locate, model_file, read_json, write_json
 from l2v.tokenization import Tokens, pad, tokenize
 
 SETTINGS_FILE = "l2v.json"
@@ -33,10 +34,9 @@ class Encoder:
         separator: str = ": ",
         padding_side: str = "right",
     ) -> None:
-        if pooling not in POOLINGS:
-            raise L2VError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        if max_length < 1:
-            raise L2VError(f"max_length must be at least 1 token, got {max_length}")
+        _check("pooling", pooling, POOLINGS)
+        _check("padding_side", padding_side, ("right", "left"))
+        _check_max_length(max_length)
         self.backbone = backbone
         self.pooling: Pooling = pooling
         self.max_length = max_length
@@ -79,31 +79,39 @@ class Encoder:
             L2VError: nothing there, or not a decoder, or its attention fails the proof.
         """
         folder = Path(source).expanduser()
+        head_source = None
         if (folder / "run.json").exists():
             if not (folder / "encoder" / SETTINGS_FILE).exists():
-                raise L2VError(f"{folder}: the run has no encoder yet; finish it with `python train.py resume={folder}`")
+                raise L2VError(f"{folder}: the run has no encoder yet; finish it by `python train.py resume={folder}`")
+            if with_head:
+                lineage = Lineage.read(folder / "lineage.json")
+                head_source = lineage_head(lineage, folder) or lineage_base(lineage, folder)
             folder = folder / "encoder"
             source = folder
-        saved = _saved_settings(folder)
+        place = locate(str(source), revision)
+        saved = _saved_settings(place)
         attention = attention or saved.get("attention", "bidirectional")
-        if attention not in ATTENTIONS:
-            raise L2VError(f"attention must be one of {', '.join(ATTENTIONS)}, got {attention!r}")
-        if dtype not in get_args(DType):
-            raise L2VError(f"dtype must be one of {', '.join(get_args(DType))}, got {dtype!r}")
+        pooling = pooling or saved.get("pooling", "mean")
+        max_length = max_length if max_length is not None else saved.get("max_length", 512)
+        _check("attention", attention, ATTENTIONS)
+        _check("attn_implementation", attn_implementation, get_args(AttnImplementation))
+        _check("dtype", dtype, get_args(DType))
+        _check("pooling", pooling, POOLINGS)
+        _check_max_length(max_length)
         backbone = Backbone.load(
-            str(source),
-            revision=revision,
+            place,
             attention=attention,
             attn_implementation=attn_implementation,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             with_head=with_head,
+            head_source=head_source,
             device=device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         return cls(
             backbone,
-            pooling=pooling or saved.get("pooling", "mean"),
-            max_length=max_length or saved.get("max_length", 512),
+            pooling=pooling,
+            max_length=max_length,
             separator=separator if separator is not None else saved.get("separator", ": "),
         )
 
@@ -153,6 +161,8 @@ class Encoder:
         if isinstance(texts, str):
             return self.encode([texts], instruction=instruction, max_length=max_length, normalize=normalize,
                                truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
+        max_length = max_length if max_length is not None else self.max_length
+        _check_max_length(max_length)
         if batch_size < 1:
             raise L2VError(f"batch_size must be at least 1, got {batch_size}")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
@@ -166,20 +176,22 @@ class Encoder:
         tokens = tokenize(
             plain,
             self.backbone.tokenizer,
-            max_length=max_length or self.max_length,
+            max_length=max_length,
             instructions=instructions,
             separator=self.separator,
         )
         order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row].input_ids))
-        was_training = self.backbone.training
-        self.backbone.eval()
         batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-        for rows in track(batches, "encoding", show=show_progress_bar):
-            output = self._embed([tokens[row] for row in rows])[:, :truncate_dim]
-            if normalize:
-                output = torch.nn.functional.normalize(output, dim=-1)
-            vectors[rows] = output.cpu().numpy()
-        self.backbone.train(was_training)
+        was_training = self.backbone.decoder.training
+        self.backbone.eval()
+        try:
+            for rows in track(batches, "encoding", show=show_progress_bar):
+                output = self._embed([tokens[row] for row in rows])[:, :truncate_dim]
+                if normalize:
+                    output = torch.nn.functional.normalize(output, dim=-1)
+                vectors[rows] = output.cpu().numpy()
+        finally:
+            self.backbone.train(was_training)
         return vectors
 
     def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
@@ -234,6 +246,8 @@ class Encoder:
 def _split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[str], list[str | None]]:
     plain: list[str] = []
     instructions: list[str | None] = []
+    if not isinstance(texts, Iterable):
+        raise L2VError(f"expected a text or texts, found {type(texts).__name__}")
     for row, item in enumerate(texts):
         if isinstance(item, (tuple, list)) and len(item) == 2:
             own, text = item
@@ -241,8 +255,10 @@ def _split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[st
                 raise L2VError("give an instruction for all texts or (instruction, text) pairs, not both")
         else:
             own, text = instruction, item
-        if not isinstance(text, str) or not (own is None or isinstance(own, str)):
+        if not isinstance(text, str):
             raise L2VError(f"text {row} is {type(text).__name__}, expected str or an (instruction, text) pair")
+        if not (own is None or isinstance(own, str)):
+            raise L2VError(f"the instruction of text {row} is {type(own).__name__}, expected str or None")
         plain.append(text)
         instructions.append(own)
     return plain, instructions
@@ -254,15 +270,21 @@ _SENTENCE_TRANSFORMERS_POOLING: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "last_token",
     "pooling_mode_cls_token": "bos",
 }
-_NEWER_POOLING: dict[str, Pooling] = {"mean": "mean", "weightedmean": "weighted_mean", "lasttoken": "last_token", "cls": "bos"}
+_NEWER_POOLING: dict[str, Pooling] = {
+    "mean": "mean",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last_token",
+    "cls": "bos",
+}
 
 
-def _saved_settings(folder: Path) -> dict[str, Any]:
-    """What a folder says of its pooling, attention and lengths: l2v's own file, else sentence-transformers'."""
-    if (folder / SETTINGS_FILE).exists():
-        return read_json(folder / SETTINGS_FILE)
-    pooling_file = folder / "1_Pooling" / "config.json"
-    if not pooling_file.exists():
+def _saved_settings(place: Source) -> dict[str, Any]:
+    """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
+    sentence-transformers."""
+    if own := model_file(place, SETTINGS_FILE):
+        return read_json(own)
+    pooling_file = model_file(place, "1_Pooling/config.json")
+    if pooling_file is None:
         return {}
     config = read_json(pooling_file)
     modes: list[Pooling] = [ours for key, ours in _SENTENCE_TRANSFORMERS_POOLING.items() if config.get(key)]
@@ -271,9 +293,20 @@ def _saved_settings(folder: Path) -> dict[str, Any]:
     if len(modes) != 1:
         raise L2VError(f"{pooling_file}: no pooling that l2v knows; choose one of {', '.join(POOLINGS)}")
     settings: dict[str, Any] = {"pooling": modes[0]}
-    lengths = folder / "sentence_bert_config.json"
-    if lengths.exists() and read_json(lengths).get("max_seq_length"):
-        settings["max_length"] = read_json(lengths)["max_seq_length"]
-    if (folder / "config.json").exists() and read_json(folder / "config.json").get("is_causal") is not False:
+    lengths = model_file(place, "sentence_bert_config.json")
+    if lengths and (length := read_json(lengths).get("max_seq_length")):
+        settings["max_length"] = length
+    model = model_file(place, "config.json")
+    if model and read_json(model).get("is_causal") is not False:
         settings["attention"] = "causal"
     return settings
+
+
+def _check(setting: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise L2VError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_max_length(value: int) -> None:
+    if value < 1:
+        raise L2VError(f"max_length must be at least 1 token, got {value}")

@@ -7,3 +7,15 @@ class L2VError(Exception):
     The message says what was expected, what was found and which override or file mends it. Entry points print it
     without a traceback (unless ``debug=true``) and exit with code 1.
     """
+
+
+class Stopped(Exception):
+    """A signal ended the work after everything was saved.
+
+    Attributes:
+        signal: its number; the exit code is 128 + signal.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

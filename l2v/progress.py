@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 console = Console(stderr=True)
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+"""Title, bar, count, time spent, time left."""
 
 
 def track(items: Sequence[T] | Iterable[T], title: str, *, total: int | None = None, show: bool = True) -> Iterator[T]:
@@ -15,6 +17,5 @@ def track(items: Sequence[T] | Iterable[T], title: str, *, total: int | None = N
     if not show:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*COLUMNS, console=console, transient=True) as progress:
         yield from progress.track(items, total=len(items) if isinstance(items, Sequence) else total, description=title)

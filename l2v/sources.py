@@ -46,11 +46,11 @@ class Source:
 def package_file(name: str) -> Path:
     """The path of ``package:NAME/FILE``, without importing the package."""
     package, _, file = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise L2VError(f"{name}: the package {package!r} is not installed; `make setup` installs it")
     path = Path(next(iter(spec.submodule_search_locations))) / file
-    if not path.exists():
+    if not path.is_file():
         raise L2VError(f"{name}: the package {package!r} has no file {file!r}")
     return path
 
@@ -81,6 +81,29 @@ def locate(name: str, revision: str | None = None, override: str = "model.source
     if not _HUB_ID.fullmatch(name):
         raise L2VError(f"{override}={name}: no such file or folder (and not a hub id of the form owner/name)")
     return Source(name, name, revision=revision)
+
+
+def model_file(source: Source, name: str) -> Path | None:
+    """A file beside a model's weights, in its folder or on the hub; None where there is none (or no hub)."""
+    if source.gguf_file:
+        return None
+    if source.is_local:
+        file = Path(source.path) / name
+        return file if file.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            source.path,
+            name,
+            revision=source.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:  # no such repository, which loading the model will say
+        return None
+    return Path(found) if found else None
 
 
 def file_hash(path: Path) -> str:
@@ -123,6 +146,8 @@ class Lineage:
     """The base's source, as :func:`locate` takes it, or a path relative to the folder that holds the lineage."""
     base_hash: str
     revision: str | None = None
+    origin: str | None = None
+    """The original decoder, where the base is a fully fine-tuned one: the output head is still that one's."""
     merged: list[AdapterRecord] = field(default_factory=list)
     adapter: AdapterRecord | None = None
     """The adapter on top, which is trained or was trained last."""
@@ -154,7 +179,12 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         yield draft
         if folder.exists():
             folder.rename(old)
-        draft.rename(folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

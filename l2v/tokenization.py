@@ -98,3 +98,17 @@ def pad(tokens: Sequence[Tokens], pad_token_id: int, side: str = "right") -> Bat
     if side == "left":
         batch["position_ids"] = position_ids(attention_mask)
     return batch
+
+
+def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str) -> int:
+    """The id of the token that stands for a hidden one.
+
+    Raises:
+        L2VError: the vocabulary has no such token.
+    """
+    found = tokenizer.get_vocab().get(mask_token)
+    if found is None:
+        raise L2VError(
+            f"stage.mask_token={mask_token!r} is not one token of this model's vocabulary; choose another, e.g. '_'"
+        )
+    return found

@@ -6,13 +6,12 @@ bytes they come from, so that what is made of them can be cached.
 
 import bz2
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from l2v.errors import L2VError
 from l2v.sources import file_hash, package_file
@@ -156,8 +155,21 @@ def _field(row: Any, column: str, where: str) -> str:
 _WIKIPEDIA = "package:gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _SHORTEST_ARTICLE = 3000
 _HEADING_OR_LIST = re.compile(r"^\s*(=|\*|#|:|;|\||!|\{|thumb|\[\[)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
-_ABBREVIATION = re.compile(r"(\b[A-Z]|\b(Dr|Mr|Mrs|Ms|St|Jr|Sr|vs|No|Prof|Gen|Col|Lt|Sgt|Inc|Ltd|Co|c|ca|cf|e\.g|i\.e))\.$")
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+(?=[A-Z\"'(])")
+_BOLD = re.compile(r"'{3}(.+?)'{3}")
+_ABBREVIATION = re.compile(
+    r"\b([A-Z]|Dr|Mr|Mrs|Ms|St|Jr|Sr|Prof|Rev|Hon|Sen|Rep|Gov|Gen|Brig|Maj|Col|Capt|Lt|Sgt|Adm|Cmdr|Inc|Ltd|Co|Mt|Ft|"
+    r"No|Vol|Ch|Fig|pp|vs|v|al|lit|approx|c|ca|cf|e\.g|i\.e)\.\)?$"
+)
+
+
+class Article(NamedTuple):
+    """An article of Wikipedia, without markup."""
+
+    title: str
+    paragraphs: list[str]
+    opening: int
+    """Number of the paragraph that opens the article; those before it are captions."""
 
 
 @dataclass(frozen=True)
@@ -175,36 +187,47 @@ class WikipediaExcerpt:
     def texts(self) -> Iterator[str]:
         for article in self.articles():
             if self.unit == "article":
-                yield "\n".join(article)
+                yield "\n".join(article.paragraphs)
             else:
-                for paragraph in article:
+                for paragraph in article.paragraphs:
                     yield from (s for s in split_sentences(paragraph) if 6 <= len(s.split()) <= 60)
 
-    def articles(self) -> Iterator[list[str]]:
-        """Articles as lists of paragraphs without markup."""
+    def articles(self) -> Iterator[Article]:
+        """Articles in the dump's order."""
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
         number = 0
         with bz2.open(package_file(_WIKIPEDIA)) as file:
-            for _, markup, _ in extract_pages(file, filter_namespaces=("0",)):
-                paragraphs = list(_paragraphs(filter_wiki(markup)))
+            for title, markup, _ in extract_pages(file, filter_namespaces=("0",)):
+                lines = [line for line in filter_wiki(markup).splitlines() if _prose(line)]
+                paragraphs = list(map(_prose, lines))
                 if sum(map(len, paragraphs)) < _SHORTEST_ARTICLE:
                     continue
                 number += 1
                 if (self.part == "train") == (number % 2 == 1):
-                    yield paragraphs
+                    yield Article(title, paragraphs, _opening(title, lines))
 
     def fingerprint(self) -> str:
-        return f"wikipedia-excerpt:2:{file_hash(package_file(_WIKIPEDIA))}:{self.part}:{self.unit}"
+        return f"wikipedia-excerpt:3:{file_hash(package_file(_WIKIPEDIA))}:{self.part}:{self.unit}"
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        line = re.sub(r"'{2,}", "", line)
-        line = re.sub(r"\s*\(\s*[,;]?\s*\)|<[^>]*>", "", line)
-        line = re.sub(r"\s+", " ", line).strip()
-        if len(line) >= 80 and line[-1] in ".!?\")" and not _HEADING_OR_LIST.match(line):
-            yield line
+def _prose(line: str) -> str:
+    """A line of wiki text without its markup; empty for what is no paragraph."""
+    line = re.sub(r"'{2,}", "", line)
+    line = re.sub(r"\s*\(\s*[,;]?\s*\)|<[^>]*>", "", line)
+    line = re.sub(r"\s+", " ", line).strip()
+    return line if len(line) >= 80 and line[-1] in ".!?\")" and not _HEADING_OR_LIST.match(line) else ""
+
+
+def _opening(title: str, lines: list[str]) -> int:
+    """The first line that sets the title in bold, as Wikipedia's manual of style asks of an opening; else the first."""
+    bold = (n for n, line in enumerate(lines) if any(names(title, term) for term in _BOLD.findall(line)))
+    return next(bold, 0)
+
+
+def names(title: str, text: str) -> bool:
+    """Whether a text has the longest word of a title in it, in any case and inflection (Amphibian: amphibians)."""
+    return max(title.split(), key=len).casefold() in text.casefold()
 
 
 def split_sentences(paragraph: str) -> list[str]:
@@ -216,8 +239,3 @@ def split_sentences(paragraph: str) -> list[str]:
         else:
             sentences.append(piece)
     return sentences
-
-
-def texts_fingerprint(*parts: str) -> str:
-    """A short name for what is made of ``parts``: 16 hex digits."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

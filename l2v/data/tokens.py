@@ -1,11 +1,12 @@
-"""Texts to token rows: tokenized once, kept as Arrow files, memory mapped."""
+"""Texts to token rows: tokenized once, kept as an Arrow file, memory mapped."""
 
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import datasets
+import pyarrow
 from transformers import PreTrainedTokenizerBase
 
 from l2v.data.texts import TextSource
@@ -15,69 +16,82 @@ from l2v.sources import cache_folder, draft_folder
 from l2v.tokenization import clean
 
 _CHUNK = 1000
-_FORMAT = 1
+_FILE = "rows.arrow"
+_SCHEMA = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
+_VERSION = 1
+"""Part of the cache's key: raise it when the same texts would make other rows."""
+
+MakeRows = Callable[[Iterable[list[str]]], Iterator[list[int]]]
 
 
-def blocks(source: TextSource, tokenizer: PreTrainedTokenizerBase, length: int, *, show: bool = True) -> datasets.Dataset:
+def block_rows(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, length: int, *, show: bool = True
+) -> datasets.Dataset:
     """Rows of exactly ``length`` tokens: texts joined, an end-of-text token after each (MNTP; paper, appendix D.1.1).
 
     The remainder that fills no row is dropped.
+
+    Raises:
+        L2VError: the texts make no row.
     """
 
-    def rows(texts: Iterable[str]) -> Iterator[list[int]]:
+    def make(chunks: Iterable[list[str]]) -> Iterator[list[int]]:
         rest: list[int] = []
-        for chunk in _chunks(texts):
-            for ids in tokenizer(chunk, return_attention_mask=False)["input_ids"]:
+        for chunk in chunks:
+            for ids in tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]:
                 rest += ids
                 if ids and ids[-1] != tokenizer.eos_token_id:
                     rest.append(tokenizer.eos_token_id)
             whole = len(rest) - len(rest) % length
-            yield from (rest[i : i + length] for i in range(0, whole, length))
+            yield from (rest[begin : begin + length] for begin in range(0, whole, length))
             rest = rest[whole:]
 
-    return _cached(source, tokenizer, f"blocks:{length}", rows, show)
+    return _cached(source, tokenizer, f"blocks of {length} tokens", make, show)
 
 
-def rows(source: TextSource, tokenizer: PreTrainedTokenizerBase, max_length: int, *, show: bool = True) -> datasets.Dataset:
-    """A row a text, cut to ``max_length`` tokens; texts without a token are left out (SimCSE)."""
+def text_rows(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, max_length: int, *, show: bool = True
+) -> datasets.Dataset:
+    """A row a text, cut to ``max_length`` tokens; texts without a token are left out (SimCSE).
 
-    def make(texts: Iterable[str]) -> Iterator[list[int]]:
-        for chunk in _chunks(texts):
+    Raises:
+        L2VError: the texts make no row.
+    """
+
+    def make(chunks: Iterable[list[str]]) -> Iterator[list[int]]:
+        for chunk in chunks:
             encoded = tokenizer(chunk, truncation=True, max_length=max_length, return_attention_mask=False)
             yield from (ids for ids in encoded["input_ids"] if ids)
 
-    return _cached(source, tokenizer, f"rows:{max_length}", make, show)
+    return _cached(source, tokenizer, f"texts of up to {max_length} tokens", make, show)
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    for chunk in itertools.batched(texts, _CHUNK) if hasattr(itertools, "batched") else _batched(texts):
-        yield [clean(text) for text in chunk]
+def _cached(
+    source: TextSource, tokenizer: PreTrainedTokenizerBase, kind: str, make: MakeRows, show: bool
+) -> datasets.Dataset:
+    key = "\n".join([str(_VERSION), source.fingerprint(), tokenizer_hash(tokenizer), kind])
+    folder = cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:24]
+    if not (folder / _FILE).exists():
+        with draft_folder(folder) as draft:
+            rows = make(_chunks(track(source.texts(), "tokenizing", show=show)))
+            if _write(rows, str(draft / _FILE)) == 0:
+                raise L2VError(f"the data gives no {kind}; give more text or lower the length in stage=")
+    return datasets.Dataset.from_file(str(folder / _FILE))
 
 
-def _batched(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    iterator = iter(texts)
-    while chunk := tuple(itertools.islice(iterator, _CHUNK)):
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    while chunk := [clean(text) for text in itertools.islice(texts, _CHUNK)]:
         yield chunk
 
 
-def _cached(source: TextSource, tokenizer: PreTrainedTokenizerBase, kind: str, make, show: bool) -> datasets.Dataset:
-    key = hashlib.sha256(
-        "\n".join([str(_FORMAT), source.fingerprint(), tokenizer_hash(tokenizer), kind]).encode()
-    ).hexdigest()
-    folder = cache_folder("tokens") / key[:24]
-    if not (folder / "dataset_info.json").exists():
-        features = datasets.Features({"input_ids": datasets.Sequence(datasets.Value("int32"))})
-        with draft_folder(folder) as draft:
-            writer = datasets.arrow_writer.ArrowWriter(features=features, path=str(draft / "data-00000-of-00001.arrow"))
-            for ids in make(track(source.texts(), "tokenizing", total=None, show=show)):
-                writer.write({"input_ids": ids})
-            count, _ = writer.finalize() if writer._num_examples or writer.current_examples else (0, 0)
-            if count == 0:
-                raise L2VError(f"the data makes no row of {kind.replace(':', ' of length ')} tokens; give more text")
-            data = datasets.Dataset.from_file(str(draft / "data-00000-of-00001.arrow"))
-            data.save_to_disk(str(draft / "saved"))
-        
-    return datasets.load_from_disk(str(folder))
+def _write(rows: Iterator[list[int]], path: str) -> int:
+    """Write rows as an Arrow stream, some at a time, and count them."""
+    count = 0
+    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, _SCHEMA) as writer:
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, _SCHEMA.field(0).type)], schema=_SCHEMA))
+            count += len(chunk)
+    return count
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

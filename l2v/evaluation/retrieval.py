@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2v.data.texts import WikipediaExcerpt, split_sentences
+from l2v.data.texts import Article, WikipediaExcerpt, names, split_sentences
 from l2v.encoder import Encoder
 
 
@@ -35,13 +35,20 @@ class WikipediaRetrieval:
         passages: list[str] = []
         owners: list[int] = []
         for number, article in enumerate(WikipediaExcerpt("held_out").articles()):
-            queries.append(split_sentences(article[0])[0])
-            later = [p for p in article[1:] if len(p.split()) >= 30]
+            queries.append(opening_sentence(article))
+            others = article.paragraphs[: article.opening] + article.paragraphs[article.opening + 1 :]
+            later = [p for p in others if len(p.split()) >= 30]
             places = np.linspace(0, len(later) - 1, min(len(later), self.passages_per_article)).round().astype(int)
             for place in dict.fromkeys(places.tolist()):
                 passages.append(" ".join(later[place].split()[: self.passage_words]))
                 owners.append(number)
         return queries, passages, owners
+
+
+def opening_sentence(article: Article) -> str:
+    """The first sentence of the opening paragraph that names the subject, which a lost template may hide in the first."""
+    sentences = split_sentences(article.paragraphs[article.opening])
+    return next((sentence for sentence in sentences if names(article.title, sentence)), sentences[0])
 
 
 def ndcg(scores: NDArray[np.float32], relevant: NDArray[np.bool_], *, k: int) -> float:

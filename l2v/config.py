@@ -1,0 +1,325 @@
+"""From a composed Hydra config to checked Python objects, and from any mistake to one line.
+
+The only room inside ``l2v`` that knows Hydra: everything else takes plain, typed keyword arguments.
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import hydra
+from annotated_types import Ge
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from l2v.errors import L2VError, Stopped
+from l2v.progress import console
+
+if TYPE_CHECKING:
+    from l2v.training import Training
+
+
+def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
+    """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
+
+    An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
+    or 143 after Ctrl-C or SIGTERM.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
+    debug = any(argument.lower() == "debug=true" for argument in sys.argv)
+    failures: list[Exception] = []
+
+    @functools.wraps(task)
+    def guarded(composed: DictConfig) -> None:
+        try:
+            task(composed)
+        except Exception as error:
+            if debug:
+                raise
+            failures.append(error)
+            if isinstance(error, Stopped):
+                raise SystemExit from None
+            _tell(error, conf)
+
+    try:
+        sys.argv[1:] = with_model_of_init(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(guarded)()
+    except KeyboardInterrupt:
+        _say("interrupted before there was anything to save")
+        sys.exit(130)
+    except SystemExit:
+        if not failures:
+            raise
+        _say(str(failures[-1]))
+        sys.exit(128 + failures[-1].signal if isinstance(failures[-1], Stopped) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        failures.append(error)
+        _tell(error, conf)
+    if failures:
+        sys.exit(1)
+
+
+def _tell(error: Exception, conf: Path) -> None:
+    _say(f"error: {one_line(error, conf)}", style="red")
+
+
+def _say(line: str, style: str | None = None) -> None:
+    console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
+def one_line(error: BaseException, conf: Path) -> str:
+    """What went wrong, for a user, in one line."""
+    for known in _chain(error):
+        if isinstance(known, L2VError):
+            return str(known)
+    text = str(error)
+    if found := re.search(r"Could not find '([\w/@.-]+)/([^'/]+)'", text):
+        group, option = found[1].split("@")[0], found[2]
+        options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        return f"{group}={option}: no such option{_guess(option, options)}; there are {', '.join(options)}"
+    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = found[1] or found[2]
+        return f"{key}: no such setting{_guess(key, list(_keys(conf)))}"
+    if found := re.search(r"Error parsing override '(.*)'", text):
+        return f"{found[1]}: cannot be read; an override is key=value (quote values that hold spaces, commas or braces)"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    first = text.strip().splitlines()[0] if text.strip() else "no message"
+    return f"{type(error).__name__}: {first} (debug=true shows where)"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _guess(word: str, options: list[str]) -> str:
+    match = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _keys(conf: Path) -> Iterator[str]:
+    """Every setting's dotted name, for guessing what a typo meant."""
+    for file in sorted(conf.rglob("*.yaml")):
+        group = "" if file.parent == conf else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
+        yield from (group + key for key in _flat(OmegaConf.to_container(OmegaConf.load(file))) if key != "defaults")
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _flat(value, f"{prefix}{key}.")
+
+
+def with_model_of_init(arguments: list[str]) -> list[str]:
+    """``init_from=<run>`` without ``model=`` takes the run's model, with the overrides that it was given."""
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    record = Path(given.get("init_from", "")).expanduser() / "run.json"
+    if "init_from" not in given or any(re.match(r"\+*model\b", key) for key in given) or not record.is_file():
+        return arguments
+    from l2v.sources import read_json
+
+    overrides = read_json(record).get("overrides", [])
+    return [*arguments, *(o for o in overrides if re.match(r"\+*model\b", o))]
+
+
+# a composed config
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dictionaries and lists, with interpolations resolved.
+
+    Raises:
+        L2VError: a setting that must be given is missing.
+    """
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "a setting"
+        if "missing" in type(error).__name__.lower() or "Missing" in str(error):
+            raise L2VError(f"{key}: must be given, as {key}=...") from None
+        raise L2VError(f"{key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def choices() -> dict[str, str]:
+    """The option chosen in each group."""
+    chosen = HydraConfig.get().runtime.choices
+    return {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
+
+
+def overrides() -> list[str]:
+    """What the command line changed."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def merge_overrides(saved: DictConfig, composed: DictConfig, given: list[str]) -> DictConfig:
+    """A run's saved config with the overrides that were given with ``resume=``.
+
+    An override of a group (trainer=ddp) replaces the whole group.
+    """
+    merged = OmegaConf.create(OmegaConf.to_container(saved))
+    for override in given:
+        key = override.lstrip("+~").split("=", 1)[0]
+        if key not in ("resume", "debug"):
+            OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    return merged
+
+
+def process_rank() -> int:
+    """This process's number among those of one training, before any of them talks to another."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return max(int(os.environ.get(name, 0)) for name in names)
+
+
+def build(node: Any, where: str) -> Any:
+    """Instantiate ``_target_`` nodes, inner ones first, with every argument checked against the target's signature.
+
+    Args:
+        node: plain dictionaries, lists and values.
+        where: the dotted name of the node, for errors.
+
+    Raises:
+        L2VError: an unknown or missing key, or a value of the wrong type or out of range.
+    """
+    if isinstance(node, list):
+        return [build(item, f"{where}.{number}") for number, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return arguments
+    target = _find(node["_target_"], where)
+    return target(**check(target, arguments, where))
+
+
+def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> dict[str, Any]:
+    """The arguments, converted to the types that the target's signature asks for.
+
+    Raises:
+        L2VError: see :func:`build`.
+    """
+    parameters = _parameters(target)
+    for name in arguments:
+        if name not in parameters:
+            raise L2VError(f"{where}.{name}: no such setting{_guess(name, list(parameters))}")
+    for name, (_, default) in parameters.items():
+        if name not in arguments and default is inspect.Parameter.empty:
+            raise L2VError(f"{where}.{name}: must be given")
+    return {name: check_value(parameters[name][0], value, f"{where}.{name}") for name, value in arguments.items()}
+
+
+def check_value(annotation: Any, value: Any, where: str) -> Any:
+    """``value`` converted to the annotated type, where that is one that can be checked.
+
+    Raises:
+        L2VError: the wrong type, or out of range.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    for config in (ConfigDict(arbitrary_types_allowed=True), None):  # pydantic takes no config beside a dataclass
+        try:
+            return TypeAdapter(annotation, config=config).validate_python(value)
+        except ValidationError as error:
+            reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
+            raise L2VError(f"{where}={value}: {'; or '.join(reasons)}") from None
+        except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
+            continue
+    return value
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (annotation, default) of what a callable takes; ``**settings`` stand for its base class's."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for owner in target.__mro__ if isinstance(target, type) else [target]:
+        function = owner.__dict__.get("__init__") if isinstance(owner, type) else owner
+        if function is None or not inspect.isfunction(inspect.unwrap(function)):
+            continue
+        try:
+            hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+        except NameError:  # an annotation that only a type checker can resolve
+            hints = {}
+        takes_more = False
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                takes_more = True
+            elif name != "self":
+                found.setdefault(name, (hints.get(name, Any), parameter.default))
+        if not takes_more:
+            break
+    return found
+
+
+def _find(target: str, where: str) -> Callable[..., Any]:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        hint = f"; `pip install {error.name}`" if error.name and not error.name.startswith("l2v") else ""
+        raise L2VError(f"{where}._target_={target}: cannot be imported ({error}){hint}") from None
+    except AttributeError:
+        raise L2VError(f"{where}._target_={target}: {module} has no {name}") from None
+
+
+def build_training(config: dict[str, Any]) -> "Training":
+    """A checked :class:`~l2v.training.Training` from a resolved ``train`` config. Loads no model and no data."""
+    from l2v.training import Model, Training
+
+    stage_settings = {k: v for k, v in config["stage"].items() if k != "text_unit"}
+    own = config["model"]["stages"].get(config["stage"]["name"], {})
+    for key in own:
+        if key not in config["stage"]:
+            raise L2VError(
+                f"model.stages.{config['stage']['name']}.{key}: no such setting{_guess(key, list(config['stage']))}"
+            )
+    model = Model(**check(Model, config["model"], "model"))
+    lora = build(config["adapter"]["lora"], "adapter.lora")
+    if config["adapter"]["init"] not in ("new", "continue"):
+        raise L2VError(f"adapter.init={config['adapter']['init']}: expected new or continue")
+    stage = build(stage_settings, "stage")
+    trainer = dict(config["trainer"])
+    strategy = trainer.get("strategy")
+    sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
+    if sharded and getattr(stage, "micro_batch_tokens", None):
+        raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
+    target = _find(trainer.pop("_target_"), "trainer")
+    # Trainer knows no "auto" for the precision, and a strategy is checked here but made when training begins
+    kept: dict[str, Any] = {}
+    if trainer["precision"] == "auto":
+        kept["precision"] = trainer.pop("precision")
+    if isinstance(strategy, dict):
+        trainer.pop("strategy")
+        kept["strategy"] = _later(strategy, "trainer.strategy")
+    return Training(
+        stage=stage,
+        model=model,
+        lora=lora,
+        train=build(config["data"]["train"], "data.train"),
+        validation=build(config["data"]["validation"], "data.validation"),
+        workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
+        trainer={**check(target, trainer, "trainer"), **kept},
+        loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],
+        seed=check_value(Annotated[int, Ge(0)], config["seed"], "seed"),
+        config=config,
+    )
+
+
+def _later(node: dict[str, Any], where: str) -> Callable[[], Any]:
+    """The instance of a ``_target_`` node, checked now and made when called."""
+    target = _find(node["_target_"], where)
+    arguments = {key: build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    return functools.partial(target, **check(target, arguments, where))

@@ -1,0 +1,94 @@
+"""Masked next token prediction (paper, section 2.1)."""
+
+import math
+from typing import Annotated, Any
+
+import datasets
+import torch
+from annotated_types import Gt, Le
+from torch import Tensor
+
+from l2v.backbone import Backbone
+from l2v.data.collate import MaskedBlocks
+from l2v.data.texts import TextSource
+from l2v.data.tokens import block_rows
+from l2v.losses import masked_token_loss
+from l2v.masking import Strategy
+from l2v.stages.stage import Stage
+from l2v.tokenization import mask_token_id
+
+
+class MNTP(Stage):
+    """Hide some tokens of packed text blocks and predict each from the state one position before it.
+
+    Args:
+        block_length: tokens a row.
+        masking_probability: fraction of tokens to hide and predict.
+        masking_strategy: bert (80% mask token, 10% random, 10% kept) or all (always the mask token).
+        mask_token: a token of the vocabulary that stands for a hidden one.
+        settings: see :class:`~l2v.stages.stage.Stage`.
+    """
+
+    needs_head = True
+
+    def __init__(
+        self,
+        *,
+        block_length: Annotated[int, Gt(1)] = 512,
+        masking_probability: Annotated[float, Gt(0), Le(1)] = 0.2,
+        masking_strategy: Strategy = "bert",
+        mask_token: str = "_",
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.block_length = block_length
+        self.masking_probability = masking_probability
+        self.masking_strategy: Strategy = masking_strategy
+        self.mask_token = mask_token
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        super().attach(backbone, seed)
+        self.mask_token_id = mask_token_id(backbone.tokenizer, self.mask_token)
+
+    def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
+        return block_rows(source, self.backbone.tokenizer, self.block_length, show=show)
+
+    def collator(self, *, training: bool) -> MaskedBlocks:
+        tokenizer = self.backbone.tokenizer
+        return MaskedBlocks(
+            probability=self.masking_probability,
+            strategy=self.masking_strategy,
+            mask_token_id=self.mask_token_id,
+            vocabulary_size=len(tokenizer),
+            unmaskable=tuple(tokenizer.all_special_ids),
+            # validation hides the same tokens whatever the seed, so that runs can be compared
+            seed=self.seed if training else 0,
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        logits, targets = self._predict(batch)
+        # the mean over the masked tokens of all ranks: DDP averages the ranks' losses
+        count = self.trainer.strategy.reduce(torch.tensor(len(targets), device=self.device).float(), reduce_op="mean")
+        loss = masked_token_loss(logits, targets, count)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        logits, targets = self._predict(batch)
+        self.add_to_validation(
+            loss=masked_token_loss(logits, targets, torch.ones(())),
+            correct=(logits.argmax(dim=-1) == targets).sum(),
+            count=torch.tensor(len(targets)),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.validation_sums()
+        count = max(sums["count"], 1)
+        loss = sums["loss"] / count
+        self.log("validation/loss", loss, prog_bar=True)
+        self.log("validation/accuracy", sums["correct"] / count, prog_bar=True)
+        self.log("validation/perplexity", math.exp(min(loss, 50)))
+
+    def _predict(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Vocabulary scores (masked, vocabulary) and ids (masked,) of the hidden tokens only."""
+        return self.backbone.predict_masked(batch["input_ids"], batch["attention_mask"], batch["labels"])

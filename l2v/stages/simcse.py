@@ -1,0 +1,121 @@
+"""Unsupervised contrastive training: the same text twice, through dropout (SimCSE; paper, section 2.1)."""
+
+import math
+from typing import Annotated, Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from l2v.data.collate import PaddedTexts
+from l2v.data.order import seed_of
+from l2v.data.texts import TextSource
+from l2v.data.tokens import text_rows
+from l2v.errors import L2VError
+from l2v.losses import info_nce
+from l2v.pooling import Pooling
+from l2v.stages.stage import Stage
+
+
+class SimCSE(Stage):
+    """Two views of each text by independent dropout; the other texts of the batch, on all ranks, are negatives.
+
+    Both views go through the model in one forward pass: every row has its own dropout mask.
+
+    Args:
+        max_length: tokens a text.
+        temperature: of the softmax over cosines; 0.05 is the paper's scale of 20.
+        pooling: mean, weighted_mean, last_token or bos.
+        micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
+            padding to compute. None runs one pass, as sharded training needs.
+        settings: see :class:`~l2v.stages.stage.Stage`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_length: Annotated[int, Ge(1)] = 128,
+        temperature: Annotated[float, Gt(0)] = 0.05,
+        pooling: Pooling = "mean",
+        micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if self.batch_size < 2:
+            raise L2VError("stage.batch_size must be at least 2: the other texts of a batch are the negatives")
+        self.max_length = max_length
+        self.temperature = temperature
+        self.pooling: Pooling = pooling
+        self.micro_batch_tokens = micro_batch_tokens
+        self._views_differ = False
+
+    def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
+        return text_rows(source, self.backbone.tokenizer, self.max_length, show=show)
+
+    def collator(self, *, training: bool) -> PaddedTexts:
+        return PaddedTexts(self.backbone.tokenizer.pad_token_id, self.padding_side)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        first, second = self._views(batch)
+        if not self._views_differ:
+            self._check_views(first.detach(), second.detach())
+        documents = second
+        if self.trainer.world_size > 1:
+            documents = self.all_gather(second, sync_grads=True).flatten(0, 1)
+        loss = info_nce(first, documents, self.temperature, first_positive=self.global_rank * len(first))
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.backbone.train()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed_of("validation", batch_idx, self.global_rank))
+            first, second = self._views(batch)
+        counted = batch["counted"].bool()
+        first, second = F.normalize(first[counted], dim=-1), F.normalize(second[counted], dim=-1)
+        number = len(first)
+        if number < 2:
+            return
+        distances = torch.pdist(first).square()
+        self.add_to_validation(
+            loss=info_nce(first, second, self.temperature) * number,
+            correct=((first @ second.T).argmax(dim=1) == torch.arange(number, device=first.device)).sum(),
+            alignment=(first - second).square().sum(),
+            repulsion=torch.exp(-2 * distances).sum(),
+            pairs=torch.tensor(len(distances)),
+            count=torch.tensor(number),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.validation_sums()
+        count = max(sums.get("count", 0.0), 1)
+        self.log("validation/loss", sums["loss"] / count, prog_bar=True)
+        self.log("validation/accuracy", sums["correct"] / count)
+        # Wang and Isola (arXiv 2005.10242): squared distance of the views, and log mean Gaussian potential of texts
+        self.log("validation/alignment", sums["alignment"] / count)
+        self.log("validation/uniformity", math.log(sums["repulsion"] / max(sums["pairs"], 1)), prog_bar=True)
+
+    def _views(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Vectors of the two views, (batch, hidden) each."""
+        twice = {
+            name: batch[name].repeat(2, 1)
+            for name in ("input_ids", "attention_mask", "pool_mask", "position_ids")
+            if name in batch
+        }
+        vectors = self.backbone.embed(**twice, pooling=self.pooling, micro_batch_tokens=self.micro_batch_tokens)
+        first, second = vectors.chunk(2)
+        return first, second
+
+    def _check_views(self, first: Tensor, second: Tensor) -> None:
+        """Two views that are equal make a loss without information."""
+        distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1)
+        if not (distance > 1e-4).all():
+            raise L2VError(
+                f"the two views of a text are the same (distance {distance.min():.1e}): dropout does not act; raise "
+                "stage.attention_dropout or adapter.lora.dropout, or choose model.attn_implementation=eager"
+            )
+        self._views_differ = True

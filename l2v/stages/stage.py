@@ -1,0 +1,200 @@
+"""What every training stage shares: the optimizer, randomness keyed by the step, checkpoints of what is trained."""
+
+import time
+from typing import Annotated, Any, Literal
+
+import lightning as L
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import get_scheduler
+
+from l2v.backbone import Backbone, trainable_parameters
+from l2v.bidirectional import decoder_layers
+from l2v.data.collate import Collator
+from l2v.data.order import TrainingOrder, ValidationOrder, seed_of
+from l2v.data.rows import Rows
+from l2v.data.texts import TextSource
+from l2v.errors import L2VError
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+class Stage(L.LightningModule):
+    """A stage is built without its model, so that a wrong setting is found before anything is loaded.
+
+    Everything random in a step (dropout, masks) is keyed by the seed, the number of the batch and the rank, and the
+    order of the data is a function of the seed. So a run that is resumed at batch k goes on bit for bit as one that
+    never stopped, without saving the state of any generator.
+
+    Args:
+        name: mntp, simcse, ...
+        batch_size: rows a batch on each process.
+        max_steps: optimizer steps at which training stops.
+        learning_rate: peak, after the warm-up.
+        schedule: of the learning rate after the warm-up: linear or cosine to 0, or constant.
+        schedule_steps: optimizer steps at which the schedule reaches 0; None: max_steps.
+        schedule_epochs: the same in passes over the data, as in LLM2Vec, where the schedule spans 3 passes while
+            training stops far earlier; None: use schedule_steps.
+        warmup_steps: optimizer steps of linear warm-up.
+        weight_decay: of AdamW.
+        attention_dropout: probability in the attention weights while training; None: the model's own.
+        validate_every: optimizer steps between validations; the last step is validated always.
+        validation_rows: rows of the validation data to use, spread evenly over it.
+        padding_side: right or left.
+    """
+
+    needs_head = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        batch_size: Annotated[int, Ge(1)],
+        max_steps: Annotated[int, Ge(1)],
+        learning_rate: Annotated[float, Gt(0)],
+        schedule: Schedule = "linear",
+        schedule_steps: Annotated[int, Ge(1)] | None = None,
+        schedule_epochs: Annotated[int, Ge(1)] | None = None,
+        warmup_steps: Annotated[int, Ge(0)] = 0,
+        weight_decay: Annotated[float, Ge(0)] = 0.0,
+        attention_dropout: Annotated[float, Ge(0)] | None = None,
+        validate_every: Annotated[int, Ge(1)] = 100,
+        validation_rows: Annotated[int, Ge(1)] = 256,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False
+        self.name = name
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.learning_rate = learning_rate
+        self.schedule: Schedule = schedule
+        self.schedule_steps = schedule_steps
+        self.schedule_epochs = schedule_epochs
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.attention_dropout = attention_dropout
+        self.validate_every = validate_every
+        self.validation_rows = validation_rows
+        self.padding_side = padding_side
+        self.seed = 0
+        self.backbone: Backbone
+        self._tokens = 0
+        self._begin = 0.0
+        self._sums: dict[str, Tensor] = {}
+        if schedule_steps is not None and schedule_epochs is not None:
+            raise L2VError("stage.schedule_steps and stage.schedule_epochs (quirks=llm2vec) exclude each other; set one")
+        if warmup_steps >= max_steps:
+            raise L2VError(f"stage.warmup_steps={warmup_steps} leaves nothing of stage.max_steps={max_steps}")
+        if attention_dropout is not None and attention_dropout >= 1:
+            raise L2VError(f"stage.attention_dropout must be in [0, 1), got {attention_dropout}")
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        """Give the stage its model."""
+        self.backbone = backbone
+        self.seed = seed
+
+    # what a stage defines
+
+    def rows(self, source: TextSource, *, show: bool) -> Any:
+        """The token rows that this stage trains on, as a ``datasets.Dataset`` with the column ``input_ids``."""
+        raise NotImplementedError
+
+    def collator(self, *, training: bool) -> Collator:
+        """What makes a batch of rows."""
+        raise NotImplementedError
+
+    # data
+
+    def loader(self, rows: Rows, *, training: bool, workers: int = 0) -> DataLoader:
+        """A loader of this rank's share of the rows."""
+        trainer = self.trainer
+        share = {"batch_size": self.batch_size, "rank": trainer.global_rank, "world_size": trainer.world_size}
+        if training:
+            # the loop counts batches as indices: it stands one before the next batch
+            first = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            batches = self.max_steps * trainer.accumulate_grad_batches
+            order: Any = TrainingOrder(len(rows), batches=batches, first=first, seed=self.seed, **share)
+        else:
+            order = ValidationOrder(len(rows), **share)
+        return DataLoader(
+            rows,
+            batch_sampler=order,
+            collate_fn=self.collator(training=training),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    # optimizer
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(trainable_parameters(self).values())
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, self.horizon())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def horizon(self) -> int:
+        """Optimizer steps at which the learning rate's schedule ends."""
+        if self.schedule_epochs is not None:
+            rows = len(self.trainer.datamodule.train_rows)
+            batches = rows // (self.batch_size * self.trainer.world_size)
+            return self.schedule_epochs * max(1, batches // self.trainer.accumulate_grad_batches)
+        return self.schedule_steps or self.max_steps
+
+    def configure_model(self) -> None:
+        """Shard the decoder layer by layer under FSDP2; nothing to do elsewhere."""
+        if self.device_mesh is None or getattr(self, "_sharded", False):
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        for layer in decoder_layers(self.backbone.decoder):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.backbone, mesh=mesh)
+        self._sharded = True
+
+    # randomness and bookkeeping
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(seed_of(self.seed, "step", number, self.global_rank))
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        tokens = batch["tokens"] * self.trainer.world_size
+        self._tokens += tokens
+        self.log("train/tokens", float(self._tokens))
+        self.log("train/tokens_per_second", tokens / (time.perf_counter() - self._begin), prog_bar=True)
+        self.log("learning_rate", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
+
+    def add_to_validation(self, **sums: Tensor) -> None:
+        """Add sums over this batch; they are added up over all batches and ranks."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().to(self.device, torch.float32)
+
+    def validation_sums(self) -> dict[str, float]:
+        """What was added up over the validation, over all ranks; starts anew."""
+        sums = {name: self.trainer.strategy.reduce(value, reduce_op="sum").item() for name, value in self._sums.items()}
+        self._sums = {}
+        return sums
+
+    # checkpoints: the trainable weights only
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        wanted = trainable_parameters(self)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
+        checkpoint["tokens"] = self._tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        wanted = set(trainable_parameters(self))
+        found = set(checkpoint["state_dict"])
+        if wanted != found:
+            odd = sorted(wanted ^ found)
+            raise L2VError(
+                f"the checkpoint does not fit: {len(odd)} trainable tensors are missing or unexpected, e.g. {odd[0]}; "
+                "resume with the settings of adapter= that the run began with"
+            )
+        self._tokens = checkpoint["tokens"]
+

@@ -1,0 +1,292 @@
+"""Train one stage: from settings to a finished run folder."""
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+from annotated_types import Ge
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from l2v.backbone import AttnImplementation, Backbone, DType, Lora, trainable_parameters
+from l2v.bidirectional import Attention
+from l2v.data.rows import TokenData
+from l2v.data.texts import TextSource
+from l2v.encoder import Encoder
+from l2v.errors import L2VError, Stopped
+from l2v.loop import AtomicCheckpointIO, GracefulStop, RunLogger, SaveLast, StageProgress
+from l2v.pooling import Pooling
+from l2v.runs import BEST, LAST, Run, Start, finish_lineage, now
+from l2v.sources import draft_folder, source_hash
+from l2v.stages.stage import Stage
+
+
+@dataclass(frozen=True)
+class Model:
+    """The decoder and how it is loaded; see :meth:`l2v.backbone.Backbone.load`."""
+
+    source: str
+    revision: str | None = None
+    attention: Attention = "bidirectional"
+    attn_implementation: AttnImplementation = "auto"
+    dtype: DType = "float32"
+    gradient_checkpointing: bool = False
+    partial: bool = False
+    trust_remote_code: bool = False
+    pooling: Pooling = "mean"
+    max_length: Annotated[int, Ge(1)] = 512
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of a stage that go with this model; ``conf/stage`` reads them."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage trains, on what, and how.
+
+    Attributes:
+        stage: built, without its model.
+        model: how the decoder is loaded.
+        lora: the adapter to train; None trains all weights, in float32.
+        train: training texts.
+        validation: texts to validate on.
+        workers: loader processes.
+        trainer: keyword arguments of ``lightning.Trainer``; the strategy may be what makes it.
+        loggers: what makes the loggers beside the run's own.
+        seed: of everything random.
+        config: the whole resolved config, for the loggers.
+        callbacks: more of them.
+        show: progress bars.
+    """
+
+    stage: Stage
+    model: Model
+    lora: Lora | None
+    train: TextSource
+    validation: TextSource
+    workers: int = 0
+    trainer: dict[str, Any] = field(default_factory=dict)
+    loggers: list[Callable[[], Logger]] = field(default_factory=list)
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    callbacks: list[Callback] = field(default_factory=list)
+    show: bool = True
+
+
+def train(training: Training, run: Run, start: Start, *, resume: bool = False) -> None:
+    """Train a stage in ``run`` and export its encoder.
+
+    Args:
+        training: the settings.
+        run: the folder, with ``run.json`` and ``lineage.json`` in it.
+        start: the base, the adapters to merge, and the adapter to go on with.
+        resume: go on from the run's last checkpoint.
+
+    Raises:
+        L2VError: a mistake that the user can mend.
+        Stopped: by a signal, after saving.
+    """
+    try:
+        _train(training, run, start, resume)
+        if rank_zero_only.rank == 0:
+            export(training, run, start)
+            finish_lineage(run, training.stage.name)
+            run.update(status="finished", finished=now())
+    except Stopped:
+        if rank_zero_only.rank == 0:
+            run.update(status="stopped")
+        raise
+    except BaseException as error:
+        if rank_zero_only.rank == 0:
+            run.update(status="failed", error=str(error) or type(error).__name__)
+        raise
+
+
+def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
+    stage = training.stage
+    checkpoint = run.last_checkpoint() if resume else None
+    L.seed_everything(training.seed, verbose=False)
+    _quiet()
+    logger = RunLogger(run.folder)
+    stop = GracefulStop()
+    trainer = _trainer(training, run, logger, stop)
+    data = TokenData(stage, training.train, training.validation, workers=training.workers)
+
+    backbone = load_backbone(training, start, training_mode=True, device=trainer.strategy.root_device)
+    stage.attach(backbone, training.seed)
+    if trainer.is_global_zero:
+        _note_model(run, start, backbone)
+    can_validate_alone = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if checkpoint is None:
+        logger.start(0)
+        if can_validate_alone:
+            trainer.validate(stage, data, verbose=False)
+    else:
+        logger.start(_step(checkpoint, run))
+    logger.offset = 1
+    trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
+    logger.offset = 0
+    if stop.signal is not None and trainer.global_step < stage.max_steps:
+        raise Stopped(
+            stop.signal,
+            f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
+            f"python train.py resume={run.folder}",
+        )
+    if stage.max_steps % stage.validate_every and can_validate_alone:
+        trainer.validate(stage, data, verbose=False)
+        run.update(metrics=logger.last())
+
+
+def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
+    try:
+        return _make_trainer(training, run, logger, stop)
+    except MisconfigurationException as error:
+        raise L2VError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+
+
+def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
+    stage, settings = training.stage, dict(training.trainer)
+    batches = settings.get("accumulate_grad_batches", 1)
+    settings["precision"] = resolve_precision(settings.get("precision", "auto"))
+    if callable(settings.get("strategy")):
+        settings["strategy"] = settings["strategy"]()
+    loggers = [make() for make in training.loggers]
+    for extra in loggers:
+        extra.log_hyperparams(training.config)
+
+    def saved(step: int) -> None:
+        run.update(step=step, seconds=round(logger.seconds, 1), metrics=logger.last())
+
+    trainer = L.Trainer(
+        **settings,
+        max_steps=stage.max_steps,
+        val_check_interval=min(stage.validate_every, stage.max_steps) * batches,
+        check_val_every_n_epoch=None,
+        logger=[logger, *loggers],
+        callbacks=[
+            *([StageProgress()] if training.show else []),
+            *training.callbacks,
+            ModelCheckpoint(
+                run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False
+            ),
+            SaveLast(run.checkpoints / LAST, saved),
+            stop,
+        ],
+        enable_progress_bar=training.show,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+    )
+    if not isinstance(trainer.strategy, DeepSpeedStrategy):
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return trainer
+
+
+def load_backbone(
+    training: Training, start: Start, *, training_mode: bool, device: torch.device | str = "cpu"
+) -> Backbone:
+    """The backbone as the stage begins with it: base, merged adapters, and the adapter to train."""
+    model, stage = training.model, training.stage
+    backbone = Backbone.load(
+        start.base,
+        attention=model.attention,
+        attn_implementation=model.attn_implementation,
+        # all weights are trained in float32: bfloat16 would round the updates away
+        dtype=model.dtype if training.lora else "float32",
+        attention_dropout=stage.attention_dropout if training_mode else None,
+        gradient_checkpointing=model.gradient_checkpointing and training_mode,
+        with_head=stage.needs_head,
+        head_source=start.head,
+        merge=start.merge,
+        partial=model.partial,
+        trust_remote_code=model.trust_remote_code,
+        device=device,
+    )
+    if start.adapter is not None:
+        backbone.load_adapter(start.adapter, trainable=True)
+    elif training.lora is not None:
+        backbone.add_adapter(training.lora)
+    return backbone
+
+
+def export(training: Training, run: Run, start: Start) -> None:
+    """Write the adapter and the merged encoder of a run from its last checkpoint.
+
+    The model is built anew from what the run folder holds, so that a run that cannot be read back is found now.
+    """
+    gc.collect()
+    backbone = load_backbone(training, start, training_mode=False)
+    weights = {k.removeprefix("backbone."): v for k, v in checkpoint_weights(run.last_checkpoint()).items()}
+    expected = trainable_parameters(backbone)
+    if weights.keys() != expected.keys():
+        odd = sorted(weights.keys() ^ expected.keys())
+        raise L2VError(f"{run.last_checkpoint()}: {len(odd)} trainable tensors are missing or unexpected, e.g. {odd[0]}")
+    backbone.load_state_dict(weights, strict=False)
+    if backbone.has_adapter:
+        backbone.save_adapter(run.adapter)
+        backbone.merge_adapter()
+    with draft_folder(run.encoder) as draft:
+        Encoder(backbone, pooling=training.model.pooling, max_length=training.model.max_length).save(draft)
+
+
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trainable weights in a checkpoint file, or in a folder that DeepSpeed wrote."""
+    if checkpoint.is_dir():
+        from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
+
+        whole = checkpoint.with_suffix(".full")
+        convert_zero_checkpoint_to_fp32_state_dict(checkpoint, whole)
+        checkpoint = whole
+    return AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+
+
+def _step(checkpoint: Path, run: Run) -> int:
+    """The optimizer steps that a checkpoint stands for."""
+    if checkpoint.is_dir():
+        return run.record()["step"]
+    return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
+
+
+def resolve_precision(precision: str) -> str:
+    """``auto`` is bf16-mixed where the processor multiplies bfloat16 natively (any current GPU), else 32-true."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def _note_model(run: Run, start: Start, backbone: Backbone) -> None:
+    if not start.base.is_local:
+        commit = getattr(backbone.config, "_commit_hash", None)
+        replace(start.lineage, base_hash=source_hash(start.base, commit)).write(run.folder / "lineage.json")
+    trainable = trainable_parameters(backbone)
+    run.update(
+        proof=asdict(backbone.proof),
+        trainable_parameters=sum(p.numel() for p in trainable.values()),
+        parameters=sum(p.numel() for p in backbone.parameters()),
+    )
+
+
+def _quiet() -> None:
+    """Without the notes of Lightning and transformers that tell a user of l2v nothing."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+_KNOWN_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*`is_gradient_checkpointing` is deprecated.*",
+    ".*exists and is not empty.*",
+    ".*treespec, LeafSpec.*",
+    ".*Found .* module.* in eval mode.*",
+)

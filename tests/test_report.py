@@ -1,0 +1,339 @@
+"""Reports are made of fabricated run folders, small but shaped like real ones."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l2v.errors import L2VError
+from l2v.report import main, read_runs, summary_rows, write_report
+from l2v.sources import AdapterRecord, Lineage, write_json, write_text
+
+BASE = Lineage(base="package:models/smollm2.gguf", base_hash="sha256:0123456789abcdef")
+MNTP = AdapterRecord("mntp", "adapter", "aaaabbbbccccdddd")
+SIMCSE = AdapterRecord("simcse", "adapter", "sha256:eeeeffff00001111")
+
+
+def score(label: str, metric: str, value: float | None, higher_is_better: bool = True) -> dict[str, Any]:
+    return {"label": label, "metric": metric, "value": value, "higher_is_better": higher_is_better, "details": {"n": 5}}
+
+
+def write_suite(folder: Path, suite: str = "demo", **scores: dict[str, Any]) -> None:
+    about = {"encoder": str(folder), "attention": "bidirectional", "pooling": "mean", "seconds": 41.25}
+    write_json(folder / "evaluation" / f"{suite}.json", {"suite": suite, **about, "scores": scores})
+
+
+def evaluated(folder: Path, lee: float, wikipedia: float, perplexity: float | None) -> Path:
+    write_suite(
+        folder,
+        lee=score("Lee news similarity", "Spearman", lee),
+        wikipedia=score("Wikipedia retrieval", "nDCG@10", wikipedia),
+        perplexity=score("Masked-token perplexity", "perplexity", perplexity, higher_is_better=False),
+    )
+    return folder
+
+
+def trained(folder: Path, stage: str, lineage: Lineage, *, learning_rate: float, steps: int = 60) -> None:
+    record = {
+        "name": f"demo/{stage}",
+        "stage": stage,
+        "status": "finished",
+        "seed": 7,
+        "config_hash": "sha256:c0ffee00c0ffee00",
+        "created": "2026-01-02T12:00:00+00:00",
+        "finished": "2026-01-02T12:34:56+00:00",
+        "seconds": 812.5,
+        "step": steps,
+        "choices": {"model": "smollm2-135m-embedded", "stage": stage},
+        "versions": {"l2v": "9.8.7", "torch": "2.13.0", "transformers": "5.23.0"},
+        "machine": {"cpu_count": 16},
+        "proof": {"backward_change": 0.31},
+    }
+    write_json(folder / "run.json", record)
+    config = f"seed: 7\nstage:\n  name: {stage}\n  learning_rate: {learning_rate}\ndata:\n  layers: [1, 2]\n"
+    write_text(folder / "config.yaml", config)
+    lineage.write(folder / "lineage.json")
+    rows: list[dict[str, float]] = []
+    for step in range(1, steps + 1):
+        speed = {"train/tokens_per_second": 400.0 + step % 3}
+        rows.append({"step": step, "train/loss": 2 + math.exp(-step / 20), "learning_rate": learning_rate, **speed})
+        if step % 20 == 0:
+            rows.append({"step": step, "validation/loss": 2.5, "validation/accuracy": step / 100})
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> list[Path]:
+    """Two evaluations without training, then two stages."""
+    root = tmp_path / "runs" / "demo"
+    folders = [
+        evaluated(root / "causal", 0.4717, 0.5310, None),
+        evaluated(root / "bidirectional", 0.3322, 0.4127, 812.4),
+        evaluated(root / "mntp", 0.5322, 0.4027, 27.31),
+        evaluated(root / "simcse", 0.6874, 0.4127, 64.02),
+    ]
+    trained(folders[2], "mntp", Lineage(BASE.base, BASE.base_hash, adapter=MNTP), learning_rate=0.001)
+    merged = Lineage(BASE.base, BASE.base_hash, merged=[MNTP], adapter=SIMCSE)
+    trained(folders[3], "simcse", merged, learning_rate=0.0003)
+    return folders
+
+
+def report(folders: list[Path], tmp_path: Path, **options: Any) -> tuple[str, dict[str, Any]]:
+    output = write_report(folders, tmp_path / "out" / "report.html", **options)
+    return output.read_text(encoding="utf-8"), json.loads((tmp_path / "out" / "runs.json").read_text(encoding="utf-8"))
+
+
+class Page(HTMLParser):
+    """What a page holds: its text, ids and references, and whether its elements nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "wbr"):
+            self.open.append(tag)
+        self._attributes(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._attributes(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def _attributes(self, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [str(value) for key, value in attrs if key == "id"]
+        self.references += [str(value) for key, value in attrs if key in ("src", "href", "xlink:href")]
+
+
+def test_page_shows_every_score_and_marks_the_best(demo: list[Path], tmp_path: Path) -> None:
+    page, _ = report(demo, tmp_path, title="Four encoders")
+    assert "<h1>Four encoders</h1>" in page
+    for value in ("0.4717", "0.5310", "0.3322", "0.4127", "812.40", "0.5322", "27.31", "0.6874", "64.02"):
+        assert value in page
+    assert re.findall(r'<b title="best">([^<]*)</b>', page) == ["0.5310", "27.31", "0.6874"]
+    assert "Spearman" in page
+    assert "perplexity, lower is better" in page
+    assert "torch 2.13.0" in page
+
+
+def test_page_shows_curves_speed_settings_and_lineage(demo: list[Path], tmp_path: Path) -> None:
+    text = " ".join(Page(report(demo, tmp_path)[0]).words)
+    assert "loss (nats per masked token)" in text
+    assert "loss (nats)" in text
+    for words in ("training (steps)", "validation accuracy (fraction)", "learning rate", "mean of 3"):
+        assert text.count(words) >= 2
+    for words in ("13 min 32 s", "41.2 s", "401", "2026-01-02 12:34 UTC", "sha256:c0ffee00c0"):
+        assert words in text
+    for words in ("0.0003", "layers: [1, 2]", "backward_change: 0.31"):
+        assert words in text
+    for words in ("package:models/smollm2.gguf", "sha256:0123456789", "aaaabbbbcc", "merged adapter"):
+        assert words in text
+
+
+def test_page_stands_alone_and_nests(demo: list[Path], tmp_path: Path) -> None:
+    html, _ = report(demo, tmp_path)
+    page = Page(html)
+    assert [name for name in page.references if not name.startswith("#")] == ["runs.json"]
+    assert {name[1:] for name in page.references if name.startswith("#")} <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]*)\)", html)) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "@import" not in html
+    assert page.tags.count("svg") == 3 + 6
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme:dark" in html
+
+
+def test_everything_written_by_others_is_escaped(demo: list[Path], tmp_path: Path) -> None:
+    odd = demo[0].parent / '<b>x" $y$ & <script>alert(1)<'
+    shutil.copytree(demo[2], odd)
+    write_suite(odd, lee=score("<i>Lee</i>", "<u>", 0.5))
+    write_text(odd / "config.yaml", 'name: "</pre><img src=x>"\n')
+    write_json(odd / "run.json", {"stage": "<em>", "status": "<s>", "versions": {"torch": "<sup>"}, "seed": "<sub>"})
+    Lineage("<base>", "<h>", history=[{"stage": "<q>"}]).write(odd / "lineage.json")
+    tags = Page(report([odd, *demo], tmp_path, title="<h6>", reference=odd.name)[0]).tags
+    assert not {"i", "u", "img", "em", "s", "sup", "sub", "base", "h", "q", "h6"} & set(tags)
+    assert tags.count("script") == 1
+
+
+def test_runs_json_holds_the_tables(demo: list[Path], tmp_path: Path) -> None:
+    _, document = report(demo, tmp_path)
+    assert [run["label"] for run in document["runs"]] == ["causal", "bidirectional", "mntp", "simcse"]
+    assert document["reference"] == "bidirectional"
+    assert document["versions"]["l2v"] == ["9.8.7"]
+    mntp = document["runs"][2]
+    assert (mntp["steps"], mntp["seconds"], mntp["tokens_per_second"], mntp["seed"]) == (60, 812.5, 401.0, 7)
+    assert mntp["evaluations"]["demo"]["pooling"] == "mean"
+    assert mntp["lineage"]["adapter"]["hash"] == MNTP.hash
+    assert document["settings"] == {
+        "choices.stage": {"mntp": "mntp", "simcse": "simcse"},
+        "stage.name": {"mntp": "mntp", "simcse": "simcse"},
+        "stage.learning_rate": {"mntp": 0.001, "simcse": 0.0003},
+    }
+    for row, run in zip(summary_rows(demo), document["runs"], strict=True):
+        assert {task: run["scores"][task]["value"] for task in run["scores"]} == {
+            task: score["value"] for task, score in row["scores"].items()
+        }
+
+
+def test_differences_are_to_the_reference(demo: list[Path], tmp_path: Path) -> None:
+    page, document = report(demo, tmp_path)
+    scores = {run["label"]: run["scores"] for run in document["runs"]}
+    assert scores["simcse"]["lee"]["difference"] == pytest.approx(0.3552)
+    assert scores["mntp"]["perplexity"]["difference"] == pytest.approx(-785.09)
+    assert scores["bidirectional"]["lee"]["difference"] is None
+    assert scores["causal"]["perplexity"]["difference"] is None
+    assert "▲ +0.3552" in page
+    assert "▲ −785.09" in page, "a lower perplexity is better"
+    assert "▼ −0.0100" in page
+    assert "= 0.0000" in page
+
+
+@pytest.mark.parametrize(("names", "wanted", "found"), [([0, 2], None, "causal"), ([0, 1, 2], "mntp", "mntp")])
+def test_reference_is_the_first_or_the_one_asked_for(
+    demo: list[Path], tmp_path: Path, names: list[int], wanted: str | None, found: str
+) -> None:
+    _, document = report([demo[n] for n in names], tmp_path, reference=wanted)
+    assert document["reference"] == found
+    assert [run["scores"]["lee"]["difference"] is None for run in document["runs"]] == [
+        run["label"] == found for run in document["runs"]
+    ]
+
+
+def test_unknown_reference_names_the_labels(demo: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(L2VError, match="reference=word: no run has this label; expected one of causal, bidirectional"):
+        report(demo, tmp_path, reference="word")
+
+
+def test_summary_rows(demo: list[Path]) -> None:
+    rows = summary_rows(demo)
+    assert [row["seconds"] for row in rows] == [None, None, 812.5, 812.5]
+    assert rows[0]["scores"]["lee"] == {
+        "label": "Lee news similarity",
+        "metric": "Spearman",
+        "value": 0.4717,
+        "higher_is_better": True,
+    }
+    assert rows[0]["scores"]["perplexity"]["value"] is None
+
+
+def test_a_task_of_two_suites_is_told_apart(demo: list[Path]) -> None:
+    write_suite(demo[1], "more", lee=score("Lee", "Spearman", 0.9))
+    rows = summary_rows(demo[:2])
+    assert list(rows[0]["scores"]) == ["demo/lee", "wikipedia", "perplexity"]
+    assert {task: s["value"] for task, s in rows[1]["scores"].items() if "lee" in task} == {
+        "demo/lee": 0.3322,
+        "more/lee": 0.9,
+    }
+    assert rows[1]["scores"]["more/lee"]["label"] == "Lee (more)"
+
+
+def test_equal_values_share_the_best_and_a_single_one_is_none(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        write_suite(folder, lee=score("Lee", "Spearman", 0.5))
+    assert [run["scores"]["lee"]["best"] for run in report(folders, tmp_path)[1]["runs"]] == [True, True]
+    assert not report(folders[:1], tmp_path)[1]["runs"][0]["scores"]["lee"]["best"]
+
+
+@pytest.mark.parametrize("kept", ["run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation"])
+def test_a_run_may_hold_any_one_of_its_files(demo: list[Path], tmp_path: Path, kept: str) -> None:
+    for path in demo[2].iterdir():
+        if path.name != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    Page(report([demo[2]], tmp_path)[0])
+    assert Page(report([demo[2], demo[3]], tmp_path)[0]).words
+
+
+def test_values_that_are_no_numbers_are_left_out(demo: list[Path], tmp_path: Path) -> None:
+    write_suite(demo[2], lee=score("Lee", "Spearman", math.nan), wikipedia=score("Wikipedia", "nDCG@10", None))
+    with (demo[2] / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 61, "train/loss": NaN, "learning_rate": null}\n')
+    write_text(demo[2] / "config.yaml", "day: 2026-01-02\nlimit: .inf\nempty: {}\n")
+    page, document = report([demo[2]], tmp_path)
+    assert "training losses that are not finite: 1" in page
+    assert "NaN" not in json.dumps(document)
+    assert document["runs"][0]["scores"]["lee"]["value"] is None
+
+
+def test_metrics_of_a_resumed_run_that_still_writes(demo: list[Path]) -> None:
+    file = demo[2] / "metrics.jsonl"
+    file.write_text('{"step": 2, "a": 1}\n{"step": 3, "a": 1}\n\n{"step": 2, "a": 5}\n{"step": 4, "a', encoding="utf-8")
+    steps, values = read_runs([demo[2]])[0].series("a")
+    assert (steps.tolist(), values.tolist()) == ([2, 3], [5.0, 1.0])
+
+
+def test_labels_grow_until_they_differ(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a/mntp", "b/mntp", "b/simcse")]
+    for folder in folders:
+        write_suite(folder)
+    assert [run.label for run in read_runs([*folders, folders[0] / "../mntp"])] == ["a/mntp", "b/mntp", "simcse"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", '{"a": 1,\n b}', r"run\.json:2: not JSON"),
+        ("run.json", "[]", r"run\.json: expected an object, found list"),
+        ("metrics.jsonl", '{"step": 1}\n{"step"\n{"step": 3}\n', r"metrics\.jsonl:2: not JSON"),
+        ("config.yaml", "a: 1\nb: [1\n", r"config\.yaml:3: not YAML"),
+        ("lineage.json", '{"base": "x"}', r"lineage\.json: not a lineage"),
+        (
+            "evaluation/demo.json",
+            '{"scores": {"lee": 1}}',
+            r"demo\.json: scores\.lee: expected an object, found int",
+        ),
+    ],
+)
+def test_broken_files_are_named(
+    demo: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str, message: str
+) -> None:
+    write_text(demo[2] / file, text)
+    assert main([str(demo[2]), "--output", str(tmp_path / "report.html")]) == 1
+    told = capsys.readouterr().err
+    assert re.search(message, told)
+    assert told.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(L2VError, match=r"is not a run folder: no run\.json and no evaluation/"):
+        summary_rows([tmp_path])
+    with pytest.raises(L2VError, match="no run folder is given"):
+        summary_rows([])
+
+
+def test_output_that_is_a_folder(demo: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(L2VError, match="expected a file to write the page to, found a folder"):
+        write_report(demo, tmp_path)
+
+
+def test_command_passes_over_files_and_needs_no_torch(demo: list[Path], tmp_path: Path) -> None:
+    write_report(demo, demo[0].parent / "report.html")
+    paths = [str(path) for path in sorted(demo[0].parent.iterdir())]
+    code = "import sys; from l2v.report import main; r = main(sys.argv[1:]); sys.exit(r or 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, *paths, "--output", str(tmp_path / "new" / "page.html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'new' / 'page.html'}: 4 runs\n"
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["page.html", "runs.json"]

@@ -1,0 +1,106 @@
+"""Train one stage: ``python train.py stage=mntp``; ``python train.py --help`` shows the settings."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from l2v import config as configs
+from l2v.errors import L2VError
+from l2v.progress import console
+from l2v.runs import Run, Start, config_hash
+from l2v.sources import locate
+
+_RUN_DIR = "L2V_RUN_DIR"
+"""Set by the first process for those that it starts."""
+
+
+def main(composed: DictConfig) -> None:
+    """Check the whole config, settle the run folder, train. Nothing is loaded before the config is checked."""
+    resume = composed.resume is not None
+    if resume:
+        run = Run.open(composed.resume)
+        run.last_checkpoint()
+        composed = configs.merge_overrides(OmegaConf.load(run.folder / "config.yaml"), composed, configs.overrides())
+    else:
+        composed.name = composed.name or _free_name(Path(composed.runs_dir))
+        run = Run(Path(composed.run_dir))
+    config = configs.plain(composed)
+    training = configs.build_training(config)
+
+    if configs.process_rank() > 0:
+        _wait_for(run)
+    elif resume:
+        _check_resumable(run, config)
+        run.update(status="running", process=run.this_process())
+    else:
+        start = Start.plan(
+            run.folder,
+            base=locate(config["model"]["source"], config["model"]["revision"]),
+            init_from=config["init_from"],
+            init=config["adapter"]["init"],
+            trains_adapter=training.lora is not None,
+        )
+        wanted = config_hash(config, start)
+        if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
+            if run.is_finished:
+                console.print(f"{run.folder}: a finished run with this config is here; it is reused", highlight=False)
+                return
+            resume = (run.checkpoints / "last.ckpt").exists()
+        if not resume:
+            run.create(OmegaConf.to_yaml(composed), _record(config, wanted))
+            start.settle(run)
+    os.environ[_RUN_DIR] = str(run.folder)
+
+    from l2v.training import train
+
+    train(training, run, Start.of(run), resume=resume)
+    if configs.process_rank() == 0:
+        console.print(f"finished {run.folder}; its encoder is {run.encoder}", highlight=False)
+
+
+def _record(config: dict[str, Any], hash_: str) -> dict[str, Any]:
+    return {
+        "name": config["name"],
+        "stage": config["stage"]["name"],
+        "seed": config["seed"],
+        "config_hash": hash_,
+        "choices": configs.choices(),
+        "overrides": configs.overrides(),
+    }
+
+
+def _check_resumable(run: Run, config: dict[str, Any]) -> None:
+    run.must_not_be_running()
+    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
+        raise L2VError(
+            f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
+            "stage.max_steps"
+        )
+
+
+def _free_name(runs: Path) -> str:
+    """<model>-<stage>, with a number where that is taken."""
+    if _RUN_DIR in os.environ:
+        return os.path.relpath(os.environ[_RUN_DIR], runs)
+    if configs.process_rank() > 0:
+        raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
+    chosen = configs.choices()
+    stem = f"{chosen['model']}-{chosen['stage']}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
+    return next(name for name in names if not (runs / name).exists())
+
+
+def _wait_for(run: Run, seconds: int = 120) -> None:
+    """Until the first process has settled the run's folder."""
+    for _ in range(seconds):
+        if (run.folder / "lineage.json").exists():
+            return
+        time.sleep(1)
+    raise L2VError(f"{run.folder}: the first process has not made the run's folder within {seconds} s")
+
+
+if __name__ == "__main__":
+    configs.run(main, conf=Path(__file__).parent / "conf", name="train")
