@@ -320,6 +320,7 @@ def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pe
         raise L2VError(f"{folder}: no {_ADAPTER_WEIGHTS}, so it holds no adapter")
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
+    config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:
         adapted = get_peft_model(decoder, config)
     except ValueError as error:

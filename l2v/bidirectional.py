@@ -36,7 +36,7 @@ def set_attention(model: nn.Module, attention: Attention) -> None:
         if config is not None and hasattr(config, "model_type"):
             config.is_causal = causal
         if hasattr(module, "is_causal"):
-            module.is_causal = causal
+            module.is_causal = causal  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def accepts_position_ids(model: nn.Module) -> bool:
     """Whether the decoder takes positions. BLOOM (ALiBi) and OPT derive them from the mask instead."""
     import inspect
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    get_base_model = getattr(model, "get_base_model", None)  # of a PeftModel
+    inner = get_base_model() if get_base_model else model
     return "position_ids" in inspect.signature(inner.forward).parameters
 
 

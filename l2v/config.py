@@ -155,6 +155,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def compose(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Another of the configs in ``conf/``, from inside a task."""
+    return plain(hydra.compose(config_name=name, overrides=overrides))
+
+
 def choices() -> dict[str, str]:
     """The option chosen in each group."""
     chosen = HydraConfig.get().runtime.choices

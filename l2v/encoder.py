@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -196,7 +196,7 @@ class Encoder:
 
     def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
         batch = pad(tokens, self.backbone.tokenizer.pad_token_id, self.padding_side)
-        on_device = {key: value.to(self.device) for key, value in batch.items()}
+        on_device = {key: value.to(self.device) for key, value in cast(dict[str, torch.Tensor], batch).items()}
         attention_mask, pool_mask = on_device["attention_mask"], on_device.pop("pool_mask")
         return pool(self.backbone(**on_device), pool_mask, attention_mask, self.pooling)
 

@@ -52,9 +52,9 @@ class RunLogger(Logger):
         return time.monotonic() - self._begin
 
     @rank_zero_only
-    def start(self, step: int) -> None:
-        """Drop what was logged after ``step`` (by a part that is now trained again) and go on from there."""
-        self._rows = [row for row in self._rows if row["step"] <= step]
+    def start(self, resumed_at: int | None) -> None:
+        """Drop what was logged after the step that is resumed at (and is now trained again); None drops everything."""
+        self._rows = [row for row in self._rows if resumed_at is not None and row["step"] <= resumed_at]
         spent = self._rows[-1]["time"] if self._rows else 0.0
         self._begin = time.monotonic() - spent
         write_text(self.file, "".join(json.dumps(row) + "\n" for row in self._rows))

@@ -1,8 +1,9 @@
 """Training losses on tensors. No model, no Lightning."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, arange
+from torch import Tensor
 
 
 def masked_token_loss(
@@ -41,6 +42,8 @@ def info_nce(
         temperature: tau, above 0.
         first_positive: the row of ``documents`` where this rank's positives begin.
     """
-    scores = F.normalize(queries.float(), dim=-1) @ F.normalize(documents.float(), dim=-1).T / temperature
-    targets = arange(queries.shape[0], device=queries.device) + first_positive
-    return F.cross_entropy(scores, targets)
+    # cosines in bfloat16 would be too coarse for a temperature of 0.05, whatever the precision around
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = F.normalize(queries.float(), dim=-1) @ F.normalize(documents.float(), dim=-1).T / temperature
+        targets = torch.arange(queries.shape[0], device=queries.device) + first_positive
+        return F.cross_entropy(scores, targets)

@@ -42,4 +42,5 @@ def pool(
     weights = pool_mask if pooling == "mean" else pool_mask * pool_mask.cumsum(dim=1)
     weights = weights.float()
     weights = weights / weights.sum(dim=1, keepdim=True)
-    return torch.einsum("bl,blh->bh", weights, hidden.float())
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.einsum("bl,blh->bh", weights, hidden.float())

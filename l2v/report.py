@@ -25,6 +25,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -77,6 +80,28 @@ def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 # Reading
+
+
+def print_scores(folders: Sequence[Path]) -> None:
+    """Print the scores of run folders as a table, the best of each column in bold."""
+    rows = summary_rows(folders)
+    tasks = list(dict.fromkeys(task for row in rows for task in row["scores"]))
+    table = Table("model")
+    for task in tasks:
+        score = next(row["scores"][task] for row in rows if task in row["scores"])
+        table.add_column(f"{score['label']}\n[dim]{score['metric']}", justify="right")
+    best = {}
+    for task in tasks:
+        scores = [row["scores"][task] for row in rows if task in row["scores"] and row["scores"][task]["value"] is not None]
+        choose = max if all(score["higher_is_better"] for score in scores) else min
+        best[task] = choose((score["value"] for score in scores), default=None)
+    for row in rows:
+        values = [row["scores"].get(task, {}).get("value") for task in tasks]
+        cells = ["-" if value is None else f"{value:.4f}" for value in values]
+        marked = [f"[bold]{c}[/]" if v is not None and v == best[t] and len(rows) > 1 else c
+                  for c, v, t in zip(cells, values, tasks, strict=True)]  # fmt: skip
+        table.add_row(escape(row["label"]), *marked)
+    Console().print(table)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def tokenize(
         else:
             ends = (end for _, end in encoded["offset_mapping"][row])
             begin = next((i for i, end in enumerate(ends) if end > len(prefix)), None)
-            if begin is None and text.strip():
+            if begin is None and text.strip() and len(ids) >= max_length:
                 raise L2VError(
                     f"the instruction {prefix[:40]!r}... takes all of max_length={max_length} tokens; raise max_length"
                 )

@@ -126,7 +126,7 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
         _note_model(run, start, backbone)
     can_validate_alone = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if checkpoint is None:
-        logger.start(0)
+        logger.start(None)
         if can_validate_alone:
             trainer.validate(stage, data, verbose=False)
     else:

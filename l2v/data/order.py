@@ -53,6 +53,8 @@ class TrainingOrder(Sampler[list[Pick]]):
         world_size: int = 1,
         override: str = "stage.batch_size",
     ) -> None:
+        if batch_size < 1:
+            raise L2VError(f"{override}={batch_size}: expected at least 1 row")
         self.global_batch = batch_size * world_size
         if rows < self.global_batch:
             raise L2VError(
@@ -78,8 +80,9 @@ class TrainingOrder(Sampler[list[Pick]]):
             generator = torch.Generator().manual_seed(seed_of(self.seed, "shuffle", current))
             self._pass, self._shuffle = current, torch.randperm(self.rows, generator=generator)
         begin = offset * self.global_batch + self.rank * self.batch_size
-        keys = range(number * self.global_batch + self.rank * self.batch_size, (number + 1) * self.global_batch)
-        return [Pick(int(row), key) for row, key in zip(self._shuffle[begin : begin + self.batch_size], keys, strict=False)]
+        rows = self._shuffle[begin : begin + self.batch_size].tolist()
+        first_key = number * self.global_batch + self.rank * self.batch_size
+        return [Pick(row, first_key + n) for n, row in enumerate(rows)]
 
 
 class ValidationOrder(Sampler[list[Pick]]):

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from l2v.errors import L2VError
 from l2v.sources import file_hash, package_file
 
 
+@runtime_checkable
 class TextSource(Protocol):
     """Texts in a fixed order."""
 
@@ -54,7 +55,8 @@ class HubTexts:
         if self.column not in data.column_names:
             raise L2VError(f"data={self.path}: no column {self.column!r}; it has {', '.join(data.column_names)}")
         for row in data:
-            yield row[self.column]
+            if row[self.column]:
+                yield _text(row, self.column, f"data={self.path}", "data.train.column")
 
     def fingerprint(self) -> str:
         return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}"
@@ -75,42 +77,56 @@ class FileTexts:
         found: list[Path] = []
         for pattern in patterns:
             path = Path(pattern).expanduser()
-            anchor, parts = (path.anchor, path.parts[1:]) if path.is_absolute() else (".", path.parts)
-            matches = [path] if path.is_file() else sorted(m for m in Path(anchor).glob(str(Path(*parts))) if m.is_file())
+            matches = [path] if path.is_file() else sorted(m for m in _glob(path) if m.is_file())
             if not matches:
                 raise L2VError(f"{self.override}={pattern}: no such file")
             found += matches
         return found
 
     def texts(self) -> Iterator[str]:
-        readers = {".txt": _read_lines, ".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
         seen = False
         for path in self.paths():
-            reader = readers.get(path.suffix)
+            reader = _READERS.get(path.suffix.lower())
             if reader is None:
-                raise L2VError(f"{self.override}={path}: expected {', '.join(readers)}, found {path.suffix or 'no ending'}")
+                expected, ending = ", ".join(_READERS), path.suffix or "no ending"
+                raise L2VError(f"{self.override}={path}: expected {expected}, found {ending}")
             try:
-                for text in reader(path, self.column):
-                    seen = True
-                    yield text
+                for text in reader(path, self.column, self.column_override):
+                    if text:
+                        seen = True
+                        yield text
             except UnicodeDecodeError as error:
-                raise L2VError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8") from None
+                byte = error.object[error.start]
+                raise L2VError(f"{path}: not UTF-8 (byte {byte:#04x}); convert it to UTF-8") from None
         if not seen:
             raise L2VError(f"{self.override}={self.files}: the file is empty; expected at least one text")
 
+    @property
+    def column_override(self) -> str:
+        """What names the column, e.g. data.train.column."""
+        return self.override.rpartition(".")[0] + ".column" if "." in self.override else "column"
+
     def fingerprint(self) -> str:
-        return "files:" + ":".join(file_hash(path) for path in self.paths()) + ":" + self.column
+        return "files:" + ":".join(file_hash(path) + path.suffix.lower() for path in self.paths()) + ":" + self.column
 
 
-def _read_lines(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+def _glob(pattern: Path) -> Iterator[Path]:
+    root, parts = (pattern.anchor, pattern.parts[1:]) if pattern.is_absolute() else (".", pattern.parts)
+    return Path(root).glob(str(Path(*parts))) if parts else iter(())
+
+
+# Each reader yields a file's texts. Files begin with a byte order mark where Excel or Notepad wrote them: utf-8-sig.
+
+
+def _read_lines(path: Path, column: str, override: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as file:
         for line in file:
             if line.strip():
                 yield line.rstrip("\n")
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+def _read_jsonl(path: Path, column: str, override: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -118,20 +134,21 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise L2VError(f"{path}:{number}: not JSON ({error.msg})") from None
-            yield _field(row, column, f"{path}:{number}")
+            yield _text(row, column, f"{path}:{number}", override)
 
 
-def _read_csv(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+def _read_csv(path: Path, column: str, override: str) -> Iterator[str]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         try:
             for row in reader:
-                yield _field(row, column, f"{path}:{reader.line_num}")
+                yield _text(row, column, f"{path}:{reader.line_num}", override)
         except csv.Error as error:
             raise L2VError(f"{path}:{reader.line_num}: not CSV ({error})") from None
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
+def _read_parquet(path: Path, column: str, override: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
@@ -140,15 +157,32 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     except pyarrow.ArrowInvalid as error:
         raise L2VError(f"{path}: not Parquet ({error})") from None
     if column not in file.schema_arrow.names:
-        raise L2VError(f"{path}: no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
+        names = ", ".join(file.schema_arrow.names)
+        raise L2VError(f"{path}: no column {column!r}; it has {names}; name the column with {override}")
     for batch in file.iter_batches(columns=[column]):
-        yield from (text for text in batch.column(0).to_pylist() if text)
+        yield from (_text({column: text}, column, str(path), override) for text in batch.column(0).to_pylist() if text)
 
 
-def _field(row: Any, column: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise L2VError(f"{where}: expected a text under {column!r}, found {found}; name the column with data.train.column")
+_READERS = {
+    ".txt": _read_lines,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+_LONGEST_FIELD = 2**31 - 1
+"""Characters in a field of a CSV file; Python's own limit of 131,072 is shorter than a book."""
+
+
+def _text(row: Any, column: str, where: str, override: str) -> str:
+    if not isinstance(row, dict):
+        raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(row).__name__}")
+    if column not in row:
+        names = ", ".join(map(str, row))
+        raise L2VError(f"{where}: no column {column!r}; it has {names}; name the column with {override}")
+    if not isinstance(row[column], str):
+        kind = type(row[column]).__name__
+        raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
     return row[column]
 
 
@@ -216,7 +250,7 @@ def _prose(line: str) -> str:
     line = re.sub(r"'{2,}", "", line)
     line = re.sub(r"\s*\(\s*[,;]?\s*\)|<[^>]*>", "", line)
     line = re.sub(r"\s+", " ", line).strip()
-    return line if len(line) >= 80 and line[-1] in ".!?\")" and not _HEADING_OR_LIST.match(line) else ""
+    return line if len(line) >= 80 and line[-1] in '.!?")' and not _HEADING_OR_LIST.match(line) else ""
 
 
 def _opening(title: str, lines: list[str]) -> int:

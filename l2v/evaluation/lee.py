@@ -16,14 +16,15 @@ _FOLDER = "package:gensim/test/test_data/"
 class LeeSimilarity:
     """Spearman correlation of the cosine with the mean human similarity, over all 1,225 pairs of 50 texts."""
 
-    name: str = "lee"
-    label: str = "Lee news similarity (Spearman)"
+    label: str = "Lee news similarity"
+    metric: str = "Spearman"
+    needs_head: bool = False
 
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
         texts, human = lee_texts()
         vectors = encoder.encode(texts, show_progress_bar=show)
         pairs = np.triu_indices(len(texts), k=1)
-        return {"spearman": float(spearmanr(encoder.similarity(vectors, vectors)[pairs], human[pairs]).statistic)}
+        return {"Spearman": float(spearmanr(encoder.similarity(vectors, vectors)[pairs], human[pairs]).statistic)}
 
 
 def lee_texts() -> tuple[list[str], NDArray[np.float64]]:

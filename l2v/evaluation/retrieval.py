@@ -18,8 +18,9 @@ class WikipediaRetrieval:
 
     passages_per_article: int = 3
     passage_words: int = 60
-    name: str = "wikipedia"
-    label: str = "Wikipedia retrieval (nDCG@10)"
+    label: str = "Wikipedia retrieval"
+    metric: str = "nDCG@10"
+    needs_head: bool = False
 
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
         queries, passages, owners = self.data()
@@ -27,7 +28,7 @@ class WikipediaRetrieval:
             encoder.encode(queries, show_progress_bar=show), encoder.encode(passages, show_progress_bar=show)
         )
         relevant = np.array(owners)[None, :] == np.arange(len(queries))[:, None]
-        return {"ndcg_at_10": ndcg(scores, relevant, k=10)}
+        return {"nDCG@10": ndcg(scores, relevant, k=10)}
 
     def data(self) -> tuple[list[str], list[str], list[int]]:
         """Queries, passages, and each passage's query number."""
@@ -46,7 +47,7 @@ class WikipediaRetrieval:
 
 
 def opening_sentence(article: Article) -> str:
-    """The first sentence of the opening paragraph that names the subject, which a lost template may hide in the first."""
+    """The opening paragraph's first sentence that names the subject: markup may have taken it out of the very first."""
     sentences = split_sentences(article.paragraphs[article.opening])
     return next((sentence for sentence in sentences if names(article.title, sentence)), sentences[0])
 

@@ -92,8 +92,8 @@ class Stage(L.LightningModule):
             raise L2VError(f"stage.attention_dropout must be in [0, 1), got {attention_dropout}")
 
     def attach(self, backbone: Backbone, seed: int) -> None:
-        """Give the stage its model."""
-        self.backbone = backbone
+        """Give the stage its model, with dropout on: Lightning keeps the mode in which it finds a module."""
+        self.backbone = backbone.train()
         self.seed = seed
 
     # what a stage defines

@@ -1,0 +1,92 @@
+"""Stages in a row with an evaluation after each: ``python recipe.py recipe=demo``; ``--help`` shows the settings."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from l2v import config as configs
+from l2v.errors import L2VError, Stopped
+from l2v.progress import console
+
+_HERE = Path(__file__).parent
+_SIGNALLED = (130, 143)
+
+
+def main(composed: DictConfig) -> None:
+    """Evaluate the untrained model, then train and evaluate stage by stage; end with a table and a page."""
+    config = configs.plain(composed)
+    begin = time.monotonic()
+    folder = Path(config["runs_dir"]) / config["name"]
+    shared = [f"model={config['model']}", *config["overrides"]]
+    model = configs.compose("train", shared)["model"]
+    suite = configs.compose("evaluate", [f"evaluation={config['evaluation']}", "encoder=none"])["evaluation"]
+    settings = [
+        (stage, [f"runs_dir={config['runs_dir']}", f"seed={config['seed']}", *shared, *overrides])
+        for stage, overrides in config["stages"].items()
+    ]
+    for stage, arguments in settings:
+        configs.build_training(configs.compose("train", [*arguments, f"name={config['name']}/{stage}"]))
+    columns: list[Path] = []
+    for attention in config["baselines"]:
+        columns.append(folder / attention)
+        _heading(f"evaluate the untrained model with {attention} attention")
+        _evaluate(model["source"], attention, model["pooling"], suite, columns[-1])
+    previous: Path | None = None
+    for stage, arguments in settings:
+        run = folder / stage
+        _heading(f"train {stage}")
+        _train([*arguments, f"name={config['name']}/{stage}", "reuse=true", *_init(previous)])
+        _heading(f"evaluate after {stage}")
+        _evaluate(str(run), None, None, suite, run)
+        columns.append(run)
+        previous = run
+    _finish(columns, folder, config["name"], time.monotonic() - begin)
+
+
+def _init(previous: Path | None) -> list[str]:
+    return [f"init_from={previous}"] if previous else []
+
+
+def _train(arguments: list[str]) -> None:
+    """Train in a process of its own: a stage leaves no memory behind, and trains as it would by hand."""
+    try:
+        code = subprocess.run([sys.executable, str(_HERE / "train.py"), *arguments], check=False).returncode
+    except KeyboardInterrupt:
+        code = _SIGNALLED[0]
+    if code in _SIGNALLED or -code in (2, 15):
+        raise Stopped(abs(code) % 128, "stopped; the same command goes on from here")
+    if code != 0:
+        raise L2VError(f"the stage failed (exit code {code}); its message is above")
+
+
+def _evaluate(source: str, attention: str | None, pooling: str | None, suite: dict[str, Any], folder: Path) -> None:
+    from l2v.evaluation.suite import Subject, evaluate
+
+    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    subject = Subject(source, attention, pooling)  # type: ignore[arg-type]
+    evaluate(subject, tasks, suite=suite["suite"], folder=folder)
+
+
+def _finish(columns: list[Path], folder: Path, name: str, seconds: float) -> None:
+    from l2v.report import print_scores, write_report
+
+    page = write_report(columns, folder / "report.html", title=f"l2v recipe: {name}")
+    print_scores(columns)
+    encoder = columns[-1]
+    sentences = '["A dog barks.", "A puppy yaps.", "Stocks fell."]'
+    print(f"\n{seconds / 60:.1f} minutes. Report: {page.resolve()}\nEncoder: {(encoder / 'encoder').resolve()}\n")
+    print("from l2v import Encoder")
+    print(f'encoder = Encoder.from_pretrained("{encoder}")')
+    print(f"print(encoder.similarity(*[encoder.encode({sentences})] * 2))")
+
+
+def _heading(text: str) -> None:
+    console.rule(f"[bold]{text}", align="left")
+
+
+if __name__ == "__main__":
+    configs.run(main, conf=_HERE / "conf", name="recipe")

@@ -1,0 +1,160 @@
+import pytest
+import torch
+from tiny import SENTENCES, make_tiny_tokenizer
+from tokenizers import normalizers
+
+from l2v.errors import L2VError
+from l2v.tokenization import Tokens, clean, mask_token_id, pad, tokenize
+
+BOS, EOS = 0, 1
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["no_bos", "bos"])
+def tokenizer(request):
+    return make_tiny_tokenizer(bos=request.param)
+
+
+def pooled(tokenizer, row):
+    return tokenizer.convert_ids_to_tokens(row.input_ids[row.text_begin :])
+
+
+def test_texts_without_an_instruction_are_pooled_whole(tokenizer):
+    assert tokenize(SENTENCES, tokenizer, max_length=99) == [Tokens(tokenizer(text).input_ids, 0) for text in SENTENCES]
+
+
+def test_only_the_text_after_an_instruction_is_pooled(tokenizer):
+    [row] = tokenize(["cat sat"], tokenizer, max_length=99, instructions=["Find the sentence"])
+    assert row.input_ids == tokenizer("Find the sentence: cat sat").input_ids
+    assert pooled(tokenizer, row) == ["Ġcat", "Ġsat"]
+
+
+def test_a_token_across_the_border_counts_as_text(tokenizer):
+    # ": " ends in a space, and the tokenizer makes one token of the space and the word after it
+    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["the"])
+    assert tokenizer.convert_ids_to_tokens(row.input_ids)[-2:] == [":", "Ġcat"]
+    assert pooled(tokenizer, row) == ["Ġcat"]
+
+
+def test_a_token_of_letters_from_both_sides_of_the_border_counts_as_text(tokenizer):
+    [row] = tokenize(["at on the mat"], tokenizer, max_length=99, instructions=["a c"], separator="")
+    assert tokenizer.decode(row.input_ids, skip_special_tokens=True) == "a cat on the mat"
+    assert pooled(tokenizer, row) == ["Ġcat", "Ġon", "Ġthe", "Ġmat"]
+
+
+def test_the_border_is_found_after_letters_of_several_bytes(tokenizer):
+    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["Où est-il 😀"])
+    assert pooled(tokenizer, row) == ["Ġcat"]
+
+
+def test_each_text_has_its_own_instruction_or_none(tokenizer):
+    rows = tokenize(["cat", "cat", "cat"], tokenizer, max_length=99, instructions=["Find", None, ""])
+    first = len(tokenizer("Find:").input_ids)
+    assert [row.text_begin for row in rows] == [first, 0, 0]
+    assert rows[1] == rows[2] == tokenize(["cat"], tokenizer, max_length=99)[0]
+
+
+def test_the_separator_is_between_instruction_and_text(tokenizer):
+    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["Find"], separator=" -> ")
+    assert row.input_ids == tokenizer("Find -> cat").input_ids
+
+
+def test_texts_are_cut_on_the_right(tokenizer):
+    whole = tokenizer(SENTENCES[0]).input_ids
+    assert tokenize(SENTENCES[:1], tokenizer, max_length=5) == [Tokens(whole[:5])]
+    assert tokenize(SENTENCES[:1], tokenizer, max_length=len(whole)) == [Tokens(whole)]
+
+
+def test_a_cut_leaves_the_instruction_whole(tokenizer):
+    instruction = len(tokenizer("Find:").input_ids)
+    [row] = tokenize(["cat sat on the mat"], tokenizer, max_length=instruction + 2, instructions=["Find"])
+    assert pooled(tokenizer, row) == ["Ġcat", "Ġsat"]
+
+
+def test_an_instruction_without_room_for_its_text_is_refused(tokenizer):
+    with pytest.raises(L2VError, match="the instruction 'Find the sentence: '.* takes all of max_length=3 tokens"):
+        tokenize(["cat"], tokenizer, max_length=3, instructions=["Find the sentence"])
+
+
+def test_an_empty_text_becomes_one_special_token(tokenizer):
+    assert tokenize([""], tokenizer, max_length=9) == [Tokens([BOS])]
+
+
+def test_an_empty_text_becomes_the_end_token_where_there_is_no_beginning_token():
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.bos_token = None
+    assert tokenize([""], tokenizer, max_length=9) == [Tokens([EOS])]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_an_empty_text_after_an_instruction_pools_at_least_one_token(tokenizer, text):
+    [row] = tokenize([text], tokenizer, max_length=9, instructions=["Find"])
+    assert 0 <= row.text_begin < len(row.input_ids)
+
+
+def test_an_empty_text_is_represented_by_its_instruction_even_when_that_is_cut(tokenizer):
+    [row] = tokenize([""], tokenizer, max_length=2, instructions=["Find the sentence"])
+    assert row.text_begin == 0 and len(row.input_ids) == 2
+
+
+def test_a_text_that_the_tokenizer_drops_is_represented_by_its_instruction():
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    [row] = tokenize(["\u200b"], tokenizer, max_length=99, instructions=["Find"])
+    assert row == Tokens(tokenizer("Find: ").input_ids, 0)
+
+
+def test_no_texts_make_no_rows(tokenizer):
+    assert tokenize([], tokenizer, max_length=9) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ud800", "\ufffd"),
+        ("a\udfffb", "a\ufffdb"),
+        ("\udc00\ud800", "\ufffd\ufffd"),
+        ("x\ud83d", "x\ufffd"),
+        ("\ud83d\ude00", "😀"),  # a pair of surrogates is a character
+        ("\ufeffcafé 😀\x00", "\ufeffcafé 😀\x00"),
+        ("", ""),
+    ],
+)
+def test_clean_replaces_lone_surrogates_and_nothing_else(text, expected):
+    assert clean(text) == expected
+
+
+def test_lone_surrogates_in_text_and_instruction_are_tokenized(tokenizer):
+    [row] = tokenize(["a \ud800 cat"], tokenizer, max_length=99, instructions=["\udfff"])
+    assert row.input_ids == tokenizer("\ufffd: a \ufffd cat").input_ids
+
+
+def test_right_padding():
+    batch = pad([Tokens([5, 6, 7], 1), Tokens([8])], pad_token_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["pool_mask"].tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert "position_ids" not in batch
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_left_padding_comes_with_positions_from_the_first_token():
+    batch = pad([Tokens([5, 6, 7], 1), Tokens([8])], pad_token_id=9, side="left")
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["pool_mask"].tolist() == [[0, 1, 1], [0, 0, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_padding_with_the_end_token_is_told_from_a_real_end_token_by_the_mask():
+    batch = pad([Tokens([5, EOS]), Tokens([5])], pad_token_id=EOS)
+    assert batch["input_ids"].tolist() == [[5, EOS], [5, EOS]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_the_mask_token_is_found_in_the_vocabulary(tokenizer):
+    assert tokenizer.convert_ids_to_tokens(mask_token_id(tokenizer, "_")) == "_"
+
+
+def test_a_mask_token_that_is_no_single_token_is_refused(tokenizer):
+    with pytest.raises(L2VError, match=r"stage.mask_token='<mask>' is not one token .* choose another, e.g. '_'"):
+        mask_token_id(tokenizer, "<mask>")
