@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from l2v import config as configs
 from l2v.errors import L2VError
-from l2v.progress import console
+from l2v.progress import say
 from l2v.runs import Run, Start, config_hash
 from l2v.sources import locate
 
@@ -46,7 +46,7 @@ def main(composed: DictConfig) -> None:
         wanted = config_hash(config, start)
         if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
             if run.is_finished:
-                console.print(f"{run.folder}: a finished run with this config is here; it is reused", highlight=False)
+                say(f"{run.folder}: a finished run with this config is here; it is reused")
                 return
             resume = (run.checkpoints / "last.ckpt").exists()
         if not resume:
@@ -58,7 +58,7 @@ def main(composed: DictConfig) -> None:
 
     train(training, run, Start.of(run), resume=resume)
     if configs.process_rank() == 0:
-        console.print(f"finished {run.folder}; its encoder is {run.encoder}", highlight=False)
+        say(f"finished {run.folder}; its encoder is {run.encoder}")
 
 
 def _record(config: dict[str, Any], hash_: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from l2v.errors import L2VError, Stopped
-from l2v.progress import console
+from l2v.progress import say
 
 if TYPE_CHECKING:
     from l2v.training import Training
@@ -53,12 +53,12 @@ def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
         sys.argv[1:] = with_model_of_init(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(guarded)()
     except KeyboardInterrupt:
-        _say("interrupted before there was anything to save")
+        say("interrupted before there was anything to save")
         sys.exit(130)
     except SystemExit:
         if not failures:
             raise
-        _say(str(failures[-1]))
+        say(str(failures[-1]))
         sys.exit(128 + failures[-1].signal if isinstance(failures[-1], Stopped) else 1)
     except Exception as error:
         if debug:
@@ -70,11 +70,7 @@ def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
 
 
 def _tell(error: Exception, conf: Path) -> None:
-    _say(f"error: {one_line(error, conf)}", style="red")
-
-
-def _say(line: str, style: str | None = None) -> None:
-    console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+    say(f"error: {one_line(error, conf)}", style="red")
 
 
 def one_line(error: BaseException, conf: Path) -> str:
@@ -113,6 +109,8 @@ def _keys(conf: Path) -> Iterator[str]:
     """Every setting's dotted name, for guessing what a typo meant."""
     for file in sorted(conf.rglob("*.yaml")):
         group = "" if file.parent == conf else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
+        if group:
+            yield group.rstrip(".")
         yield from (group + key for key in _flat(OmegaConf.to_container(OmegaConf.load(file))) if key != "defaults")
 
 
@@ -217,14 +215,17 @@ def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> 
     Raises:
         L2VError: see :func:`build`.
     """
-    parameters = _parameters(target)
+    parameters, takes_more = _parameters(target)
     for name in arguments:
-        if name not in parameters:
+        if name not in parameters and not takes_more:
             raise L2VError(f"{where}.{name}: no such setting{_guess(name, list(parameters))}")
     for name, (_, default) in parameters.items():
         if name not in arguments and default is inspect.Parameter.empty:
             raise L2VError(f"{where}.{name}: must be given")
-    return {name: check_value(parameters[name][0], value, f"{where}.{name}") for name, value in arguments.items()}
+    return {
+        name: check_value(parameters.get(name, (Any, None))[0], value, f"{where}.{name}")
+        for name, value in arguments.items()
+    }
 
 
 def check_value(annotation: Any, value: Any, where: str) -> Any:
@@ -247,8 +248,11 @@ def check_value(annotation: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Name -> (annotation, default) of what a callable takes; ``**settings`` stand for its base class's."""
+def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
+    """Name -> (annotation, default) of what a callable takes, and whether it takes other names too.
+
+    ``**settings`` of a class of ours stand for the arguments of its base class; elsewhere they take any name.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     for owner in target.__mro__ if isinstance(target, type) else [target]:
         function = owner.__dict__.get("__init__") if isinstance(owner, type) else owner
@@ -258,15 +262,15 @@ def _parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
             hints = get_type_hints(inspect.unwrap(function), include_extras=True)
         except NameError:  # an annotation that only a type checker can resolve
             hints = {}
-        takes_more = False
+        more = False
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                takes_more = True
+                more = True
             elif name != "self":
                 found.setdefault(name, (hints.get(name, Any), parameter.default))
-        if not takes_more:
-            break
-    return found
+        if not more or not owner.__module__.startswith("l2v."):
+            return found, more
+    return found, False
 
 
 def _find(target: str, where: str) -> Callable[..., Any]:

@@ -35,8 +35,8 @@ class RunLogger(Logger):
         self.file = folder / "metrics.jsonl"
         self._rows = _read(self.file) if self.file.exists() else []
         self._begin = time.monotonic()
-        self.offset = 0
-        """Steps to add to Lightning's count, which is one behind while it trains."""
+        self.count_steps: Callable[[], int] = lambda: 0
+        """Optimizer steps done: Lightning's own count is behind by one while it trains, and not after a resume."""
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class RunLogger(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if not values:
             return
-        row = {"step": (step or 0) + self.offset, "time": round(self.seconds, 3), **values}
+        row = {"step": self.count_steps(), "time": round(self.seconds, 3), **values}
         self._rows.append(row)
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -127,9 +127,11 @@ class StageProgress(ProgressBar):
         super().__init__()
         self._bars: Progress | None = None
         self._train = self._validate = TaskID(0)
+        self._enabled = True
 
     def disable(self) -> None:
-        self._close()
+        """Lightning calls this on all ranks but the first."""
+        self._enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = trainer.max_steps
@@ -154,7 +156,9 @@ class StageProgress(ProgressBar):
 
     def _open(self) -> Progress:
         if self._bars is None:
-            self._bars = Progress(*COLUMNS, TextColumn("{task.fields[note]}"), console=console)
+            self._bars = Progress(
+                *COLUMNS, TextColumn("{task.fields[note]}"), console=console, disable=not self._enabled
+            )
             self._bars.start()
         return self._bars
 

@@ -12,6 +12,11 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 """Title, bar, count, time spent, time left."""
 
 
+def say(line: str, style: str | None = None) -> None:
+    """Print a line to the terminal as it is: not wrapped, without markup."""
+    console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
 def track(items: Sequence[T] | Iterable[T], title: str, *, total: int | None = None, show: bool = True) -> Iterator[T]:
     """Iterate with a bar that shows count, time spent and time left; silent where ``show`` is false."""
     if not show:

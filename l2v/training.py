@@ -118,6 +118,7 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
     logger = RunLogger(run.folder)
     stop = GracefulStop()
     trainer = _trainer(training, run, logger, stop)
+    logger.count_steps = lambda: trainer.global_step
     data = TokenData(stage, training.train, training.validation, workers=training.workers)
 
     backbone = load_backbone(training, start, training_mode=True, device=trainer.strategy.root_device)
@@ -131,9 +132,7 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
             trainer.validate(stage, data, verbose=False)
     else:
         logger.start(_step(checkpoint, run))
-    logger.offset = 1
     trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
-    logger.offset = 0
     if stop.signal is not None and trainer.global_step < stage.max_steps:
         raise Stopped(
             stop.signal,
@@ -288,5 +287,6 @@ _KNOWN_WARNINGS = (
     ".*`is_gradient_checkpointing` is deprecated.*",
     ".*exists and is not empty.*",
     ".*treespec, LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # it is: its order is a function of the step
     ".*Found .* module.* in eval mode.*",
 )

@@ -160,7 +160,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model):
         backbone = Backbone.load(str(tiny_model), gradient_checkpointing=checkpointing).train()
         backbone.embed(**batch(backbone)).square().sum().backward()
         gradients.append([parameter.grad for parameter in backbone.parameters()])
-    assert backbone.decoder.is_gradient_checkpointing
+    assert all(layer.gradient_checkpointing for layer in backbone.decoder.layers)
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)
 
@@ -505,10 +505,9 @@ def test_an_encoder_only_model_is_taken_as_it_is_and_never_called_causal(tmp_pat
 
 
 def test_texts_are_cut_on_the_right_whatever_the_saved_tokenizer_does(tmp_path):
-    make_tiny_decoder().save_pretrained(tmp_path)
-    tokenizer = make_tiny_tokenizer()
-    tokenizer.truncation_side = tokenizer.padding_side = "left"
-    tokenizer.save_pretrained(tmp_path)
+    settings = make_tiny_model(tmp_path) / "tokenizer_config.json"
+    sides = {"truncation_side": "left", "padding_side": "left"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | sides))
     backbone = Backbone.load(str(tmp_path))
     [row] = tokenize(["the cat sat on the mat"], backbone.tokenizer, max_length=2)
     assert backbone.tokenizer.decode(row.input_ids) == "the cat"
@@ -528,6 +527,13 @@ def test_attention_dropout_is_set_for_training_only(tiny_model):
     torch.testing.assert_close(states(backbone), expected)
     backbone.train()
     assert not torch.allclose(states(backbone), expected, atol=1e-3)
+
+
+def test_a_model_in_which_no_attention_dropout_is_found_refuses_it(tmp_path):
+    folder = make_tiny_model(tmp_path, family="opt")
+    with pytest.raises(L2VError, match=r"attention_dropout=0.5: found no attention dropout in this model") as error:
+        Backbone.load(str(folder), attention_dropout=0.5)
+    assert one_line(error)
 
 
 def test_the_attention_of_a_model_cannot_be_set_to_an_implementation_that_it_lacks(tmp_path):

@@ -28,6 +28,6 @@ class LeeSimilarity:
 
 
 def lee_texts() -> tuple[list[str], NDArray[np.float64]]:
-    """The 50 texts and the 50 x 50 matrix of mean human similarities in 0..1."""
+    """The 50 texts and the mean human similarities of their pairs in 0..1: (50, 50), above the diagonal."""
     texts = package_file(_FOLDER + "lee.cor").read_text(encoding="latin-1").strip().splitlines()
     return texts, np.loadtxt(package_file(_FOLDER + "similarities0-1.txt"))

@@ -1,4 +1,4 @@
-"""Retrieval inside the Wikipedia excerpt: from an article's opening sentence to its later passages."""
+"""Retrieval inside the Wikipedia excerpt: from an article's opening sentence to its other passages."""
 
 from dataclasses import dataclass
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from l2v.bidirectional import Attention
 from l2v.encoder import Encoder
 from l2v.pooling import Pooling
-from l2v.progress import console
+from l2v.progress import say
 from l2v.sources import folder_hash, locate, read_json, source_hash, write_json
 
 _VERSION = 1
@@ -59,7 +59,7 @@ def evaluate(subject: Subject, tasks: dict[str, Task], *, suite: str, folder: Pa
     text = json.dumps([_VERSION, subject.fingerprint(), pinned], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
     if file.exists() and (known := read_json(file)).get("fingerprint") == fingerprint:
-        console.print(f"{file}: reused, nothing has changed", highlight=False)
+        say(f"{file}: reused, nothing has changed")
         return known
     begin = time.monotonic()
     encoder = Encoder.from_pretrained(

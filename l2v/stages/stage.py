@@ -185,11 +185,12 @@ class Stage(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = trainable_parameters(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
+        # some strategies load the weights themselves and take them out before on_load_checkpoint sees them
+        checkpoint["trainable"] = sorted(wanted)
         checkpoint["tokens"] = self._tokens
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        wanted = set(trainable_parameters(self))
-        found = set(checkpoint["state_dict"])
+        wanted, found = set(trainable_parameters(self)), set(checkpoint["trainable"])
         if wanted != found:
             odd = sorted(wanted ^ found)
             raise L2VError(

@@ -1,0 +1,97 @@
+"""Running train.py's main function in this process, on tiny models."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, open_dict
+from tiny import SENTENCES
+
+from l2v import config as configs
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "mntp": ["stage.batch_size=4", "stage.block_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
+    "simcse": ["stage.batch_size=4", "stage.max_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
+}
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """A config as Hydra hands it to a task."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(name, overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+
+def script(name: str) -> Any:
+    """train.py, recipe.py or evaluate.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"l2v_script_{name}", ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Tiny:
+    """Trains stages of a tiny model in a temporary folder."""
+
+    def __init__(self, folder: Path, model: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.model, self.patch = folder, model, patch
+        texts = [" ".join(SENTENCES[(row + shift) % len(SENTENCES)] for shift in range(1 + row % 3)) for row in range(60)]
+        for part in ("train", "held_out"):
+            (folder / f"{part}.txt").write_text("\n".join(texts if part == "train" else texts[:20]) + "\n")
+
+    def overrides(self, stage: str, *more: str) -> list[str]:
+        return [
+            f"runs_dir={self.folder / 'runs'}",
+            f"stage={stage}",
+            f"model.source={self.model}",
+            "model.max_length=32",
+            "data=files",
+            f"data.train.files={self.folder / 'train.txt'}",
+            f"data.validation.files={self.folder / 'held_out.txt'}",
+            "trainer.precision=32-true",
+            *SMALL[stage],
+            *more,
+        ]
+
+    def train(self, name: str, stage: str, *more: str, callbacks: list[Callback] | None = None) -> Path:
+        """Run a stage to its end and return its folder."""
+        self.main([*self.overrides(stage, *more), f"name={name}"], callbacks)
+        return self.folder / "runs" / name
+
+    def resume(self, run: Path, *more: str, callbacks: list[Callback] | None = None) -> Path:
+        self.main([f"resume={run}", *more], callbacks)
+        return run
+
+    def main(self, overrides: list[str], callbacks: list[Callback] | None = None) -> None:
+        build = configs.build_training
+
+        def quietly(config: dict[str, Any]) -> Any:
+            return dataclasses.replace(build(config), show=False, callbacks=callbacks or [])
+
+        with self.patch.context() as patch:
+            patch.setattr(configs, "build_training", quietly)
+            patch.delenv("L2V_RUN_DIR", raising=False)
+            script("train").main(composed("train", overrides))
+
+
+class Batches(Callback):
+    """Keeps the token ids of every training batch."""
+
+    def __init__(self) -> None:
+        self.ids: list[list[list[int]]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, stage: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        self.ids.append(batch["input_ids"].tolist())

@@ -1,0 +1,191 @@
+"""Every model x stage x trainer composes and is checked; a mistake ends in one line that names the override."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from launch import ROOT, composed
+from omegaconf import OmegaConf
+
+from l2v import config as configs
+from l2v.errors import L2VError
+
+CONF = ROOT / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def build(*overrides: str) -> Any:
+    return configs.build_training(configs.plain(composed("train", ["name=test", *overrides])))
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_stage_and_trainer_composes(model: str) -> None:
+    embedded = model.endswith("embedded")
+    for stage, trainer in itertools.product(options("stage"), options("trainer")):
+        training = build(f"model={model}", f"stage={stage}", f"trainer={trainer}")
+        assert training.stage.name == stage
+        assert type(training.train).__name__ == ("WikipediaExcerpt" if embedded else "HubTexts")
+        assert training.lora is not None and training.lora.rank == 16
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_a_model_chooses_its_trainer(model: str) -> None:
+    assert build(f"model={model}").trainer["accelerator"] == ("cpu" if model.endswith("embedded") else "gpu")
+
+
+@pytest.mark.parametrize("group", ["adapter", "data", "logger", "quirks"])
+def test_every_other_option_composes(group: str, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a text\n")
+    for option in options(group):
+        files = [f"data.{part}.files={texts}" for part in ("train", "validation")] if option == "files" else []
+        training = build(f"{group}={option}", f"runs_dir={tmp_path}", *files)
+        assert (training.lora is None) == (group == "adapter" and option == "none")
+        assert len(training.loggers) == (1 if group == "logger" and option != "csv" else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in options("experiment")])
+def test_every_experiment_composes(name: str) -> None:
+    build(f"experiment={name}")
+
+
+@pytest.mark.parametrize("name", options("recipe"))
+def test_every_stage_of_every_recipe_composes(name: str) -> None:
+    recipe = configs.plain(composed("recipe", [f"recipe={name}"]))
+    for stage, overrides in recipe["stages"].items():
+        assert build(f"model={recipe['model']}", *overrides).stage.name == stage
+
+
+@pytest.mark.parametrize("name", options("evaluation"))
+def test_every_evaluation_suite_is_built(name: str) -> None:
+    suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none"]))["evaluation"]
+    for task in configs.build(suite["tasks"], "evaluation.tasks").values():
+        assert task.label and task.metric
+
+
+def test_the_papers_settings_are_the_defaults_of_full_size_models() -> None:
+    mntp, simcse = build("model=llama3-8b", "stage=mntp").stage, build("model=llama3-8b", "stage=simcse").stage
+    assert (mntp.max_steps, mntp.batch_size, mntp.block_length, mntp.learning_rate) == (1000, 32, 512, 5e-5)
+    assert (mntp.masking_strategy, mntp.masking_probability, mntp.mask_token) == ("bert", 0.2, "_")
+    assert (simcse.max_steps, simcse.batch_size, simcse.max_length, simcse.learning_rate) == (1000, 128, 128, 3e-5)
+    assert (simcse.temperature, simcse.attention_dropout) == (0.05, 0.3)
+
+
+def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line() -> None:
+    mistral = build("model=mistral-7b", "stage=mntp").stage
+    assert (mistral.masking_strategy, mistral.masking_probability) == ("all", 0.8)
+    assert build("model=mistral-7b", "stage=mntp", "stage.masking_probability=0.2").stage.masking_probability == 0.2
+    assert build("model=s-llama-1.3b", "stage=simcse").stage.batch_size == 32
+    assert build("model=s-llama-1.3b", "stage=simcse", "quirks=llm2vec").stage.batch_size == 128
+
+
+def test_the_quirks_of_the_reference_are_opt_in() -> None:
+    assert build("stage=mntp").stage.schedule_epochs is None
+    quirky = build("stage=mntp", "quirks=llm2vec").stage
+    assert (quirky.schedule_epochs, quirky.padding_side) == (3, "left")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: file.relative_to(CONF).as_posix())
+def test_every_config_says_what_it_is(file: Path) -> None:
+    assert file.read_text().startswith("#") or file.parent.name == "help"
+    assert OmegaConf.load(file) is not None
+
+
+MISTAKES = [
+    (["stage.max_steps=abc"], "stage.max_steps=abc: .*integer"),
+    (["stage.learning_rate=-1"], "stage.learning_rate=-1: .*greater than 0"),
+    (["stage.masking_probability=1.5"], "stage.masking_probability=1.5"),
+    (["stage.masking_strategy=foo"], "stage.masking_strategy=foo: .*'bert' or 'all'"),
+    (["+stage.max_step=3"], r"stage.max_step: no such setting \(did you mean max_steps\?\)"),
+    (["+trainer.max_stepz=3"], r"trainer.max_stepz: no such setting \(did you mean max_steps\?\)"),
+    (["trainer.precision=bf17"], "trainer.precision=bf17"),
+    (["adapter.lora.rank=0"], "adapter.lora.rank must be at least 1"),
+    (["adapter.init=old"], "adapter.init=old: expected new or continue"),
+    (["model.dtype=float8"], "model.dtype=float8"),
+    (["+model.stages.mntp.batch=3"], r"model.stages.mntp.batch: no such setting \(did you mean batch_size\?\)"),
+    (["data=files"], "data.train.files: must be given"),
+    (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
+    (["stage=simcse", "trainer=fsdp", "stage.micro_batch_tokens=100"], "stage.micro_batch_tokens: sharded"),
+    (["quirks=llm2vec", "stage.schedule_steps=100"], "exclude each other"),
+    (["seed=-1"], "seed=-1"),
+    (["data.workers=-1"], "data.workers=-1"),
+    (["stage._target_=l2v.stages.mntp.MTNP"], "l2v.stages.mntp has no MTNP"),
+    (["stage._target_=l2v.stages.nope.MNTP"], "cannot be imported"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES, ids=[" ".join(o) for o, _ in MISTAKES])
+def test_a_wrong_setting_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(L2VError, match=message) as error:
+        build(*overrides)
+    assert "\n" not in str(error.value)
+
+
+COMPOSITION_MISTAKES = [
+    (["stage.max_step=3"], "stage.max_step: no such setting (did you mean stage.max_steps?)"),
+    (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse"),
+    (["model=llama3-8"], "model=llama3-8: no such option (did you mean llama3-8b?)"),
+    (["trainr=gpu"], "trainr: no such setting (did you mean trainer"),
+    (["foo"], "foo: cannot be read; an override is key=value"),
+    (["stage.max_steps="], "stage.max_steps"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "line"), COMPOSITION_MISTAKES, ids=[" ".join(o) for o, _ in COMPOSITION_MISTAKES])
+def test_a_typo_is_told_in_one_line(overrides: list[str], line: str) -> None:
+    with pytest.raises(Exception) as error:  # noqa: PT011: hydra and l2v raise many types
+        build(*overrides)
+    told = configs.one_line(error.value, CONF)
+    assert told.startswith(line)
+    assert "\n" not in told
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_an_error_on_the_command_line_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = command("train.py", f"runs_dir={tmp_path}", "model.source=/no/such/model")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.strip() == (
+        "error: model.source=/no/such/model: no such file or folder (and not a hub id of the form owner/name)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = command("train.py", f"runs_dir={tmp_path}", "model.source=/no/such/model", "debug=true")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train.py", "recipe.py", "evaluate.py"])
+def test_help_shows_groups_and_imports_no_torch(name: str) -> None:
+    code = f"import sys, runpy; sys.argv = ['{name}', '--help']\ntry: runpy.run_path('{name}', run_name='__main__')\n"
+    code += "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    done = command("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "Groups" in done.stdout and "Examples" in done.stdout
+
+
+def test_init_from_a_run_takes_its_model(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"overrides": ["model=llama3-8b", "model.dtype=float16", "seed=3"]}')
+    arguments = ["stage=simcse", f"init_from={tmp_path}"]
+    assert configs.with_model_of_init(arguments) == [*arguments, "model=llama3-8b", "model.dtype=float16"]
+    given = [*arguments, "model=mistral-7b"]
+    assert configs.with_model_of_init(given) == given
+
+
+def test_overrides_on_resume_change_the_saved_config() -> None:
+    saved = OmegaConf.create(yaml.safe_dump({"stage": {"max_steps": 10, "batch_size": 3}, "trainer": {"devices": 1}}))
+    new = OmegaConf.create({"stage": {"max_steps": 20, "batch_size": 32}, "trainer": {"devices": 4, "strategy": "ddp"}})
+    merged = configs.merge_overrides(saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"])
+    assert merged == {"stage": {"max_steps": 20, "batch_size": 3}, "trainer": {"devices": 4, "strategy": "ddp"}}

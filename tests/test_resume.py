@@ -1,0 +1,142 @@
+"""A run that is stopped and resumed is the run that never stopped, bit for bit."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from launch import Batches, Tiny
+from lightning.pytorch.callbacks import Callback
+
+from l2v.errors import L2VError, Stopped
+from l2v.runs import Run
+
+
+class SignalAt(Callback):
+    """Sends this process a signal in the middle of training."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    return Tiny(tmp_path, tiny_model, monkeypatch)
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}/{number}")
+    else:
+        assert a == b, where
+
+
+def assert_same_training(straight: Path, stopped: Path) -> None:
+    one, two = checkpoint(straight), checkpoint(stopped)
+    assert one["global_step"] == two["global_step"] == 20
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "tokens"):
+        assert_equal(one[part], two[part], part)
+    losses = [
+        [(row["step"], row["train/loss"]) for row in metrics(run) if "train/loss" in row] for run in (straight, stopped)
+    ]
+    assert losses[0] == losses[1]
+    validations = [
+        [(row["step"], row["validation/loss"]) for row in metrics(run) if "validation/loss" in row]
+        for run in (straight, stopped)
+    ]
+    # the stop itself validates nothing, and the resumed part does not start with a validation
+    assert validations[0] == validations[1]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    import json
+
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["mntp", "simcse"])
+@pytest.mark.parametrize("stop_after", [10, 13])
+def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, stop_after: int) -> None:
+    settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
+    whole, first, second = Batches(), Batches(), Batches()
+    straight = tiny.train("straight", stage, *settings, callbacks=[whole])
+    with pytest.raises(Stopped) as stop:
+        tiny.train("stopped", stage, *settings, callbacks=[first, SignalAt(stop_after, signal.SIGTERM)])
+    assert stop.value.signal == signal.SIGTERM
+    stopped = tiny.folder / "runs" / "stopped"
+    assert Run(stopped).record()["status"] == "stopped"
+    assert checkpoint(stopped)["global_step"] == stop_after
+    tiny.resume(stopped, callbacks=[second])
+    assert first.ids + second.ids == whole.ids
+    assert_same_training(straight, stopped)
+    assert Run(stopped).is_finished
+
+
+def test_ten_steps_then_ten_more_equal_twenty(tiny: Tiny) -> None:
+    settings = ["stage.schedule_steps=20", "stage.attention_dropout=0.3"]
+    straight = tiny.train("straight", "simcse", "stage.max_steps=20", *settings)
+    parts = tiny.train("parts", "simcse", "stage.max_steps=10", *settings)
+    tiny.resume(parts, "stage.max_steps=20")
+    assert_same_training(straight, parts)
+    a, b = (Run(run).lineage() for run in (straight, parts))
+    assert a.adapter is not None and b.adapter is not None and a.adapter.hash == b.adapter.hash
+
+
+def test_resume_with_accumulated_gradients(tiny: Tiny) -> None:
+    settings = ["stage.max_steps=20", "trainer.accumulate_grad_batches=2"]
+    straight = tiny.train("straight", "mntp", *settings)
+    with pytest.raises(Stopped):
+        tiny.train("stopped", "mntp", *settings, callbacks=[SignalAt(7, signal.SIGINT)])
+    tiny.resume(tiny.folder / "runs" / "stopped")
+    assert_same_training(straight, tiny.folder / "runs" / "stopped")
+
+
+def test_another_seed_is_another_run(tiny: Tiny) -> None:
+    one, two = (checkpoint(tiny.train(f"seed-{s}", "mntp", "stage.max_steps=2", f"seed={s}")) for s in (0, 1))
+    assert any(not torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
+
+
+def test_a_run_without_checkpoint_cannot_be_resumed(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(L2VError, match="no checkpoint"):
+        tiny.resume(run)
+
+
+def test_a_damaged_checkpoint_is_told(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"half a file")
+    with pytest.raises(L2VError, match=r"last\.ckpt: not a checkpoint"):
+        tiny.resume(run, "stage.max_steps=2")
+
+
+def test_a_finished_run_needs_more_steps_to_go_on(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    with pytest.raises(L2VError, match=r"raise stage\.max_steps"):
+        tiny.resume(run)
+
+
+def test_a_checkpoint_of_another_adapter_does_not_load(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    with pytest.raises(L2VError, match="does not fit"):
+        tiny.resume(run, "stage.max_steps=2", "adapter.lora.target_modules=[q_proj]")

@@ -1,0 +1,284 @@
+"""What a finished run holds, and how the next stage starts from it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from launch import Batches, Tiny
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+from tiny import SENTENCES, make_tiny_model
+from transformers import AutoModelForCausalLM
+
+from l2v import Encoder
+from l2v.backbone import Backbone, Lora
+from l2v.data.collate import MaskedBlocks
+from l2v.errors import L2VError
+from l2v.loop import AtomicCheckpointIO, RunLogger
+from l2v.runs import Run, Start
+from l2v.sources import folder_hash, locate
+from l2v.stages.mntp import MNTP
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    return Tiny(tmp_path, tiny_model, monkeypatch)
+
+
+class Keep(Callback):
+    """Keeps the stage, and what it was at the first step."""
+
+    stage: Any
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stage = pl_module
+        self.horizon = self.stage.horizon()
+        self.weights = {k: v.clone() for k, v in pl_module.state_dict().items() if "lora_" in k}
+
+
+def test_a_run_is_self_contained(tiny: Tiny) -> None:
+    run = Run(tiny.train("one", "mntp", "stage.max_steps=7"))
+    record, lineage = run.record(), run.lineage()
+    assert record["status"] == "finished" and record["step"] == 7
+    assert record["proof"]["attention"] == "bidirectional" and record["proof"]["backward_change"] > 1e-3
+    assert record["versions"]["torch"] == torch.__version__
+    assert lineage.base_hash == "sha256:" + folder_hash(tiny.model)
+    assert lineage.adapter is not None and lineage.adapter.hash == folder_hash(run.adapter)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 8))
+    assert [row["step"] for row in rows if "validation/loss" in row] == [0, 5, 7]
+    with (run.folder / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    for name in ("last.ckpt", "best.ckpt"):
+        state = torch.load(run.checkpoints / name, weights_only=True)["state_dict"]
+        assert state and all("lora_" in key for key in state)
+    assert "stage:" in (run.folder / "config.yaml").read_text()
+
+
+def test_a_moved_run_still_encodes_and_starts_the_next_stage(tiny: Tiny) -> None:
+    first = tiny.train("mntp", "mntp", "stage.max_steps=2")
+    second = tiny.train("simcse", "simcse", "stage.max_steps=2", f"init_from={first}")
+    before = Encoder.from_pretrained(second).encode(SENTENCES)
+    moved = second.rename(tiny.folder / "moved")
+    assert np.array_equal(Encoder.from_pretrained(moved).encode(SENTENCES), before)
+    # the base, a local folder, is recorded relative to the run
+    moved = moved.rename(tiny.folder / "runs" / "back")
+    third = tiny.train("third", "simcse", "stage.max_steps=1", f"init_from={moved}")
+    assert [record.stage for record in Run(third).lineage().merged] == ["mntp", "simcse"]
+
+
+def test_the_exported_encoder_is_the_trained_model(tiny: Tiny) -> None:
+    keep = Keep()
+    run = tiny.train("one", "simcse", "stage.max_steps=3", "stage.learning_rate=1e-2", callbacks=[keep])
+    trained = Encoder(keep.stage.backbone, max_length=32).encode(SENTENCES)
+    exported = Encoder.from_pretrained(run).encode(SENTENCES)
+    untrained = Encoder.from_pretrained(tiny.model, max_length=32).encode(SENTENCES)
+    assert np.abs(trained - exported).max() < 1e-5
+    assert np.abs(trained - untrained).max() > 1e-2
+
+
+def test_init_from_a_run_merges_its_adapter_and_starts_a_new_one(tiny: Tiny) -> None:
+    first = tiny.train("first", "mntp", "stage.max_steps=3", "stage.learning_rate=1e-2")
+    keep = Keep()
+    second = tiny.train("second", "simcse", "stage.max_steps=1", f"init_from={first}", callbacks=[keep])
+    merged = Run(second).lineage().merged
+    assert [(record.stage, record.path) for record in merged] == [("mntp", "merged/01-mntp")]
+    assert merged[0].hash == folder_hash(first / "adapter")
+    assert all(not value.any() for key, value in keep.weights.items() if "lora_B" in key)
+    start = Start.of(Run(second))
+    backbone = Backbone.load(start.base, merge=start.merge)
+    expected = Encoder.from_pretrained(first).encode(SENTENCES)
+    assert np.abs(Encoder(backbone, max_length=32).encode(SENTENCES) - expected).max() < 1e-5
+
+
+def test_init_continue_goes_on_with_the_adapter(tiny: Tiny) -> None:
+    first = tiny.train("first", "mntp", "stage.max_steps=3", "stage.learning_rate=1e-2")
+    keep = Keep()
+    second = tiny.train(
+        "second", "simcse", "stage.max_steps=1", f"init_from={first}", "adapter.init=continue", callbacks=[keep]
+    )
+    assert Run(second).lineage().merged == []
+    saved = load_file(first / "adapter" / "adapter_model.safetensors")
+    began = {key.removeprefix("backbone.decoder.").replace(".default", ""): value for key, value in keep.weights.items()}
+    assert began.keys() == saved.keys()
+    assert all(torch.equal(began[key], saved[key]) for key in saved)
+
+
+def test_init_from_a_plain_adapter_folder(tiny: Tiny) -> None:
+    first = tiny.train("first", "mntp", "stage.max_steps=2", "stage.learning_rate=1e-2")
+    folder = (first / "adapter").rename(tiny.folder / "published-mntp")
+    second = tiny.train("second", "simcse", "stage.max_steps=1", f"init_from={folder}")
+    assert [record.stage for record in Run(second).lineage().merged] == ["published-mntp"]
+
+
+def test_init_from_an_adapter_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    other = Backbone.load(str(make_tiny_model(tmp_path / "wide", hidden_size=64, head_dim=16)))
+    other.add_adapter(Lora())
+    other.save_adapter(tmp_path / "wide-adapter")
+    with pytest.raises(L2VError, match="does not fit the base model"):
+        tiny.train("run", "mntp", "stage.max_steps=1", f"init_from={tmp_path / 'wide-adapter'}")
+
+
+def test_continue_without_an_adapter_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(L2VError, match=r"adapter\.init=continue"):
+        tiny.train("run", "mntp", "stage.max_steps=1", "adapter.init=continue")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_full_fine_tuning_through_two_stages(tiny: Tiny, tmp_path: Path, tied: bool) -> None:
+    tiny.model = make_tiny_model(tmp_path / "model", tied=tied)
+    settings = ["adapter=none", "stage.max_steps=2", "stage.learning_rate=1e-3"]
+    first = tiny.train("first", "mntp", *settings)
+    assert not (first / "adapter").exists()
+    lineage = Run(first).lineage()
+    assert lineage.base == "encoder" and [step["stage"] for step in lineage.history] == ["mntp"]
+    # the encoder has no head of its own where it is not the embedding: the next MNTP takes the original one
+    second = tiny.train("second", "mntp", *settings, f"init_from={first}")
+    head = Encoder.from_pretrained(second, with_head=True).backbone.head
+    original = AutoModelForCausalLM.from_pretrained(tiny.model).get_output_embeddings()
+    assert head is not None and torch.equal(head.weight, original.weight)
+    changed = np.abs(Encoder.from_pretrained(first).encode(SENTENCES) - Encoder.from_pretrained(second).encode(SENTENCES))
+    assert changed.max() > 1e-4
+
+
+def test_names_are_not_taken_twice(tiny: Tiny) -> None:
+    tiny.train("run", "mntp", "stage.max_steps=1")
+    with pytest.raises(L2VError, match="finished; choose another name="):
+        tiny.train("run", "mntp", "stage.max_steps=1")
+
+
+def test_reuse_leaves_a_finished_run_with_the_same_config(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true")
+    finished = Run(run).record()["finished"]
+    tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true")
+    assert Run(run).record()["finished"] == finished
+    assert "it is reused" in capsys.readouterr().err
+    with pytest.raises(L2VError, match="finished"):
+        tiny.train("run", "mntp", "stage.max_steps=2", "reuse=true")
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tiny: Tiny) -> None:
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=1"))
+    run.update(status="running", process={**run.this_process(), "pid": 1})
+    with pytest.raises(L2VError, match="process 1 is training in it"):
+        tiny.resume(run.folder, "stage.max_steps=2")
+
+
+def test_no_run_starts_from_an_unfinished_one(tiny: Tiny) -> None:
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=1"))
+    run.update(status="stopped")
+    with pytest.raises(L2VError, match="not finished"):
+        tiny.train("next", "simcse", "stage.max_steps=1", f"init_from={run.folder}")
+
+
+def test_a_changed_base_is_noticed(tiny: Tiny, tmp_path: Path) -> None:
+    tiny.model = make_tiny_model(tmp_path / "model")
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    make_tiny_model(tmp_path / "model", initializer_range=0.1)
+    with pytest.raises(L2VError, match="is not the one it was trained on"):
+        tiny.train("next", "simcse", "stage.max_steps=1", f"init_from={run}")
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(3)}}, file)
+
+    def half(_: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(L2VError, match=r"No space left on device.*the one before is kept"):
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, file)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(file)["state_dict"]["a"], torch.ones(3))
+    assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_with_code_in_it_is_not_unpickled(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "code": locate}, tmp_path / "evil.ckpt")
+    with pytest.raises(L2VError, match="not a checkpoint that l2v wrote"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_metrics_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 2.0, "train/loss": 3.0}\n{"step": 2, "ti')
+    logger = RunLogger(tmp_path)
+    logger.start(1)
+    assert logger.last() == {"step": 1, "time": 2.0, "train/loss": 3.0}
+
+
+def test_validation_hides_the_same_tokens_every_time(tiny: Tiny) -> None:
+    class Hidden(Batches):
+        def on_validation_batch_start(self, trainer: Any, stage: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+            self.ids.append(batch["labels"].tolist())
+
+    hidden = Hidden()
+    tiny.train("one", "mntp", "stage.max_steps=10", callbacks=[hidden])
+    # eight rows in batches of four: two batches at steps 0, 5 and 10, between training batches
+    batches = [ids for ids in hidden.ids if any(label == -100 for row in ids for label in row)]
+    assert batches[:2] == batches[2:4] == batches[4:6] and len(batches) == 6
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_mntp_loss_is_the_stock_shifted_loss(tmp_path: Path, tied: bool) -> None:
+    folder = make_tiny_model(tmp_path / "model", tied=tied)
+    backbone = Backbone.load(str(folder), with_head=True)
+    ids = torch.randint(2, 300, (3, 12))
+    collate = MaskedBlocks(0.4, "bert", backbone.tokenizer.get_vocab()["_"], 300, (0, 1), seed=0)
+    batch = collate([(row.tolist(), key) for key, row in enumerate(ids)])
+    stock = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    stock.config.is_causal = False
+    for module in stock.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    expected = stock(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    logits, targets = backbone.predict_masked(batch["input_ids"], batch["attention_mask"], batch["labels"])
+    assert len(targets) == (batch["labels"] != -100).sum()
+    assert torch.allclose(torch.nn.functional.cross_entropy(logits, targets), expected, atol=1e-5)
+
+
+def test_the_schedule_of_the_reference_spans_three_passes(tiny: Tiny) -> None:
+    keep, plain = Keep(), Keep()
+    tiny.train("plain", "mntp", "stage.max_steps=4", callbacks=[plain])
+    tiny.train("quirks", "mntp", "stage.max_steps=4", "quirks=llm2vec", callbacks=[keep])
+    assert plain.horizon == 4
+    assert keep.horizon == 3 * (len(keep.stage.trainer.datamodule.train_rows) // 4) > 4
+
+
+def test_views_without_dropout_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(L2VError, match=r"two views of a text are the same.*stage\.attention_dropout"):
+        tiny.train("one", "simcse", "stage.attention_dropout=0", "adapter.lora.dropout=0", "stage.max_steps=1")
+
+
+def test_micro_batches_change_no_gradient(tiny: Tiny) -> None:
+    settings = ["stage.max_steps=2", "stage.learning_rate=1e-2", "stage.attention_dropout=0", "adapter.lora.dropout=0"]
+    runs = []
+    for name, tokens in (("whole", "null"), ("split", "24")):
+        with tiny.patch.context() as patch:
+            patch.setattr("l2v.stages.simcse.SimCSE._check_views", lambda *_: None)
+            runs.append(tiny.train(name, "simcse", *settings, f"stage.micro_batch_tokens={tokens}"))
+    whole, split = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert all(torch.allclose(whole[key], split[key], atol=1e-6) for key in whole)
+
+
+def test_a_mask_token_that_is_no_token_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(L2VError, match=r"stage\.mask_token='no such' is not one token"):
+        tiny.train("one", "mntp", "stage.mask_token=no such", "stage.max_steps=1")
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(L2VError, match=r"stage\.batch_size=4000"):
+        tiny.train("one", "simcse", "stage.batch_size=4000", "stage.max_steps=1")
+
+
+def test_stage_settings_that_exclude_each_other() -> None:
+    settings = {"name": "mntp", "batch_size": 2, "max_steps": 10, "learning_rate": 1e-3}
+    with pytest.raises(L2VError, match="exclude each other"):
+        MNTP(**settings, schedule_steps=5, schedule_epochs=3)
+    with pytest.raises(L2VError, match="warmup_steps"):
+        MNTP(**settings, warmup_steps=10)
