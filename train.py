@@ -50,7 +50,7 @@ def main(composed: DictConfig) -> None:
                 return
             resume = (run.checkpoints / "last.ckpt").exists()
         if not resume:
-            run.create(OmegaConf.to_yaml(composed), _record(config, wanted))
+            run.create(OmegaConf.to_yaml(composed, resolve=True), _record(config, wanted))
             start.settle(run)
     os.environ[_RUN_DIR] = str(run.folder)
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -129,14 +130,21 @@ class Backbone(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
             config = AutoConfig.from_pretrained(place.path, **arguments)
             if getattr(config, "is_encoder_decoder", False):
-                raise L2VError(f"model.source={named.name}: an encoder-decoder ({config.model_type}); expected a decoder")
+                raise L2VError(
+                    f"model.source={named.name}: an encoder-decoder ({config.model_type}); expected a decoder"
+                )
             if with_head:
                 decoder, head = _with_head(place, head_source, loaded_dtype, arguments)
             else:
-                decoder, head = AutoModel.from_pretrained(place.path, dtype=loaded_dtype, **arguments), None
+                decoder, info = AutoModel.from_pretrained(
+                    place.path, dtype=loaded_dtype, output_loading_info=True, **arguments
+                )
+                if info["missing_keys"]:
+                    raise _missing(place, info["missing_keys"], "expected all the weights of its config")
+                head = None
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "right"
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
@@ -147,9 +155,10 @@ class Backbone(nn.Module):
             _set_attention_dropout(decoder, attention_dropout)
         proof = _choose_attn_implementation(decoder, attn_implementation, attention, partial)
         if gradient_checkpointing:
-            decoder.gradient_checkpointing_enable({"use_reentrant": False})
-        decoder.eval()
-        return Backbone(decoder, tokenizer, head=head, source=named, proof=proof, attention=attention)
+            with _quiet():
+                decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone = Backbone(decoder, tokenizer, head=head, source=named, proof=proof, attention=attention)
+        return backbone.eval()
 
     @property
     def config(self) -> Any:
@@ -241,9 +250,11 @@ class Backbone(nn.Module):
             bias="none",
         )
         try:
-            self.decoder = get_peft_model(cast(PreTrainedModel, self.decoder), config)
+            with _quiet():
+                adapted = get_peft_model(cast(PreTrainedModel, self.decoder), config)
         except ValueError as error:
             raise L2VError(f"adapter.lora.target_modules={lora.target_modules}: {error}") from None
+        self.decoder = adapted.train(self.decoder.training)  # PEFT puts new modules into training mode
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
         """Put a saved adapter on the decoder. Its keys must fit exactly."""
@@ -278,15 +289,17 @@ def _with_head(
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
     whole, info = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
     head = whole.get_output_embeddings()
-    if info["missing_keys"]:
-        if head_source is None:
-            raise L2VError(
-                f"model.source={place.name}: {len(info['missing_keys'])} weights are missing, e.g. "
-                f"{min(info['missing_keys'])}; expected a decoder with an output head"
-            )
+    if missing := set(info["missing_keys"]):
+        own = {id(p) for p in head.parameters()}
+        if head_source is None or not missing <= {name for name, p in whole.named_parameters() if id(p) in own}:
+            raise _missing(place, missing, "expected a decoder with an output head")
         origin = _dequantized(head_source) if head_source.gguf_file and head_source.is_local else head_source
         _, head = _with_head(origin, None, dtype, {**arguments, **origin.arguments()})
     return cast(PreTrainedModel, whole.base_model), head
+
+
+def _missing(place: Source, keys: Collection[str], expected: str) -> L2VError:
+    return L2VError(f"model.source={place.name}: {len(keys)} weights are missing, e.g. {min(keys)}; {expected}")
 
 
 def _dequantized(place: Source) -> Source:
@@ -318,14 +331,19 @@ def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pe
     file = folder / _ADAPTER_WEIGHTS
     if not file.exists():
         raise L2VError(f"{folder}: no {_ADAPTER_WEIGHTS}, so it holds no adapter")
-    config = LoraConfig.from_pretrained(str(folder))
+    if not (folder / "adapter_config.json").exists():
+        raise L2VError(f"{folder}: no adapter_config.json, so it holds no adapter")
+    try:
+        config, weights = LoraConfig.from_pretrained(str(folder)), load_file(file)
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise L2VError(f"{folder}: the adapter is damaged ({_first_line(error)})") from None
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:
-        adapted = get_peft_model(decoder, config)
+        with _quiet():
+            adapted = get_peft_model(decoder, config)
     except ValueError as error:
         raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {error}") from None
-    weights = load_file(file)
     expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
     found = {k: v.shape for k, v in weights.items()}
     if expected != found:
@@ -336,7 +354,7 @@ def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pe
             f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
         )
     set_peft_model_state_dict(adapted, weights)
-    return cast(PeftModel, adapted)
+    return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
 
 
 def _shape(shape: torch.Size | None) -> str:
@@ -374,7 +392,7 @@ def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:
     for module in decoder.modules():
         for name in names:
             value = getattr(module, name, None)
-            if isinstance(value, float):
+            if isinstance(value, float | int):
                 setattr(module, name, probability)
                 found = True
             elif isinstance(value, nn.Dropout):
@@ -410,7 +428,7 @@ def _told_as_one_line(source: Source):
         raise
     except json.JSONDecodeError as error:
         raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         where = f"model.source={source.name}"
         if source.is_local:
             raise L2VError(f"{where}: cannot be loaded as a decoder: {_first_line(error)}") from error
@@ -425,13 +443,15 @@ def _quiet():
     """Without transformers' own progress bars and reports: the entry points have theirs."""
     from transformers.utils import logging
 
-    warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
     getLogger("huggingface_hub").setLevel(ERROR)  # it reports every retry
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # it has a new name in newer versions, and works in all that l2v supports
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

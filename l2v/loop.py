@@ -16,7 +16,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
 from rich.progress import Progress, TaskID, TextColumn
 
 from l2v.errors import L2VError
@@ -111,7 +110,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(draft, target)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             draft.unlink(missing_ok=True)
-            raise L2VError(f"{target}: cannot be saved ({str(error).splitlines()[0]}); the one before is kept") from error
+            raise L2VError(
+                f"{target}: cannot be saved ({str(error).splitlines()[0]}); the one before is kept"
+            ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
@@ -191,9 +192,14 @@ class GracefulStop(Callback):
             self._before[number] = signal.signal(number, self._note)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if batches % trainer.accumulate_grad_batches:
+            return  # gradients of a half-done step would be lost
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
+            if batches % trainer.val_check_batch:
+                trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()

@@ -25,12 +25,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import yaml
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from l2v.errors import L2VError
 from l2v.sources import Lineage, read_json, write_json, write_text
@@ -92,7 +92,9 @@ def print_scores(folders: Sequence[Path]) -> None:
         table.add_column(f"{score['label']}\n[dim]{score['metric']}", justify="right")
     best = {}
     for task in tasks:
-        scores = [row["scores"][task] for row in rows if task in row["scores"] and row["scores"][task]["value"] is not None]
+        scores = [
+            row["scores"][task] for row in rows if task in row["scores"] and row["scores"][task]["value"] is not None
+        ]
         choose = max if all(score["higher_is_better"] for score in scores) else min
         best[task] = choose((score["value"] for score in scores), default=None)
     for row in rows:

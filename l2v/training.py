@@ -173,9 +173,7 @@ def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: Gracefu
         callbacks=[
             *([StageProgress()] if training.show else []),
             *training.callbacks,
-            ModelCheckpoint(
-                run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False
-            ),
+            ModelCheckpoint(run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False),
             SaveLast(run.checkpoints / LAST, saved),
             stop,
         ],
@@ -228,7 +226,9 @@ def export(training: Training, run: Run, start: Start) -> None:
     expected = trainable_parameters(backbone)
     if weights.keys() != expected.keys():
         odd = sorted(weights.keys() ^ expected.keys())
-        raise L2VError(f"{run.last_checkpoint()}: {len(odd)} trainable tensors are missing or unexpected, e.g. {odd[0]}")
+        raise L2VError(
+            f"{run.last_checkpoint()}: {len(odd)} trainable tensors are missing or unexpected, e.g. {odd[0]}"
+        )
     backbone.load_state_dict(weights, strict=False)
     if backbone.has_adapter:
         backbone.save_adapter(run.adapter)
@@ -284,7 +284,6 @@ def _quiet() -> None:
 
 _KNOWN_WARNINGS = (
     ".*does not have many workers.*",
-    ".*`is_gradient_checkpointing` is deprecated.*",
     ".*exists and is not empty.*",
     ".*treespec, LeafSpec.*",
     ".*your dataloader is not resumable.*",  # it is: its order is a function of the step

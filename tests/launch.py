@@ -48,7 +48,9 @@ class Tiny:
 
     def __init__(self, folder: Path, model: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self.model, self.patch = folder, model, patch
-        texts = [" ".join(SENTENCES[(row + shift) % len(SENTENCES)] for shift in range(1 + row % 3)) for row in range(60)]
+        texts = [
+            " ".join(SENTENCES[(row + shift) % len(SENTENCES)] for shift in range(1 + row % 3)) for row in range(60)
+        ]
         for part in ("train", "held_out"):
             (folder / f"{part}.txt").write_text("\n".join(texts if part == "train" else texts[:20]) + "\n")
 

@@ -138,7 +138,9 @@ COMPOSITION_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "line"), COMPOSITION_MISTAKES, ids=[" ".join(o) for o, _ in COMPOSITION_MISTAKES])
+@pytest.mark.parametrize(
+    ("overrides", "line"), COMPOSITION_MISTAKES, ids=[" ".join(o) for o, _ in COMPOSITION_MISTAKES]
+)
 def test_a_typo_is_told_in_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(Exception) as error:  # noqa: PT011: hydra and l2v raise many types
         build(*overrides)

@@ -16,13 +16,14 @@ from l2v.runs import Run
 
 
 class SignalAt(Callback):
-    """Sends this process a signal in the middle of training."""
+    """Sends this process a signal, once, in the middle of training."""
 
     def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
+        self.step, self.number, self.sent = step, number, False
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.step - 1:
+        if trainer.global_step == self.step - 1 and not self.sent:
+            self.sent = True
             os.kill(os.getpid(), self.number)
 
 
@@ -64,7 +65,7 @@ def assert_same_training(straight: Path, stopped: Path) -> None:
         [(row["step"], row["validation/loss"]) for row in metrics(run) if "validation/loss" in row]
         for run in (straight, stopped)
     ]
-    # the stop itself validates nothing, and the resumed part does not start with a validation
+    # neither the stop nor the resumed part adds a validation
     assert validations[0] == validations[1]
 
 

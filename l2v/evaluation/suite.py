@@ -46,7 +46,9 @@ class Subject:
         return f"{weights}:{self.attention}:{self.pooling}"
 
 
-def evaluate(subject: Subject, tasks: dict[str, Task], *, suite: str, folder: Path, show: bool = True) -> dict[str, Any]:
+def evaluate(
+    subject: Subject, tasks: dict[str, Task], *, suite: str, folder: Path, show: bool = True
+) -> dict[str, Any]:
     """Score an encoder on every task and write ``folder/evaluation/<suite>.json``.
 
     A result that is there already, of the same weights, tasks and settings, is returned and said so.

@@ -85,7 +85,9 @@ class Stage(L.LightningModule):
         self._begin = 0.0
         self._sums: dict[str, Tensor] = {}
         if schedule_steps is not None and schedule_epochs is not None:
-            raise L2VError("stage.schedule_steps and stage.schedule_epochs (quirks=llm2vec) exclude each other; set one")
+            raise L2VError(
+                "stage.schedule_steps and stage.schedule_epochs (quirks=llm2vec) exclude each other; set one"
+            )
         if warmup_steps >= max_steps:
             raise L2VError(f"stage.warmup_steps={warmup_steps} leaves nothing of stage.max_steps={max_steps}")
         if attention_dropout is not None and attention_dropout >= 1:
@@ -198,4 +200,3 @@ class Stage(L.LightningModule):
                 "resume with the settings of adapter= that the run began with"
             )
         self._tokens = checkpoint["tokens"]
-
