@@ -1,5 +1,6 @@
 """Stages in a row with an evaluation after each: ``python recipe.py recipe=demo``; ``--help`` shows the settings."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from l2v.errors import L2VError, Stopped
 from l2v.progress import console
 
 _HERE = Path(__file__).parent
-_SIGNALLED = (130, 143)
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(composed: DictConfig) -> None:
@@ -52,13 +53,21 @@ def _init(previous: Path | None) -> list[str]:
 
 
 def _train(arguments: list[str]) -> None:
-    """Train in a process of its own: a stage leaves no memory behind, and trains as it would by hand."""
+    """Train in a process of its own: a stage leaves no memory behind, and trains as it would by hand.
+
+    The process has its own group, so that Ctrl-C reaches it once, through this one: a second signal would stop it at
+    once instead of after saving.
+    """
+    process = subprocess.Popen([sys.executable, str(_HERE / "train.py"), *arguments], process_group=0)
+    before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in _STOPPING}
     try:
-        code = subprocess.run([sys.executable, str(_HERE / "train.py"), *arguments], check=False).returncode
-    except KeyboardInterrupt:
-        code = _SIGNALLED[0]
-    if code in _SIGNALLED or -code in (2, 15):
-        raise Stopped(abs(code) % 128, "stopped; the same command goes on from here")
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in _STOPPING:
+        if code in (-number, 128 + number):
+            raise Stopped(number, "stopped; the same command goes on from here")
     if code != 0:
         raise L2VError(f"the stage failed (exit code {code}); its message is above")
 

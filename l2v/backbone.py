@@ -3,7 +3,7 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -28,6 +28,7 @@ from l2v.bidirectional import Attention, Proof, accepts_position_ids, prove, set
 from l2v.errors import L2VError
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
+from l2v.progress import say
 from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -148,7 +149,7 @@ class Backbone(nn.Module):
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
-        decoder = decoder.to(device=device, dtype=getattr(torch, dtype))
+        cast(nn.Module, decoder).to(device=device, dtype=getattr(torch, dtype))
         if head is not None:
             head.to(device=device, dtype=getattr(torch, dtype))
         if attention_dropout is not None:
@@ -264,7 +265,8 @@ class Backbone(nn.Module):
         """Merge the adapter into the decoder's weights, in float32, and take it off."""
         decoder = cast(PeftModel, self.decoder)
         dtype = next(p.dtype for n, p in decoder.named_parameters() if "lora_" not in n and p.is_floating_point())
-        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload()).to(dtype)
+        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
+        cast(nn.Module, self.decoder).to(dtype)
 
     def save_adapter(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""
@@ -279,7 +281,7 @@ class Backbone(nn.Module):
         if self.has_adapter:
             raise RuntimeError("merge the adapter before saving the decoder")
         with _quiet():
-            self.decoder.save_pretrained(folder)
+            self.decoder.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(folder)
 
 
@@ -287,7 +289,8 @@ def _with_head(
     place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, nn.Module]:
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
-    whole, info = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    whole, info = loaded
     head = whole.get_output_embeddings()
     if missing := set(info["missing_keys"]):
         own = {id(p) for p in head.parameters()}
@@ -310,6 +313,7 @@ def _dequantized(place: Source) -> Source:
     folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
     if not (folder / "config.json").exists():
         arguments = place.arguments()
+        say(f"unpacking {place.name} into the cache, once; some 15 seconds for 135M parameters")
         tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
         model = AutoModelForCausalLM.from_pretrained(place.path, dtype=torch.float32, **arguments)
         # the weights are plain tensors by now, but a model that is marked as quantized refuses to be saved
@@ -420,7 +424,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _told_as_one_line(source: Source):
+def _told_as_one_line(source: Source) -> Iterator[None]:
     """Turn the many ways in which a model cannot be loaded into one line each."""
     try:
         yield
@@ -439,7 +443,7 @@ def _told_as_one_line(source: Source):
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Without transformers' own progress bars and reports: the entry points have theirs."""
     from transformers.utils import logging
 

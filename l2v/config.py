@@ -53,7 +53,7 @@ def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
         sys.argv[1:] = with_model_of_init(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(guarded)()
     except KeyboardInterrupt:
-        say("interrupted before there was anything to save")
+        say("interrupted; what was saved before is kept")
         sys.exit(130)
     except SystemExit:
         if not failures:
@@ -174,7 +174,7 @@ def merge_overrides(saved: DictConfig, composed: DictConfig, given: list[str]) -
 
     An override of a group (trainer=ddp) replaces the whole group.
     """
-    merged = OmegaConf.create(OmegaConf.to_container(saved))
+    merged = saved.copy()
     for override in given:
         key = override.lstrip("+~").split("=", 1)[0]
         if key not in ("resume", "debug"):

@@ -198,7 +198,7 @@ class GracefulStop(Callback):
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             self.signal = self.signal or signal.SIGTERM
             trainer.should_stop = True
-            if batches % trainer.val_check_batch:
+            if batches % int(trainer.val_check_batch or 1):
                 trainer.limit_val_batches = 0  # Lightning would validate once more before it stops
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -90,20 +90,21 @@ def print_scores(folders: Sequence[Path]) -> None:
     for task in tasks:
         score = next(row["scores"][task] for row in rows if task in row["scores"])
         table.add_column(f"{score['label']}\n[dim]{score['metric']}", justify="right")
-    best = {}
-    for task in tasks:
-        scores = [
-            row["scores"][task] for row in rows if task in row["scores"] and row["scores"][task]["value"] is not None
-        ]
-        choose = max if all(score["higher_is_better"] for score in scores) else min
-        best[task] = choose((score["value"] for score in scores), default=None)
+    best = {task: _best([row["scores"][task] for row in rows if task in row["scores"]]) for task in tasks}
     for row in rows:
-        values = [row["scores"].get(task, {}).get("value") for task in tasks]
-        cells = ["-" if value is None else f"{value:.4f}" for value in values]
-        marked = [f"[bold]{c}[/]" if v is not None and v == best[t] and len(rows) > 1 else c
-                  for c, v, t in zip(cells, values, tasks, strict=True)]  # fmt: skip
-        table.add_row(escape(row["label"]), *marked)
+        values = {task: row["scores"].get(task, {}).get("value") for task in tasks}
+        cells = ["-" if value is None else f"{value:.4f}" for value in values.values()]
+        mark = [len(rows) > 1 and value is not None and value == best[task] for task, value in values.items()]
+        table.add_row(
+            escape(row["label"]), *(f"[bold]{cell}[/]" if b else cell for cell, b in zip(cells, mark, strict=True))
+        )
     Console().print(table)
+
+
+def _best(scores: list[dict[str, Any]]) -> float | None:
+    values = [score["value"] for score in scores if score["value"] is not None]
+    choose = max if all(score["higher_is_better"] for score in scores) else min
+    return choose(values, default=None)
 
 
 @dataclass(frozen=True)

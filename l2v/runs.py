@@ -100,8 +100,8 @@ class Run:
             raise L2VError(f"name={self.folder.name}: the run {self.folder} is finished; choose another name=")
         if (self.checkpoints / LAST).exists():
             raise L2VError(
-                f"name={self.folder.name}: the run {self.folder} exists; go on with it by resume={self.folder}, or choose "
-                "another name="
+                f"name={self.folder.name}: the run {self.folder} exists; go on with it by resume={self.folder}, or "
+                "choose another name="
             )
 
     def must_not_be_running(self) -> None:

@@ -96,16 +96,16 @@ def train(training: Training, run: Run, start: Start, *, resume: bool = False) -
     """
     try:
         _train(training, run, start, resume)
-        if rank_zero_only.rank == 0:
+        if _is_first():
             export(training, run, start)
             finish_lineage(run, training.stage.name)
             run.update(status="finished", finished=now())
     except Stopped:
-        if rank_zero_only.rank == 0:
+        if _is_first():
             run.update(status="stopped")
         raise
     except BaseException as error:
-        if rank_zero_only.rank == 0:
+        if _is_first():
             run.update(status="failed", error=str(error) or type(error).__name__)
         raise
 
@@ -246,6 +246,11 @@ def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
         convert_zero_checkpoint_to_fp32_state_dict(checkpoint, whole)
         checkpoint = whole
     return AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of the training, which writes the run's files."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _step(checkpoint: Path, run: Run) -> int:

@@ -128,7 +128,7 @@ def test_a_wrong_setting_is_named(overrides: list[str], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-COMPOSITION_MISTAKES = [
+TYPOS = [
     (["stage.max_step=3"], "stage.max_step: no such setting (did you mean stage.max_steps?)"),
     (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse"),
     (["model=llama3-8"], "model=llama3-8: no such option (did you mean llama3-8b?)"),
@@ -138,11 +138,9 @@ COMPOSITION_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "line"), COMPOSITION_MISTAKES, ids=[" ".join(o) for o, _ in COMPOSITION_MISTAKES]
-)
+@pytest.mark.parametrize(("overrides", "line"), TYPOS, ids=[" ".join(o) for o, _ in TYPOS])
 def test_a_typo_is_told_in_one_line(overrides: list[str], line: str) -> None:
-    with pytest.raises(Exception) as error:  # noqa: PT011: hydra and l2v raise many types
+    with pytest.raises(Exception) as error:
         build(*overrides)
     told = configs.one_line(error.value, CONF)
     assert told.startswith(line)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from l2v import Encoder
 from l2v.backbone import Backbone, Lora, trainable_parameters
 from l2v.data.collate import MaskedBlocks
-from l2v.errors import L2VError
+from l2v.errors import L2VError, Stopped
 from l2v.loop import AtomicCheckpointIO, RunLogger
 from l2v.losses import info_nce
 from l2v.runs import Run, Start
@@ -166,6 +168,19 @@ def test_reuse_leaves_a_finished_run_with_the_same_config(tiny: Tiny, capsys: py
     assert "it is reused" in capsys.readouterr().err
     with pytest.raises(L2VError, match="finished"):
         tiny.train("run", "mntp", "stage.max_steps=2", "reuse=true")
+
+
+def test_reuse_goes_on_with_a_stopped_run(tiny: Tiny) -> None:
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        tiny.train("run", "mntp", "stage.max_steps=6", "reuse=true", callbacks=[Stop()])
+    again = Batches()
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=6", "reuse=true", callbacks=[again]))
+    assert len(again.ids) == 2 and run.is_finished and run.record()["step"] == 6
 
 
 def test_a_run_that_is_being_trained_is_left_alone(tiny: Tiny) -> None:

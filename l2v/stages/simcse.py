@@ -1,7 +1,7 @@
 """Unsupervised contrastive training: the same text twice, through dropout (SimCSE; paper, section 2.1)."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import datasets
 import torch
@@ -63,7 +63,7 @@ class SimCSE(Stage):
             self._check_views(first.detach(), second.detach())
         documents = second
         if self.trainer.world_size > 1:
-            documents = self.all_gather(second, sync_grads=True).flatten(0, 1)
+            documents = cast(Tensor, self.all_gather(second, sync_grads=True)).flatten(0, 1)
         loss = info_nce(first, documents, self.temperature, first_positive=self.global_rank * len(first))
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss

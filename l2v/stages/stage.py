@@ -7,13 +7,13 @@ import lightning as L
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import get_scheduler
 
 from l2v.backbone import Backbone, trainable_parameters
 from l2v.bidirectional import decoder_layers
 from l2v.data.collate import Collator
-from l2v.data.order import TrainingOrder, ValidationOrder, seed_of
+from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
 from l2v.data.rows import Rows
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
@@ -113,14 +113,21 @@ class Stage(L.LightningModule):
     def loader(self, rows: Rows, *, training: bool, workers: int = 0) -> DataLoader:
         """A loader of this rank's share of the rows."""
         trainer = self.trainer
-        share = {"batch_size": self.batch_size, "rank": trainer.global_rank, "world_size": trainer.world_size}
+        rank, world_size = trainer.global_rank, trainer.world_size
+        order: Sampler[list[Pick]]
         if training:
-            # the loop counts batches as indices: it stands one before the next batch
-            first = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-            batches = self.max_steps * trainer.accumulate_grad_batches
-            order: Any = TrainingOrder(len(rows), batches=batches, first=first, seed=self.seed, **share)
+            order = TrainingOrder(
+                len(rows),
+                batch_size=self.batch_size,
+                batches=self.max_steps * trainer.accumulate_grad_batches,
+                # the loop counts batches as indices: it stands one before the next batch
+                first=trainer.fit_loop.epoch_loop.total_batch_idx + 1,
+                seed=self.seed,
+                rank=rank,
+                world_size=world_size,
+            )
         else:
-            order = ValidationOrder(len(rows), **share)
+            order = ValidationOrder(len(rows), batch_size=self.batch_size, rank=rank, world_size=world_size)
         return DataLoader(
             rows,
             batch_sampler=order,
@@ -140,7 +147,7 @@ class Stage(L.LightningModule):
     def horizon(self) -> int:
         """Optimizer steps at which the learning rate's schedule ends."""
         if self.schedule_epochs is not None:
-            rows = len(self.trainer.datamodule.train_rows)
+            rows = len(self.trainer.datamodule.train_rows)  # type: ignore[attr-defined]
             batches = rows // (self.batch_size * self.trainer.world_size)
             return self.schedule_epochs * max(1, batches // self.trainer.accumulate_grad_batches)
         return self.schedule_steps or self.max_steps

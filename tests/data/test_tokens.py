@@ -1,0 +1,95 @@
+"""Token rows: what is in them, and that they are made once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from tiny import SENTENCES, make_tiny_tokenizer
+
+from l2v.data.order import Pick
+from l2v.data.rows import Rows, spread
+from l2v.data.tokens import block_rows, text_rows
+from l2v.errors import L2VError
+
+
+@dataclass
+class Counted:
+    """Texts that count how often they are read."""
+
+    content: list[str]
+    name: str
+    reads: int = field(default=0)
+
+    def texts(self) -> Iterator[str]:
+        self.reads += 1
+        yield from self.content
+
+    def fingerprint(self) -> str:
+        return f"counted:{self.name}"
+
+
+TOKENIZER = make_tiny_tokenizer()
+EOS = TOKENIZER.eos_token_id
+
+
+def test_blocks_are_the_texts_joined_by_end_of_text() -> None:
+    data = block_rows(Counted(SENTENCES, "joined"), TOKENIZER, 16, show=False)
+    stream = [token for text in SENTENCES for token in [*TOKENIZER(text)["input_ids"], EOS]]
+    assert [token for row in data["input_ids"] for token in row] == stream[: len(stream) // 16 * 16]
+    assert {len(row) for row in data["input_ids"]} == {16}
+
+
+def test_blocks_go_across_chunks_of_texts() -> None:
+    many = SENTENCES * 400  # more than are tokenized at once
+    data = block_rows(Counted(many, "many"), TOKENIZER, 64, show=False)
+    tokens = sum(len(TOKENIZER(text)["input_ids"]) + 1 for text in SENTENCES) * 400
+    assert len(data) == tokens // 64
+
+
+def test_texts_are_a_row_each_and_cut() -> None:
+    data = text_rows(Counted([*SENTENCES, ""], "texts"), TOKENIZER, 8, show=False)
+    assert data["input_ids"][:] == [TOKENIZER(text)["input_ids"][:8] for text in SENTENCES]
+
+
+def test_texts_are_tokenized_once_and_memory_mapped() -> None:
+    source = Counted(SENTENCES, "once")
+    first = block_rows(source, TOKENIZER, 8, show=False)
+    again = block_rows(Counted(["other texts, same fingerprint"], "once"), TOKENIZER, 8, show=False)
+    assert source.reads == 1
+    assert first["input_ids"][:] == again["input_ids"][:]
+    assert again.cache_files[0]["filename"].endswith(".arrow")
+
+
+@pytest.mark.parametrize("change", ["texts", "length", "tokenizer", "kind"])
+def test_whatever_changes_the_rows_makes_new_ones(change: str) -> None:
+    block_rows(Counted(SENTENCES, "change"), TOKENIZER, 8, show=False)
+    source = Counted(SENTENCES, "changed" if change == "texts" else "change")
+    tokenizer = make_tiny_tokenizer(bos=True) if change == "tokenizer" else TOKENIZER
+    make = text_rows if change == "kind" else block_rows
+    make(source, tokenizer, 9 if change == "length" else 8, show=False)
+    assert source.reads == 1
+
+
+def test_too_little_text_is_told() -> None:
+    with pytest.raises(L2VError, match="gives no blocks of 4096 tokens"):
+        block_rows(Counted(SENTENCES, "little"), TOKENIZER, 4096, show=False)
+    # and nothing half-made is left in the cache
+    with pytest.raises(L2VError, match="gives no blocks"):
+        block_rows(Counted(SENTENCES, "little"), TOKENIZER, 4096, show=False)
+
+
+def test_a_lone_surrogate_does_not_stop_the_tokenizer() -> None:
+    assert len(text_rows(Counted(["bad \ud800 text"], "surrogate"), TOKENIZER, 64, show=False)) == 1
+
+
+def test_rows_are_read_a_batch_at_a_time_in_the_order_asked_for() -> None:
+    data = text_rows(Counted(SENTENCES, "batch"), TOKENIZER, 64, show=False)
+    rows = Rows(data).__getitems__([Pick(3, 30), Pick(0, 31), Pick(3, 32)])
+    assert rows == [(data[3]["input_ids"], 30), (data[0]["input_ids"], 31), (data[3]["input_ids"], 32)]
+
+
+def test_spread_takes_rows_from_the_whole_data() -> None:
+    data = text_rows(Counted([str(number) for number in range(100)], "spread"), TOKENIZER, 8, show=False)
+    chosen = spread(data, 4)["input_ids"][:]
+    assert chosen == [data[row]["input_ids"] for row in (0, 33, 66, 99)]
+    assert len(spread(data, 1000)) == 100

@@ -1,0 +1,86 @@
+"""Masked-token accuracy, and suites whose scores are kept while nothing changes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SENTENCES, make_tiny_model
+
+from l2v import Encoder
+from l2v.errors import L2VError
+from l2v.evaluation.masked import MaskedAccuracy
+from l2v.evaluation.suite import Subject, evaluate
+
+
+@dataclass(frozen=True)
+class Sentences:
+    def texts(self) -> Iterator[str]:
+        yield from SENTENCES * 3
+
+    def fingerprint(self) -> str:
+        return "sentences"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A task that needs no data."""
+
+    factor: int = 1
+    label: str = "Dimension"
+    metric: str = "size"
+    needs_head: bool = False
+
+    def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
+        return {"size": float(encoder.dimension * self.factor)}
+
+
+def masked(**settings: int) -> MaskedAccuracy:
+    return MaskedAccuracy(Sentences(), block_length=16, rows=8, **settings)
+
+
+def test_masked_accuracy_is_deterministic_and_does_not_depend_on_the_batch(tiny_model: Path) -> None:
+    encoder = Encoder.from_pretrained(tiny_model, with_head=True)
+    first, again, small = masked().run(encoder), masked().run(encoder), masked(batch_size=3).run(encoder)
+    assert first == again
+    assert first["accuracy"] == small["accuracy"] and first["loss"] == pytest.approx(small["loss"], abs=1e-5)
+    assert 8 * 16 * 0.05 < first["tokens"] < 8 * 16 * 0.4
+
+
+def test_a_model_that_knows_the_hidden_tokens_scores_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.from_pretrained(tiny_model, with_head=True)
+
+    def all_knowing(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = labels[labels != -100]
+        return torch.nn.functional.one_hot(targets, 384).float() * 100, targets
+
+    monkeypatch.setattr(encoder.backbone, "predict_masked", all_knowing)
+    assert masked().run(encoder)["accuracy"] == 1.0
+
+
+def test_masked_accuracy_needs_the_output_head(tiny_model: Path) -> None:
+    with pytest.raises(L2VError, match="with_head=True"):
+        masked().run(Encoder.from_pretrained(tiny_model))
+
+
+def test_scores_are_written_and_reused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subject = Subject(str(tiny_model), "causal")
+    result = evaluate(subject, {"dimension": Dimension()}, suite="small", folder=tmp_path, show=False)
+    assert result["scores"]["dimension"]["value"] == 32.0 and result["attention"] == "causal"
+    assert json.loads((tmp_path / "evaluation" / "small.json").read_text()) == result
+    assert evaluate(subject, {"dimension": Dimension()}, suite="small", folder=tmp_path, show=False) == result
+    assert "reused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["weights", "attention", "task"])
+def test_whatever_changes_a_score_is_evaluated_again(tmp_path: Path, change: str) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    first = evaluate(Subject(str(model)), {"d": Dimension()}, suite="s", folder=tmp_path, show=False)
+    if change == "weights":
+        make_tiny_model(tmp_path / "model", initializer_range=0.1)
+    subject = Subject(str(model), "causal" if change == "attention" else None)
+    task = Dimension(factor=2 if change == "task" else 1)
+    second = evaluate(subject, {"d": task}, suite="s", folder=tmp_path, show=False)
+    assert first["fingerprint"] != second["fingerprint"]

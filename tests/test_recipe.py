@@ -1,0 +1,74 @@
+"""recipe.py on a tiny model: stages in a row, scores in between, everything reused the second time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launch import ROOT
+
+from l2v.runs import Run
+
+pytest.importorskip("gensim", reason="the recipe's texts come from the package gensim")
+
+
+def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "recipe.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+
+
+def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"overrides=[model.source={tiny_model}]"]
+    first = recipe(*arguments)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "smoke"
+    for row in ("causal", "bidirectional", "mntp", "simcse"):
+        scores = json.loads((folder / row / "evaluation" / "smoke.json").read_text())["scores"]
+        assert f"{scores['masked']['value']:.4f}" in first.stdout
+    assert "Encoder.from_pretrained" in first.stdout
+    assert (folder / "report.html").exists() and (folder / "runs.json").exists()
+    lineage = json.loads((folder / "simcse" / "lineage.json").read_text())
+    assert [record["stage"] for record in lineage["merged"]] == ["mntp"]
+
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+    second = recipe(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.count("it is reused") == 2 and second.stderr.count("reused, nothing has changed") == 4
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")} == made
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    mntp = "stage=mntp,stage.max_steps=5000,stage.batch_size=2,stage.block_length=64,stage.validation_rows=4"
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"overrides=[model.source={tiny_model}]", "baselines=[]"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "recipe.py"), *arguments, f"stages={{mntp:[{mntp},stage.validate_every=50]}}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = Run(tmp_path / "smoke" / "mntp")
+    deadline = time.monotonic() + 120
+    while not (run.checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from here" in errors and "Traceback" not in errors
+    assert run.record()["status"] == "stopped" and 50 <= run.record()["step"] < 5000
+
+
+def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_runs(tiny_model: Path, tmp_path: Path) -> None:
+    wrong = "stages={mntp:[stage=mntp],simcse:[stage=simcse,stage.batch_size=1]}"
+    done = recipe("recipe=smoke", f"runs_dir={tmp_path}", wrong)
+    assert done.returncode == 1
+    assert "error: stage.batch_size must be at least 2" in done.stderr
+    assert not (tmp_path / "smoke").exists()
