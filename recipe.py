@@ -1,9 +1,11 @@
 """Stages in a row with an evaluation after each: ``python recipe.py recipe=demo``; ``--help`` shows the settings."""
 
+import functools
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,17 @@ _HERE = Path(__file__).parent
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def main(composed: DictConfig) -> None:
-    """Evaluate the untrained model, then train and evaluate stage by stage; end with a table and a page."""
+def main(composed: DictConfig, shared: Sequence[str] = ()) -> None:
+    """Evaluate the untrained model, then train and evaluate stage by stage; end with a table and a page.
+
+    Args:
+        composed: the recipe.
+        shared: overrides for every stage.
+    """
     config = configs.plain(composed)
     begin = time.monotonic()
     folder = Path(config["runs_dir"]) / config["name"]
-    shared = [f"model={config['model']}", *config["overrides"]]
+    shared = [f"model={config['model']}", *shared]
     model = configs.compose("train", shared)["model"]
     suite = configs.compose("evaluate", [f"evaluation={config['evaluation']}", "encoder=none"])["evaluation"]
     settings = [
@@ -98,4 +105,6 @@ def _heading(text: str) -> None:
 
 
 if __name__ == "__main__":
-    configs.run(main, conf=_HERE / "conf", name="recipe")
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    for_stages, sys.argv = sys.argv[at + 1 :], sys.argv[:at]
+    configs.run(functools.partial(main, shared=for_stages), conf=_HERE / "conf", name="recipe")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import hydra
 from annotated_types import Ge
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -86,8 +87,8 @@ def one_line(error: BaseException, conf: Path) -> str:
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found[1] or found[2]
         return f"{key}: no such setting{_guess(key, list(_keys(conf)))}"
-    if found := re.search(r"Error parsing override '(.*)'", text):
-        return f"{found[1]}: cannot be read; an override is key=value (quote values that hold spaces, commas or braces)"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; an override is key=value, with quotes around odd values: key='a,b'"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
     first = text.strip().splitlines()[0] if text.strip() else "no message"

@@ -28,7 +28,7 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_path: Path) -> None:
-    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"overrides=[model.source={tiny_model}]"]
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", "--", f"model.source={tiny_model}"]
     first = recipe(*arguments)
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "smoke"
@@ -48,10 +48,12 @@ def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_p
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: Path) -> None:
-    mntp = "stage=mntp,stage.max_steps=5000,stage.batch_size=2,stage.block_length=64,stage.validation_rows=4"
-    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"overrides=[model.source={tiny_model}]", "baselines=[]"]
+    overrides = ["stage=mntp", "stage.max_steps=5000", "stage.batch_size=2", "stage.block_length=64"]
+    overrides += ["stage.validation_rows=4", "stage.validate_every=50"]
+    mntp = ",".join(f"'{override}'" for override in overrides)
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", "baselines=[]", f"stages={{mntp:[{mntp}]}}"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "recipe.py"), *arguments, f"stages={{mntp:[{mntp},stage.validate_every=50]}}"],
+        [sys.executable, str(ROOT / "recipe.py"), *arguments, "--", f"model.source={tiny_model}"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -67,7 +69,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: P
 
 
 def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_runs(tiny_model: Path, tmp_path: Path) -> None:
-    wrong = "stages={mntp:[stage=mntp],simcse:[stage=simcse,stage.batch_size=1]}"
+    wrong = "stages={mntp:['stage=mntp'],simcse:['stage=simcse','stage.batch_size=1']}"
     done = recipe("recipe=smoke", f"runs_dir={tmp_path}", wrong)
     assert done.returncode == 1
     assert "error: stage.batch_size must be at least 2" in done.stderr

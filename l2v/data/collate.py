@@ -61,8 +61,10 @@ class PaddedTexts:
 
     pad_token_id: int
     padding_side: str
+    views: int
+    """How often the model reads a text; it counts in ``tokens``."""
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         batch = pad([Tokens(ids) for ids, _ in rows], self.pad_token_id, self.padding_side)
         counted = torch.tensor([int(key >= 0) for _, key in rows])
-        return {**batch, "counted": counted, "tokens": int(batch["attention_mask"].sum())}
+        return {**batch, "counted": counted, "tokens": self.views * int(batch["attention_mask"].sum())}

@@ -55,7 +55,7 @@ class SimCSE(Stage):
         return text_rows(source, self.backbone.tokenizer, self.max_length, show=show)
 
     def collator(self, *, training: bool) -> PaddedTexts:
-        return PaddedTexts(self.backbone.tokenizer.pad_token_id, self.padding_side)
+        return PaddedTexts(self.backbone.tokenizer.pad_token_id, self.padding_side, views=2)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         first, second = self._views(batch)
