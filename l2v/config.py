@@ -112,7 +112,11 @@ def _keys(conf: Path) -> Iterator[str]:
         group = "" if file.parent == conf else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
         if group:
             yield group.rstrip(".")
-        yield from (group + key for key in _flat(OmegaConf.to_container(OmegaConf.load(file))) if key != "defaults")
+        yield from (
+            group + key
+            for key in _flat(OmegaConf.to_container(OmegaConf.load(file)))
+            if not key.endswith(("defaults", "_target_"))
+        )
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:
@@ -314,12 +318,15 @@ def build_training(config: dict[str, Any]) -> "Training":
     if isinstance(strategy, dict):
         trainer.pop("strategy")
         kept["strategy"] = _later(strategy, "trainer.strategy")
+    train, validation = (build(config["data"][part], f"data.{part}") for part in ("train", "validation"))
+    for source in (train, validation):
+        source.check()
     return Training(
         stage=stage,
         model=model,
         lora=lora,
-        train=build(config["data"]["train"], "data.train"),
-        validation=build(config["data"]["validation"], "data.validation"),
+        train=train,
+        validation=validation,
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
         trainer={**check(target, trainer, "trainer"), **kept},
         loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],

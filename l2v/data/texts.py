@@ -25,6 +25,10 @@ class TextSource(Protocol):
 
     def fingerprint(self) -> str: ...
 
+    def check(self) -> None:
+        """Raise L2VError where it can be seen without reading that there are no texts."""
+        ...
+
 
 @dataclass(frozen=True)
 class HubTexts:
@@ -58,6 +62,9 @@ class HubTexts:
             if row[self.column]:
                 yield _text(row, self.column, f"data={self.path}", "data.train.column")
 
+    def check(self) -> None:
+        """Nothing: that would need the network."""
+
     def fingerprint(self) -> str:
         return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}"
 
@@ -81,17 +88,23 @@ class FileTexts:
             if not matches:
                 raise L2VError(f"{self.override}={pattern}: no such file")
             found += matches
+        for path in found:
+            if path.suffix.lower() not in _READERS:
+                expected, ending = ", ".join(_READERS), path.suffix or "no ending"
+                raise L2VError(f"{self.override}={path}: expected {expected}, found {ending}")
+            if path.stat().st_size == 0:
+                raise L2VError(f"{self.override}={path}: the file is empty; expected at least one text")
         return found
+
+    def check(self) -> None:
+        """The files exist, are not empty, and end in something that can be read."""
+        self.paths()
 
     def texts(self) -> Iterator[str]:
         seen = False
         for path in self.paths():
-            reader = _READERS.get(path.suffix.lower())
-            if reader is None:
-                expected, ending = ", ".join(_READERS), path.suffix or "no ending"
-                raise L2VError(f"{self.override}={path}: expected {expected}, found {ending}")
             try:
-                for text in reader(path, self.column, self.column_override):
+                for text in _READERS[path.suffix.lower()](path, self.column, self.column_override):
                     if text:
                         seen = True
                         yield text
@@ -240,6 +253,10 @@ class WikipediaExcerpt:
                 number += 1
                 if (self.part == "train") == (number % 2 == 1):
                     yield Article(title, paragraphs, _opening(title, lines))
+
+    def check(self) -> None:
+        """The package is there."""
+        package_file(_WIKIPEDIA)
 
     def fingerprint(self) -> str:
         return f"wikipedia-excerpt:3:{file_hash(package_file(_WIKIPEDIA))}:{self.part}:{self.unit}"
