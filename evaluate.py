@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from l2v import config as configs
+
+if TYPE_CHECKING:
+    from l2v.evaluation.suite import Subject
 
 
 def main(composed: DictConfig) -> None:
@@ -19,17 +23,17 @@ def main(composed: DictConfig) -> None:
         "source": config["encoder"], "attention": config["attention"], "pooling": config["pooling"],
     }, "encoder"))  # fmt: skip
     tasks = configs.build(config["evaluation"]["tasks"], "evaluation.tasks")
-    folder = Path(config["output"]) if config["output"] else _folder(config["encoder"], config["attention"])
+    folder = Path(config["output"]) if config["output"] else _folder(subject)
     evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder)
     print_scores([folder])
 
 
-def _folder(encoder: str, attention: str | None) -> Path:
-    """The run itself, or runs/<name of the model>-<attention>."""
-    if (Path(encoder) / "run.json").exists():
-        return Path(encoder)
-    name = re.sub(r"[^\w.-]+", "-", encoder.split("/")[-1].removesuffix(".gguf"))
-    return Path("runs") / (f"{name}-{attention}" if attention else name)
+def _folder(subject: "Subject") -> Path:
+    """The run itself; for others, and with an attention or pooling of its own, runs/<name>-<attention>-<pooling>."""
+    if (Path(subject.source) / "run.json").exists() and subject.attention is None and subject.pooling is None:
+        return Path(subject.source)
+    name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
+    return Path("runs") / "-".join(part for part in (name, subject.attention, subject.pooling) if part)
 
 
 if __name__ == "__main__":

@@ -66,14 +66,20 @@ def _train(arguments: list[str]) -> None:
     once instead of after saving.
     """
     process = subprocess.Popen([sys.executable, str(_HERE / "train.py"), *arguments], process_group=0)
-    before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in _STOPPING}
+    received: list[int] = []
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _STOPPING}
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     for number in _STOPPING:
-        if code in (-number, 128 + number):
+        if number in received or code in (-number, 128 + number):  # a stage may end before it hears of the signal
             raise Stopped(number, "stopped; the same command goes on from here")
     if code != 0:
         raise L2VError(f"the stage failed (exit code {code}); its message is above")

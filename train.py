@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from l2v import config as configs
 from l2v.errors import L2VError
 from l2v.progress import say
-from l2v.runs import Run, Start, config_hash
-from l2v.sources import locate
+from l2v.runs import LAST, Run, Start, config_hash
+from l2v.sources import Source, locate
 
 _RUN_DIR = "L2V_RUN_DIR"
-"""Set by the first process for those that it starts."""
+_RESUMES = "L2V_RESUMES"
+"""Set by the first process for those that it starts: where the run is, and whether it goes on from a checkpoint."""
 
 
 def main(composed: DictConfig) -> None:
@@ -24,35 +25,43 @@ def main(composed: DictConfig) -> None:
         run = Run.open(composed.resume)
         run.last_checkpoint()
         composed = configs.merge_overrides(OmegaConf.load(run.folder / "config.yaml"), composed, configs.overrides())
+        composed.run_dir = str(run.folder)  # it may have been moved
     else:
         composed.name = composed.name or _free_name(Path(composed.runs_dir))
         run = Run(Path(composed.run_dir))
     config = configs.plain(composed)
     training = configs.build_training(config)
 
+    text = OmegaConf.to_yaml(composed, resolve=True)
     if configs.process_rank() > 0:
         _wait_for(run)
+        resume = os.environ.get(_RESUMES, str(resume)) == "True"
     elif resume:
         _check_resumable(run, config)
-        run.update(status="running", process=run.this_process())
+        run.take_over(text, {"config_hash": config_hash(config, Start.of(run))})
     else:
+        base = locate(config["model"]["source"], config["model"]["revision"])
         start = Start.plan(
             run.folder,
-            base=locate(config["model"]["source"], config["model"]["revision"]),
+            base=base,
             init_from=config["init_from"],
             init=config["adapter"]["init"],
             trains_adapter=training.lora is not None,
         )
+        _check_base(config["init_from"], base, start)
         wanted = config_hash(config, start)
         if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
             if run.is_finished:
                 say(f"{run.folder}: a finished run with this config is here; it is reused")
                 return
-            resume = (run.checkpoints / "last.ckpt").exists()
-        if not resume:
-            run.create(OmegaConf.to_yaml(composed, resolve=True), _record(config, wanted))
+            resume = (run.checkpoints / LAST).exists()
+        if resume:
+            run.take_over(text, {})
+        else:
+            run.create(text, _record(config, wanted))
             start.settle(run)
     os.environ[_RUN_DIR] = str(run.folder)
+    os.environ[_RESUMES] = str(resume)
 
     from l2v.training import train
 
@@ -72,8 +81,18 @@ def _record(config: dict[str, Any], hash_: str) -> dict[str, Any]:
     }
 
 
+def _check_base(init_from: str | None, base: Source, start: Start) -> None:
+    """A run goes on with its own decoder: another one in model= would be passed over without a word."""
+    own = start.head or start.base
+    is_run = init_from is not None and (Path(init_from).expanduser() / "run.json").exists()
+    if is_run and (own.path, own.gguf_file) != (base.path, base.gguf_file):
+        raise L2VError(
+            f"model.source={base.name}: init_from={init_from} was trained on {own.name}; leave model= out, or set "
+            f"model.source={own.name}"
+        )
+
+
 def _check_resumable(run: Run, config: dict[str, Any]) -> None:
-    run.must_not_be_running()
     if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
@@ -83,9 +102,9 @@ def _check_resumable(run: Run, config: dict[str, Any]) -> None:
 
 def _free_name(runs: Path) -> str:
     """<model>-<stage>, with a number where that is taken."""
-    if _RUN_DIR in os.environ:
-        return os.path.relpath(os.environ[_RUN_DIR], runs)
     if configs.process_rank() > 0:
+        if _RUN_DIR in os.environ:
+            return os.path.relpath(os.environ[_RUN_DIR], runs)
         raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
     chosen = configs.choices()
     stem = f"{chosen['model']}-{chosen['stage']}"

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.bidirectional import Attention, Proof, accepts_position_ids, prove, set_attention
 from l2v.errors import L2VError
@@ -134,6 +135,8 @@ class Backbone(nn.Module):
                 raise L2VError(
                     f"model.source={named.name}: an encoder-decoder ({config.model_type}); expected a decoder"
                 )
+            if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+                raise L2VError(f"model.source={named.name}: an encoder ({config.model_type}); expected a decoder")
             if with_head:
                 decoder, head = _with_head(place, head_source, loaded_dtype, arguments)
             else:

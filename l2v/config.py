@@ -59,7 +59,8 @@ def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
     except SystemExit:
         if not failures:
             raise
-        say(str(failures[-1]))
+        if process_rank() == 0:
+            say(str(failures[-1]))
         sys.exit(128 + failures[-1].signal if isinstance(failures[-1], Stopped) else 1)
     except Exception as error:
         if debug:
@@ -289,6 +290,20 @@ def _find(target: str, where: str) -> Callable[..., Any]:
         raise L2VError(f"{where}._target_={target}: {module} has no {name}") from None
 
 
+_SET_BY_L2V = {
+    "max_steps": "use stage.max_steps",
+    "val_check_interval": "use stage.validate_every",
+    "check_val_every_n_epoch": "use stage.validate_every",
+    "logger": "choose logger=",
+    "callbacks": "there is no override for it",
+    "enable_progress_bar": "there is no override for it",
+    "enable_model_summary": "there is no override for it",
+    "num_sanity_val_steps": "l2v validates before the first step",
+    "use_distributed_sampler": "the stages share the data themselves",
+    "default_root_dir": "use runs_dir",
+}
+
+
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.Training` from a resolved ``train`` config. Loads no model and no data."""
     from l2v.training import Model, Training
@@ -310,6 +325,8 @@ def build_training(config: dict[str, Any]) -> "Training":
     sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
     if sharded and getattr(stage, "micro_batch_tokens", None):
         raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
+    for key in trainer.keys() & _SET_BY_L2V.keys():
+        raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
     target = _find(trainer.pop("_target_"), "trainer")
     # Trainer knows no "auto" for the precision, and a strategy is checked here but made when training begins
     kept: dict[str, Any] = {}
@@ -318,15 +335,15 @@ def build_training(config: dict[str, Any]) -> "Training":
     if isinstance(strategy, dict):
         trainer.pop("strategy")
         kept["strategy"] = _later(strategy, "trainer.strategy")
-    train, validation = (build(config["data"][part], f"data.{part}") for part in ("train", "validation"))
-    for source in (train, validation):
-        source.check()
+    for group, known in (("data", {"train", "validation", "workers"}), ("adapter", {"lora", "init"})):
+        for key in config[group].keys() - known:
+            raise L2VError(f"{group}.{key}: no such setting{_guess(key, sorted(known))}")
     return Training(
         stage=stage,
         model=model,
         lora=lora,
-        train=train,
-        validation=validation,
+        train=build(config["data"]["train"], "data.train"),
+        validation=build(config["data"]["validation"], "data.validation"),
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
         trainer={**check(target, trainer, "trainer"), **kept},
         loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],

@@ -55,6 +55,7 @@ class Encoder:
         max_length: int | None = None,
         separator: str | None = None,
         revision: str | None = None,
+        partial: bool = False,
         trust_remote_code: bool = False,
         device: str | torch.device | None = None,
         with_head: bool = False,
@@ -71,6 +72,7 @@ class Encoder:
             max_length: in tokens; default: what was saved, else 512.
             separator: between an instruction and its text; default: what was saved, else ": ".
             revision: of a hub id.
+            partial: accept layers that stay causal; what was saved with such layers has it on.
             trust_remote_code: run code that comes with the model.
             device: default: a GPU where there is one.
             with_head: load the output head too, for masked-token prediction.
@@ -103,6 +105,7 @@ class Encoder:
             attention=attention,
             attn_implementation=attn_implementation,
             dtype=dtype,
+            partial=partial or saved.get("partial", False),
             trust_remote_code=trust_remote_code,
             with_head=with_head,
             head_source=head_source,
@@ -217,6 +220,7 @@ class Encoder:
                 "attention": self.backbone.attention,
                 "max_length": self.max_length,
                 "separator": self.separator,
+                "partial": self.backbone.attention == "bidirectional" and bool(self.backbone.proof.causal_layers),
             },
         )
         modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]

@@ -65,8 +65,11 @@ class RunLogger(Logger):
             return
         row = {"step": self.count_steps(), "time": round(self.seconds, 3), **values}
         self._rows.append(row)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise L2VError(f"{self.file}: cannot be written ({error.strerror}); checkpoints are kept") from error
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -181,9 +181,21 @@ def _labels(paths: list[Path]) -> list[str]:
     return labels
 
 
+_FILES = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / file).exists() for file in _FILES)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A run, or the runs inside a recipe's or a sweep's folder."""
+    inside = [] if _is_run(folder) else sorted(run for run in folder.glob("*/") if _is_run(run))
+    return inside or [folder]
+
+
 def _read_run(folder: Path, label: str) -> Run:
-    files = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation")
-    if not any((folder / file).exists() for file in files):
+    if not _is_run(folder):
         raise L2VError(f"{folder} is not a run folder: no run.json and no evaluation/")
     config, config_text = _read_config(folder / "config.yaml")
     return Run(
@@ -961,7 +973,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title", default="l2v report")
     parser.add_argument("--reference", help="label of the run to compare with (bidirectional, else the first)")
     given = parser.parse_args(arguments)
-    folders = [folder for folder in given.folders if not folder.is_file()]
+    folders = [run for folder in given.folders if not folder.is_file() for run in _runs_in(folder)]
     try:
         output = write_report(folders, given.output, title=given.title, reference=given.reference)
     except L2VError as error:

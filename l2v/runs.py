@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ from l2v.sources import (
 Init = Literal["new", "continue"]
 LAST, BEST = "last.ckpt", "best.ckpt"
 _INITIAL_ADAPTER = "initial_adapter"
+_PARTS = ("checkpoints", "merged", _INITIAL_ADAPTER, "adapter", "encoder", "evaluation")
+"""Folders of a run."""
 _PACKAGES = ("l2v", "torch", "transformers", "lightning", "peft", "datasets")
 
 
@@ -62,6 +65,10 @@ class Run:
             L2VError: the folder holds a run.
         """
         self.must_be_free()
+        if self.record_file.exists():  # a run that stopped before its first save: nothing of it may enter the new one
+            for part in _PARTS:
+                shutil.rmtree(self.folder / part, ignore_errors=True)
+            (self.folder / "lineage.json").unlink(missing_ok=True)
         write_text(self.folder / "config.yaml", config)
         write_json(
             self.record_file,
@@ -81,6 +88,16 @@ class Run:
                 "process": self.this_process(),
             },
         )
+
+    def take_over(self, config: str, record: dict[str, Any]) -> None:
+        """Go on with the run in this process, from now on with this config.
+
+        Raises:
+            L2VError: another process trains in the folder.
+        """
+        self.must_not_be_running()
+        write_text(self.folder / "config.yaml", config)
+        self.update(**record, status="running", error=None, finished=None, process=self.this_process())
 
     @staticmethod
     def this_process() -> dict[str, Any]:
@@ -232,6 +249,9 @@ class Start:
     def of(run: Run) -> "Start":
         """What a run began with, from its own folder."""
         lineage, initial = run.lineage(), run.folder / _INITIAL_ADAPTER
+        for record in lineage.merged:
+            if folder_hash(run.folder / record.path) != record.hash:
+                raise L2VError(f"{run.folder / record.path}: not the adapter of lineage.json (another hash)")
         return Start(
             lineage_base(lineage, run.folder),
             lineage,
@@ -243,7 +263,7 @@ class Start:
     def fingerprint(self) -> dict[str, Any]:
         """What pins the weights it stands for."""
         return {
-            "base": self.lineage.base_hash,
+            "base": self.lineage.base_hash if self.base.is_local else f"{self.base.name}@{self.lineage.revision}",
             "merged": [record.hash for record in self.lineage.merged],
             "adapter": folder_hash(self.adapter) if self.adapter else None,
         }
@@ -293,7 +313,7 @@ def _recorded(base: Source, folder: Path) -> str:
     """How a base is written into a lineage in ``folder``: a hub id or package file as it is, a path relative to it."""
     if not base.is_local or base.name.startswith("package:"):
         return base.name
-    return os.path.relpath(Path(base.path) / (base.gguf_file or ""), folder)
+    return os.path.relpath(Path(base.path) / (base.gguf_file or ""), folder.resolve())  # runs/ may be a link
 
 
 def lineage_base(lineage: Lineage, folder: Path) -> Source:
@@ -302,9 +322,11 @@ def lineage_base(lineage: Lineage, folder: Path) -> Source:
     Raises:
         L2VError: the base is gone, or is another one than the lineage was made with.
     """
-    local = folder / lineage.base
+    local = (folder / lineage.base).resolve()
     name = str(local) if local.exists() else lineage.base
-    source = locate(name, lineage.revision, override=f"the base of {folder}")
+    commit = lineage.base_hash.removeprefix("commit:")
+    revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else lineage.revision
+    source = locate(name, revision, override=f"the base of {folder}")
     if source.is_local and source_hash(source) != lineage.base_hash:
         raise L2VError(f"{folder}: its base {lineage.base} is not the one it was trained on (another hash)")
     return source
@@ -314,7 +336,7 @@ def lineage_head(lineage: Lineage, folder: Path) -> Source | None:
     """Where the output head comes from, if not from the base."""
     if lineage.origin is None:
         return None
-    local = folder / lineage.origin
+    local = (folder / lineage.origin).resolve()
     return locate(str(local) if local.exists() else lineage.origin, override=f"the original model of {folder}")
 
 
@@ -350,7 +372,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 def _hub_adapter(name: str) -> Path | None:
     """The local copy of a hub repository that holds an adapter; None when it holds none or is a local model."""
-    if Path(name).exists():
+    if Path(name).expanduser().exists() or name.startswith("package:"):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -379,8 +401,10 @@ _NOT_HASHED = ("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logge
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError:
+    except ProcessLookupError:
         return False
+    except PermissionError:  # it lives, and is another user's
+        return True
     return True
 
 

@@ -1,16 +1,20 @@
 """Where a model's files are: a hub id, a folder, a GGUF file, or a file inside an installed package."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from l2v.errors import L2VError
 
@@ -173,9 +177,10 @@ def cache_folder(kind: str) -> Path:
 @contextlib.contextmanager
 def draft_folder(folder: Path) -> Iterator[Path]:
     """Write a folder so that it appears whole or not at all; an older one of that name stays until then."""
-    draft, old = (folder.with_name(f"{folder.name}.{end}-{os.getpid()}") for end in ("tmp", "old"))
-    draft.mkdir(parents=True)
+    draft, old = (folder.with_name(f"{folder.name}.{end}-{platform.node()}-{os.getpid()}") for end in ("tmp", "old"))
+    shutil.rmtree(draft, ignore_errors=True)  # of a process with the same number that was killed
     try:
+        draft.mkdir(parents=True)
         yield draft
         if folder.exists():
             folder.rename(old)
@@ -185,9 +190,23 @@ def draft_folder(folder: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(folder)
             raise
+    except (OSError, SafetensorError) as error:
+        if not _says_no_space(error):
+            raise
+        raise _not_saved(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _says_no_space(error: Exception) -> bool:
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) or "os error 28" in str(error)
+
+
+def _not_saved(path: Path, error: Exception) -> L2VError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return L2VError(f"{path}: cannot be saved ({reason}); what was there before is kept")
 
 
 def read_json(file: Path) -> Any:
@@ -207,7 +226,14 @@ def write_json(file: Path, value: Any) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_saved(file, error) from error
     draft = file.with_name(file.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise _not_saved(file, error) from error

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from l2v.backbone import AttnImplementation, Backbone, DType, Lora, trainable_parameters
@@ -104,6 +105,11 @@ def train(training: Training, run: Run, start: Start, *, resume: bool = False) -
         if _is_first():
             run.update(status="stopped")
         raise
+    except SystemExit as error:  # Lightning's answer to Ctrl-C and SIGTERM outside of its training steps
+        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+        if _is_first():
+            run.update(status="stopped")
+        raise Stopped(number, f"stopped; what {run.folder} had saved before is kept") from None
     except BaseException as error:
         if _is_first():
             run.update(status="failed", error=str(error) or type(error).__name__)
@@ -139,9 +145,10 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
             f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
             f"python train.py resume={run.folder}",
         )
-    if stage.max_steps % stage.validate_every and can_validate_alone:
+    if stage.max_steps % min(stage.validate_every, stage.max_steps) and can_validate_alone:
         trainer.validate(stage, data, verbose=False)
-        run.update(metrics=logger.last())
+        if trainer.is_global_zero:
+            run.update(metrics=logger.last())
 
 
 def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
@@ -154,7 +161,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
 def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
     stage, settings = training.stage, dict(training.trainer)
     batches = settings.get("accumulate_grad_batches", 1)
-    settings["precision"] = resolve_precision(settings.get("precision", "auto"))
+    settings["precision"] = resolve_precision(settings.get("precision", "auto"), settings.get("accelerator", "auto"))
     if callable(settings.get("strategy")):
         settings["strategy"] = settings["strategy"]()
     loggers = [make() for make in training.loggers]
@@ -260,11 +267,12 @@ def _step(checkpoint: Path, run: Run) -> int:
     return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
 
 
-def resolve_precision(precision: str) -> str:
+def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     """``auto`` is bf16-mixed where the processor multiplies bfloat16 natively (any current GPU), else 32-true."""
     if precision != "auto":
         return precision
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
 
 
@@ -293,4 +301,5 @@ _KNOWN_WARNINGS = (
     ".*treespec, LeafSpec.*",
     ".*your dataloader is not resumable.*",  # it is: its order is a function of the step
     ".*Found .* module.* in eval mode.*",
+    ".*sync_dist=True.*",  # the sums are over all ranks already
 )

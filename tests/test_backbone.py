@@ -495,13 +495,13 @@ def test_a_hub_id_without_a_network_is_told_in_one_line():
     assert one_line(error)
 
 
-def test_an_encoder_only_model_is_taken_as_it_is_and_never_called_causal(tmp_path):
+def test_an_encoder_is_no_decoder(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path)
     make_tiny_tokenizer().save_pretrained(tmp_path)
-    assert Backbone.load(str(tmp_path)).proof.causal_layers == []
-    with pytest.raises(L2VError, match="is not causal though attention=causal was asked for"):
-        Backbone.load(str(tmp_path), attention="causal")
+    with pytest.raises(L2VError, match=r"an encoder \(bert\); expected a decoder") as error:
+        Backbone.load(str(tmp_path))
+    assert one_line(error)
 
 
 def test_texts_are_cut_on_the_right_whatever_the_saved_tokenizer_does(tmp_path):

@@ -25,10 +25,6 @@ class TextSource(Protocol):
 
     def fingerprint(self) -> str: ...
 
-    def check(self) -> None:
-        """Raise L2VError where it can be seen without reading that there are no texts."""
-        ...
-
 
 @dataclass(frozen=True)
 class HubTexts:
@@ -62,9 +58,6 @@ class HubTexts:
             if row[self.column]:
                 yield _text(row, self.column, f"data={self.path}", "data.train.column")
 
-    def check(self) -> None:
-        """Nothing: that would need the network."""
-
     def fingerprint(self) -> str:
         return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}"
 
@@ -79,7 +72,11 @@ class FileTexts:
     override: str = "data.train.files"
     """What an error names."""
 
+    def __post_init__(self) -> None:
+        self.paths()
+
     def paths(self) -> list[Path]:
+        """The files: they exist, are not empty, and end in something that can be read."""
         patterns = [self.files] if isinstance(self.files, str) else list(self.files)
         found: list[Path] = []
         for pattern in patterns:
@@ -95,10 +92,6 @@ class FileTexts:
             if path.stat().st_size == 0:
                 raise L2VError(f"{self.override}={path}: the file is empty; expected at least one text")
         return found
-
-    def check(self) -> None:
-        """The files exist, are not empty, and end in something that can be read."""
-        self.paths()
 
     def texts(self) -> Iterator[str]:
         seen = False
@@ -253,10 +246,6 @@ class WikipediaExcerpt:
                 number += 1
                 if (self.part == "train") == (number % 2 == 1):
                     yield Article(title, paragraphs, _opening(title, lines))
-
-    def check(self) -> None:
-        """The package is there."""
-        package_file(_WIKIPEDIA)
 
     def fingerprint(self) -> str:
         return f"wikipedia-excerpt:3:{file_hash(package_file(_WIKIPEDIA))}:{self.part}:{self.unit}"

@@ -18,6 +18,8 @@ from l2v.losses import info_nce
 from l2v.pooling import Pooling
 from l2v.stages.stage import Stage
 
+_SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
+
 
 class SimCSE(Stage):
     """Two views of each text by independent dropout; the other texts of the batch, on all ranks, are negatives.
@@ -78,7 +80,8 @@ class SimCSE(Stage):
         counted = batch["counted"].bool()
         first, second = F.normalize(first[counted], dim=-1), F.normalize(second[counted], dim=-1)
         number = len(first)
-        if number < 2:
+        if number < 2:  # no negatives; but every rank takes part in the sums
+            self.add_to_validation(**dict.fromkeys(_SUMS, torch.zeros(())))
             return
         distances = torch.pdist(first).square()
         self.add_to_validation(
@@ -92,12 +95,14 @@ class SimCSE(Stage):
 
     def on_validation_epoch_end(self) -> None:
         sums = self.validation_sums()
-        count = max(sums.get("count", 0.0), 1)
+        count = sums["count"]
+        if not count:
+            raise L2VError("data.validation, stage.validation_rows: expected two texts or more for each process")
         self.log("validation/loss", sums["loss"] / count, prog_bar=True)
         self.log("validation/accuracy", sums["correct"] / count)
         # Wang and Isola (arXiv 2005.10242): squared distance of the views, and log mean Gaussian potential of texts
         self.log("validation/alignment", sums["alignment"] / count)
-        self.log("validation/uniformity", math.log(sums["repulsion"] / max(sums["pairs"], 1)), prog_bar=True)
+        self.log("validation/uniformity", math.log(sums["repulsion"] / sums["pairs"]), prog_bar=True)
 
     def _views(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Vectors of the two views, (batch, hidden) each."""
@@ -110,8 +115,13 @@ class SimCSE(Stage):
         first, second = vectors.chunk(2)
         return first, second
 
+    def _has_dropout(self) -> bool:
+        return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.backbone.modules())
+
     def _check_views(self, first: Tensor, second: Tensor) -> None:
         """Two views that are equal make a loss without information."""
+        if self.trainer.global_step == 0 and self.max_steps > 1 and self._has_dropout():
+            return  # a new adapter adds nothing before its first update, and so does its dropout
         distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1)
         if not (distance > 1e-4).all():
             raise L2VError(
