@@ -19,9 +19,8 @@ def main(composed: DictConfig) -> None:
     from l2v.evaluation.suite import Subject, evaluate
     from l2v.report import print_scores
 
-    subject = Subject(**configs.check(Subject, {
-        "source": config["encoder"], "attention": config["attention"], "pooling": config["pooling"],
-    }, "encoder"))  # fmt: skip
+    settings = {key: value for key, value in config.items() if key not in ("evaluation", "encoder", "output", "debug")}
+    subject = Subject(**configs.check(Subject, {"source": config["encoder"], **settings}, "evaluate"))
     tasks = configs.build(config["evaluation"]["tasks"], "evaluation.tasks")
     folder = Path(config["output"]) if config["output"] else _folder(subject)
     evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder)

@@ -33,23 +33,28 @@ def main(composed: DictConfig, shared: Sequence[str] = ()) -> None:
     model = configs.compose("train", shared)["model"]
     suite = configs.compose("evaluate", [f"evaluation={config['evaluation']}", "encoder=none"])["evaluation"]
     settings = [
-        (stage, [f"runs_dir={config['runs_dir']}", f"seed={config['seed']}", *shared, *overrides])
+        (stage, [f"runs_dir={config['runs_dir']}", f"seed={config['seed']}", *overrides, *shared])
         for stage, overrides in config["stages"].items()
     ]
     for stage, arguments in settings:
         configs.build_training(configs.compose("train", [*arguments, f"name={config['name']}/{stage}"]))
+    how = {key: model[key] for key in ("pooling", "max_length", "dtype", "partial", "trust_remote_code")}
     columns: list[Path] = []
     for attention in config["baselines"]:
         columns.append(folder / attention)
         _heading(f"evaluate the untrained model with {attention} attention")
-        _evaluate(model["source"], attention, model["pooling"], suite, columns[-1])
+        _evaluate(
+            {**how, "source": model["source"], "revision": model["revision"], "attention": attention},
+            suite,
+            columns[-1],
+        )
     previous: Path | None = None
     for stage, arguments in settings:
         run = folder / stage
         _heading(f"train {stage}")
         _train([*arguments, f"name={config['name']}/{stage}", "reuse=true", *_init(previous)])
         _heading(f"evaluate after {stage}")
-        _evaluate(str(run), None, None, suite, run)
+        _evaluate({**how, "source": str(run)}, suite, run)
         columns.append(run)
         previous = run
     _finish(columns, folder, config["name"], time.monotonic() - begin)
@@ -85,12 +90,11 @@ def _train(arguments: list[str]) -> None:
         raise L2VError(f"the stage failed (exit code {code}); its message is above")
 
 
-def _evaluate(source: str, attention: str | None, pooling: str | None, suite: dict[str, Any], folder: Path) -> None:
+def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
     from l2v.evaluation.suite import Subject, evaluate
 
     tasks = configs.build(suite["tasks"], "evaluation.tasks")
-    subject = Subject(source, attention, pooling)  # type: ignore[arg-type]
-    evaluate(subject, tasks, suite=suite["suite"], folder=folder)
+    evaluate(Subject(**how), tasks, suite=suite["suite"], folder=folder)
 
 
 def _finish(columns: list[Path], folder: Path, name: str, seconds: float) -> None:

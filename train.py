@@ -33,12 +33,13 @@ def main(composed: DictConfig) -> None:
     training = configs.build_training(config)
 
     text = OmegaConf.to_yaml(composed, resolve=True)
+    data = [source.fingerprint() for source in (training.train, training.validation)]
     if configs.process_rank() > 0:
         _wait_for(run)
         resume = os.environ.get(_RESUMES, str(resume)) == "True"
     elif resume:
-        _check_resumable(run, config)
-        run.take_over(text, {"config_hash": config_hash(config, Start.of(run))})
+        _check_resumable(run, config, data)
+        run.take_over(text, {"config_hash": config_hash(config, Start.of(run), data), "data": data})
     else:
         base = locate(config["model"]["source"], config["model"]["revision"])
         start = Start.plan(
@@ -49,7 +50,7 @@ def main(composed: DictConfig) -> None:
             trains_adapter=training.lora is not None,
         )
         _check_base(config["init_from"], base, start)
-        wanted = config_hash(config, start)
+        wanted = config_hash(config, start, data)
         if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
             if run.is_finished:
                 say(f"{run.folder}: a finished run with this config is here; it is reused")
@@ -58,7 +59,7 @@ def main(composed: DictConfig) -> None:
         if resume:
             run.take_over(text, {})
         else:
-            run.create(text, _record(config, wanted))
+            run.create(text, _record(config, wanted, data))
             start.settle(run)
     os.environ[_RUN_DIR] = str(run.folder)
     os.environ[_RESUMES] = str(resume)
@@ -70,12 +71,13 @@ def main(composed: DictConfig) -> None:
         say(f"finished {run.folder}; its encoder is {run.encoder}")
 
 
-def _record(config: dict[str, Any], hash_: str) -> dict[str, Any]:
+def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, Any]:
     return {
         "name": config["name"],
         "stage": config["stage"]["name"],
         "seed": config["seed"],
         "config_hash": hash_,
+        "data": data,
         "choices": configs.choices(),
         "overrides": configs.overrides(),
     }
@@ -92,7 +94,11 @@ def _check_base(init_from: str | None, base: Source, start: Start) -> None:
         )
 
 
-def _check_resumable(run: Run, config: dict[str, Any]) -> None:
+def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
+    if run.record()["data"] != data and not any(o.lstrip("+").startswith("data") for o in configs.overrides()):
+        raise L2VError(
+            f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
+        )
     if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "

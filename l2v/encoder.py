@@ -287,6 +287,13 @@ def _saved_settings(place: Source) -> dict[str, Any]:
     sentence-transformers."""
     if own := model_file(place, SETTINGS_FILE):
         return read_json(own)
+    if modules := model_file(place, "modules.json"):
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in read_json(modules)]
+        # a final Normalize changes no cosine; encode(normalize=True) does the same
+        if odd := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+            raise L2VError(
+                f"{modules}: {', '.join(odd)}: a module that l2v does not have; expected Transformer, Pooling"
+            )
     pooling_file = model_file(place, "1_Pooling/config.json")
     if pooling_file is None:
         return {}

@@ -388,10 +388,16 @@ def _hub_adapter(name: str) -> Path | None:
     return folder if (folder / "adapter_config.json").exists() else None
 
 
-def config_hash(config: dict[str, Any], start: Start) -> str:
-    """What two runs share that train the same thing: a hash of the settings and of what they start from."""
+def config_hash(config: dict[str, Any], start: Start, data: list[str]) -> str:
+    """What two runs share that train the same thing: a hash of the settings, of what they start from, and of the data.
+
+    Args:
+        config: resolved.
+        start: base and adapters.
+        data: fingerprints of the training and validation texts.
+    """
     kept = {key: value for key, value in config.items() if key not in _NOT_HASHED}
-    text = json.dumps([kept, start.fingerprint()], sort_keys=True, default=str)
+    text = json.dumps([kept, start.fingerprint(), data], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

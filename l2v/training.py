@@ -97,6 +97,8 @@ def train(training: Training, run: Run, start: Start, *, resume: bool = False) -
     """
     try:
         _train(training, run, start, resume)
+        del training.stage.backbone  # export loads the model anew; two of them would not fit where one does
+        gc.collect()
         if _is_first():
             export(training, run, start)
             finish_lineage(run, training.stage.name)
@@ -227,7 +229,6 @@ def export(training: Training, run: Run, start: Start) -> None:
 
     The model is built anew from what the run folder holds, so that a run that cannot be read back is found now.
     """
-    gc.collect()
     backbone = load_backbone(training, start, training_mode=False)
     weights = {k.removeprefix("backbone."): v for k, v in checkpoint_weights(run.last_checkpoint()).items()}
     expected = trainable_parameters(backbone)

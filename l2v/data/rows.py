@@ -1,6 +1,6 @@
 """The LightningDataModule of all stages that train on token rows, and the dataset under it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import datasets
 import lightning as L
@@ -10,8 +10,15 @@ from torch.utils.data import DataLoader, Dataset
 from l2v.data.order import Pick
 from l2v.data.texts import TextSource
 
-if TYPE_CHECKING:
-    from l2v.stages.stage import Stage
+
+class Reader(Protocol):
+    """What a stage decides about its data."""
+
+    validation_rows: int
+
+    def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset: ...
+
+    def loader(self, rows: "Rows", *, training: bool, workers: int = 0) -> DataLoader[Any]: ...
 
 
 class Rows(Dataset):
@@ -38,7 +45,7 @@ class TokenData(L.LightningDataModule):
         workers: loader processes; 0 loads in the training process.
     """
 
-    def __init__(self, stage: "Stage", train: TextSource, validation: TextSource, *, workers: int = 0) -> None:
+    def __init__(self, stage: Reader, train: TextSource, validation: TextSource, *, workers: int = 0) -> None:
         super().__init__()
         self.stage, self.train, self.validation, self.workers = stage, train, validation, workers
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from annotated_types import Ge
+
+from l2v.backbone import DType
 from l2v.bidirectional import Attention
-from l2v.encoder import Encoder
+from l2v.encoder import SETTINGS_FILE, Encoder
 from l2v.pooling import Pooling
 from l2v.progress import say
 from l2v.sources import folder_hash, locate, read_json, source_hash, write_json
@@ -37,13 +40,26 @@ class Subject:
     """None: as it was saved, else bidirectional."""
     pooling: Pooling | None = None
     """None: as it was saved, else mean."""
+    max_length: Annotated[int, Ge(1)] | None = None
+    """Tokens; None: as it was saved, else 512."""
+    dtype: DType = "float32"
+    revision: str | None = None
+    """Of a hub id."""
+    partial: bool = False
+    """Accept layers that stay causal."""
+    trust_remote_code: bool = False
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> list[Any]:
         """What pins the vectors: the weights' hash and the settings."""
         folder = Path(self.source).expanduser()
-        is_run = (folder / "run.json").exists()
-        weights = folder_hash(folder / "encoder") if is_run else source_hash(locate(self.source, override="encoder"))
-        return f"{weights}:{self.attention}:{self.pooling}"
+        if (folder / "run.json").exists():
+            folder = folder / "encoder"
+            weights = folder_hash(folder)
+        else:
+            weights = source_hash(locate(self.source, self.revision, override="encoder"))
+        saved = folder / SETTINGS_FILE
+        settings = {name: value for name, value in asdict(self).items() if name != "source"}
+        return [weights, read_json(saved) if saved.exists() else None, settings]
 
 
 def evaluate(
@@ -57,7 +73,7 @@ def evaluate(
         L2VError: the encoder cannot be loaded.
     """
     file = folder / "evaluation" / f"{suite}.json"
-    pinned = {name: [type(task).__name__, asdict(task)] for name, task in tasks.items()}  # type: ignore[call-overload]
+    pinned = {name: _pinned(task) for name, task in tasks.items()}
     text = json.dumps([_VERSION, subject.fingerprint(), pinned], sort_keys=True, default=str)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
     if file.exists() and (known := read_json(file)).get("fingerprint") == fingerprint:
@@ -65,9 +81,7 @@ def evaluate(
         return known
     begin = time.monotonic()
     encoder = Encoder.from_pretrained(
-        subject.source,
-        attention=subject.attention,
-        pooling=subject.pooling,
+        **asdict(subject),
         with_head=any(task.needs_head for task in tasks.values()),
     )
     scores = {}
@@ -91,3 +105,9 @@ def evaluate(
     }
     write_json(file, result)
     return result
+
+
+def _pinned(task: Any) -> list[Any]:
+    """A task's class and settings; texts stand for their content."""
+    values = {field.name: getattr(task, field.name) for field in fields(task)}
+    return [type(task).__name__, {k: v.fingerprint() if hasattr(v, "fingerprint") else v for k, v in values.items()}]

@@ -40,7 +40,8 @@ class Stage(L.LightningModule):
         warmup_steps: optimizer steps of linear warm-up.
         weight_decay: of AdamW.
         attention_dropout: probability in the attention weights while training; None: the model's own.
-        validate_every: optimizer steps between validations; the last step is validated always.
+        validate_every: optimizer steps between validations; the last step is validated too, except under FSDP and
+            DeepSpeed, which validate while they train only.
         validation_rows: rows of the validation data to use, spread evenly over it.
         padding_side: right or left.
     """
@@ -82,7 +83,7 @@ class Stage(L.LightningModule):
         self.seed = 0
         self.backbone: Backbone
         self._tokens = 0
-        self._begin = 0.0
+        self._mark = 0.0
         self._sums: dict[str, Tensor] = {}
         if schedule_steps is not None and schedule_epochs is not None:
             raise L2VError(
@@ -166,16 +167,23 @@ class Stage(L.LightningModule):
 
     # randomness and bookkeeping
 
+    def on_train_start(self) -> None:
+        self._mark = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        self._mark = time.perf_counter()
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(seed_of(self.seed, "step", number, self.global_rank))
-        self._begin = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         tokens = batch["tokens"] * self.trainer.world_size
         self._tokens += tokens
         self.log("train/tokens", float(self._tokens))
-        self.log("train/tokens_per_second", tokens / (time.perf_counter() - self._begin), prog_bar=True)
+        # from one batch's end to the next: a GPU works on while Python is ahead of it, and loading counts too
+        before, self._mark = self._mark, time.perf_counter()
+        self.log("train/tokens_per_second", tokens / (self._mark - before), prog_bar=True)
         self.log("learning_rate", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
     def add_to_validation(self, **sums: Tensor) -> None:
