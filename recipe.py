@@ -1,6 +1,7 @@
 """Stages in a row with an evaluation after each: ``python recipe.py recipe=demo``; ``--help`` shows the settings."""
 
 import functools
+import re
 import signal
 import subprocess
 import sys
@@ -17,47 +18,62 @@ from l2v.progress import console
 
 _HERE = Path(__file__).parent
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_OWN = ("recipe", "name", "runs_dir", "seed", "evaluation", "baselines", "stages", "overrides", "debug", "hydra")
+"""Settings of a recipe; any other override is one of train.py and goes to every stage."""
 
 
-def main(composed: DictConfig, shared: Sequence[str] = ()) -> None:
+def main(composed: DictConfig, given: Sequence[str] = ()) -> None:
     """Evaluate the untrained model, then train and evaluate stage by stage; end with a table and a page.
 
     Args:
         composed: the recipe.
-        shared: overrides for every stage.
+        given: overrides of train.py from the command line, which win over the recipe's.
     """
-    config = configs.plain(composed)
     begin = time.monotonic()
-    folder = Path(config["runs_dir"]) / config["name"]
-    shared = [f"model={config['model']}", *shared]
-    model = configs.compose("train", shared)["model"]
-    suite = configs.compose("evaluate", [f"evaluation={config['evaluation']}", "encoder=none"])["evaluation"]
-    settings = [
-        (stage, [f"runs_dir={config['runs_dir']}", f"seed={config['seed']}", *overrides, *shared])
+    config = configs.plain(composed)
+    shared = _merged(config["overrides"], given)
+    name = config["name"] or f"{configs.choices()['recipe']}-{shared['model']}"
+    folder = Path(config["runs_dir"]) / name
+    fixed = {"runs_dir": config["runs_dir"], "seed": str(config["seed"]), "debug": str(config["debug"]).lower()}
+    settings = {
+        stage: _arguments({**_merged(config["overrides"], overrides, given), **fixed, "name": f"{name}/{stage}"})
         for stage, overrides in config["stages"].items()
-    ]
-    for stage, arguments in settings:
-        configs.build_training(configs.compose("train", [*arguments, f"name={config['name']}/{stage}"]))
+    }
+    composed_stages = {stage: configs.compose("train", arguments) for stage, arguments in settings.items()}
+    for stage in composed_stages.values():
+        configs.build_training(stage)
+    model = next(iter(composed_stages.values()))["model"]
     how = {key: model[key] for key in ("pooling", "max_length", "dtype", "partial", "trust_remote_code")}
     columns: list[Path] = []
     for attention in config["baselines"]:
         columns.append(folder / attention)
         _heading(f"evaluate the untrained model with {attention} attention")
-        _evaluate(
-            {**how, "source": model["source"], "revision": model["revision"], "attention": attention},
-            suite,
-            columns[-1],
-        )
+        untrained = {"source": model["source"], "revision": model["revision"], "attention": attention}
+        _evaluate({**how, **untrained}, config["evaluation"], columns[-1])
     previous: Path | None = None
-    for stage, arguments in settings:
+    for stage, arguments in settings.items():
         run = folder / stage
         _heading(f"train {stage}")
-        _train([*arguments, f"name={config['name']}/{stage}", "reuse=true", *_init(previous)])
+        _train([*arguments, "reuse=true", *_init(previous)])
         _heading(f"evaluate after {stage}")
-        _evaluate({**how, "source": str(run)}, suite, run)
+        _evaluate({**how, "source": str(run)}, config["evaluation"], run)
         columns.append(run)
         previous = run
-    _finish(columns, folder, config["name"], time.monotonic() - begin)
+    _finish(columns, folder, name, time.monotonic() - begin)
+
+
+def _merged(*overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides by key, the later ones in place of the earlier."""
+    return dict(override.partition("=")[::2] for part in overrides for override in part)
+
+
+def _arguments(overrides: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in overrides.items()]
+
+
+def _is_own(argument: str) -> bool:
+    """Whether an argument is for the recipe itself and not for its stages."""
+    return "=" not in argument or argument[0] == "-" or re.split(r"[.=@]", argument.lstrip("+~"))[0] in _OWN
 
 
 def _init(previous: Path | None) -> list[str]:
@@ -115,6 +131,6 @@ def _heading(text: str) -> None:
 
 
 if __name__ == "__main__":
-    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    for_stages, sys.argv = sys.argv[at + 1 :], sys.argv[:at]
-    configs.run(functools.partial(main, shared=for_stages), conf=_HERE / "conf", name="recipe")
+    for_stages = [argument for argument in sys.argv[1:] if not _is_own(argument)]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if _is_own(argument)]
+    configs.run(functools.partial(main, given=for_stages), conf=_HERE / "conf", name="recipe")

@@ -30,7 +30,7 @@ from l2v.errors import L2VError
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.progress import say
-from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate
+from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate, model_file
 
 DType = Literal["float32", "bfloat16", "float16"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
@@ -125,6 +125,8 @@ class Backbone(nn.Module):
             L2VError: the source is missing, is no decoder, or fails the proof.
         """
         named = locate(source, revision) if isinstance(source, str) else source
+        if not named.is_local and model_file(named, "config.json") is None:
+            raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
         loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
         with _told_as_one_line(named), _quiet():
             place = _dequantized(named) if named.gguf_file and named.is_local else named

@@ -285,6 +285,7 @@ _NEWER_POOLING: dict[str, Pooling] = {
 def _saved_settings(place: Source) -> dict[str, Any]:
     """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
     sentence-transformers."""
+    model = model_file(place, "config.json")
     if own := model_file(place, SETTINGS_FILE):
         return read_json(own)
     if modules := model_file(place, "modules.json"):
@@ -307,7 +308,6 @@ def _saved_settings(place: Source) -> dict[str, Any]:
     lengths = model_file(place, "sentence_bert_config.json")
     if lengths and (length := read_json(lengths).get("max_seq_length")):
         settings["max_length"] = length
-    model = model_file(place, "config.json")
     if model and read_json(model).get("is_causal") is not False:
         settings["attention"] = "causal"
     return settings

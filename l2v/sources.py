@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import re
@@ -88,26 +89,38 @@ def locate(name: str, revision: str | None = None, override: str = "model.source
 
 
 def model_file(source: Source, name: str) -> Path | None:
-    """A file beside a model's weights, in its folder or on the hub; None where there is none (or no hub)."""
+    """A file beside a model's weights, in its folder or on the hub; None where there is none.
+
+    Raises:
+        L2VError: the hub cannot be reached, or has no such model.
+    """
     if source.gguf_file:
         return None
     if source.is_local:
         file = Path(source.path) / name
         return file if file.is_file() else None
-    from transformers.utils import cached_file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
     try:
-        found = cached_file(
-            source.path,
-            name,
-            revision=source.revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-    except OSError:  # no such repository, which loading the model will say
+        return Path(hf_hub_download(source.path, name, revision=source.revision))
+    except LocalEntryNotFoundError as error:  # no network: a model that is in the cache can be used all the same
+        if name != "config.json":
+            return None
+        raise _not_on_hub(source, error) from error
+    except EntryNotFoundError:
         return None
-    return Path(found) if found else None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _not_on_hub(source, error) from error
+
+
+def _not_on_hub(source: Source, error: Exception) -> L2VError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return L2VError(
+        f"model.source={source.name}: not found on the hub or the hub cannot be reached ({reason}); check the id, log "
+        "in with `hf auth login` for a gated model, or name a local folder"
+    )
 
 
 def file_hash(path: Path) -> str:

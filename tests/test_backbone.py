@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel,
 
 from l2v.backbone import Backbone, Lora, trainable_parameters
 from l2v.errors import L2VError
+from l2v.losses import info_nce
 from l2v.masking import IGNORED
 from l2v.pooling import POOLINGS
 from l2v.tokenization import pad, tokenize
@@ -143,12 +144,14 @@ def test_micro_batches_stay_within_their_budget(tiny_model, budget, monkeypatch)
     assert sum(count * length for count, length in shapes) < rows["input_ids"].numel()
 
 
-def test_micro_batches_give_the_same_gradients(tiny_model):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_micro_batches_give_the_same_gradients(tiny_model, side):
     gradients = []
     for budget in (None, 64):
         torch.manual_seed(0)
         backbone = with_adapter(tiny_model)
-        backbone.embed(**batch(backbone), micro_batch_tokens=budget).square().sum().backward()
+        vectors = backbone.embed(**batch(backbone, side=side), micro_batch_tokens=budget)
+        info_nce(vectors[:3], vectors[3:], 0.05).backward()
         gradients.append([parameter.grad for parameter in trainable_parameters(backbone).values()])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)

@@ -60,7 +60,7 @@ def test_every_experiment_composes(name: str) -> None:
 def test_every_stage_of_every_recipe_composes(name: str) -> None:
     recipe = configs.plain(composed("recipe", [f"recipe={name}"]))
     for stage, overrides in recipe["stages"].items():
-        assert build(f"model={recipe['model']}", *overrides).stage.name == stage
+        assert build(*recipe["overrides"], *overrides).stage.name == stage
 
 
 @pytest.mark.parametrize("name", options("evaluation"))
@@ -105,6 +105,9 @@ MISTAKES = [
     (["stage.masking_strategy=foo"], "stage.masking_strategy=foo: .*'bert' or 'all'"),
     (["+stage.max_step=3"], r"stage.max_step: no such setting \(did you mean max_steps\?\)"),
     (["+trainer.max_stepz=3"], r"trainer.max_stepz: no such setting \(did you mean max_steps\?\)"),
+    (["+trainer.max_steps=3"], "trainer.max_steps: set by l2v; use stage.max_steps"),
+    (["+data.worker=1"], r"data.worker: no such setting \(did you mean workers\?\)"),
+    (["+adapter.rank=3"], "adapter.rank: no such setting"),
     (["trainer.precision=bf17"], "trainer.precision=bf17"),
     (["adapter.lora.rank=0"], "adapter.lora.rank must be at least 1"),
     (["adapter.init=old"], "adapter.init=old: expected new or continue"),

@@ -28,7 +28,7 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_path: Path) -> None:
-    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", "--", f"model.source={tiny_model}"]
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"model.source={tiny_model}"]
     first = recipe(*arguments)
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "smoke"
@@ -53,7 +53,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: P
     mntp = ",".join(f"'{override}'" for override in overrides)
     arguments = ["recipe=smoke", f"runs_dir={tmp_path}", "baselines=[]", f"stages={{mntp:[{mntp}]}}"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "recipe.py"), *arguments, "--", f"model.source={tiny_model}"],
+        [sys.executable, str(ROOT / "recipe.py"), *arguments, f"model.source={tiny_model}"],
         stderr=subprocess.PIPE,
         text=True,
     )

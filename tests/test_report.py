@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from l2v.errors import L2VError
-from l2v.report import main, read_runs, summary_rows, write_report
+from l2v.report import read_runs, summary_rows, write_report
+from l2v.report.__main__ import main
 from l2v.sources import AdapterRecord, Lineage, write_json, write_text
 
 BASE = Lineage(base="package:models/smollm2.gguf", base_hash="sha256:0123456789abcdef")
@@ -331,7 +332,7 @@ def test_output_that_is_a_folder(demo: list[Path], tmp_path: Path) -> None:
 def test_command_passes_over_files_and_needs_no_torch(demo: list[Path], tmp_path: Path) -> None:
     write_report(demo, demo[0].parent / "report.html")
     paths = [str(path) for path in sorted(demo[0].parent.iterdir())]
-    code = "import sys; from l2v.report import main; r = main(sys.argv[1:]); sys.exit(r or 'torch' in sys.modules)"
+    code = "import sys; from l2v.report.__main__ import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     command = [sys.executable, "-c", code, *paths, "--output", str(tmp_path / "new" / "page.html")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 from launch import Batches, Tiny
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 
 from l2v.errors import L2VError, Stopped
 from l2v.runs import Run
@@ -25,6 +26,17 @@ class SignalAt(Callback):
         if trainer.global_step == self.step - 1 and not self.sent:
             self.sent = True
             os.kill(os.getpid(), self.number)
+
+
+class FailAt(Callback):
+    """Breaks off in the middle of training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            raise RuntimeError("the machine went down")
 
 
 @pytest.fixture
@@ -91,6 +103,38 @@ def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, sto
     assert first.ids + second.ids == whole.ids
     assert_same_training(straight, stopped)
     assert Run(stopped).is_finished
+
+
+@pytest.mark.parametrize("stage", ["mntp", "simcse"])
+def test_a_crash_goes_back_to_the_validation_before_it(tiny: Tiny, stage: str) -> None:
+    settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
+    straight = tiny.train("straight", stage, *settings)
+    with pytest.raises(RuntimeError):
+        tiny.train("crashed", stage, *settings, callbacks=[FailAt(13)])
+    crashed, again = tiny.folder / "runs" / "crashed", Batches()
+    record = Run(crashed).record()
+    assert record["status"] == "failed" and record["error"] == "the machine went down"
+    assert checkpoint(crashed)["global_step"] == record["step"] == 10
+    tiny.resume(crashed, callbacks=[again])
+    assert len(again.ids) == 10
+    assert_same_training(straight, crashed)
+
+
+def test_overrides_on_resume_stay(tiny: Tiny) -> None:
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=5"))
+    first = run.record()["config_hash"]
+    with pytest.raises(Stopped):
+        tiny.resume(run.folder, "stage.max_steps=20", callbacks=[SignalAt(8, signal.SIGTERM)])
+    assert OmegaConf.load(run.folder / "config.yaml").stage.max_steps == 20
+    second = run.record()["config_hash"]
+    with pytest.raises(RuntimeError):
+        tiny.resume(run.folder, callbacks=[FailAt(12)])
+    assert run.record()["error"] == "the machine went down" and not run.is_finished
+    tiny.resume(run.folder)
+    record = run.record()
+    assert record["status"] == "finished" and record["step"] == 20 and not record["error"]
+    assert first != second == record["config_hash"]
+    assert [row["step"] for row in metrics(run.folder) if "train/loss" in row] == list(range(1, 21))
 
 
 def test_ten_steps_then_ten_more_equal_twenty(tiny: Tiny) -> None:

@@ -1,10 +1,13 @@
+import errno
 import hashlib
 import json
 import os
 import socket
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from safetensors import SafetensorError
 
 from l2v.errors import L2VError
 from l2v.sources import (
@@ -127,16 +130,23 @@ def test_files_beside_a_gguf_belong_to_something_else(package):
     assert model_file(locate(str(package / "model.gguf")), "config.json") is None
 
 
-def test_files_of_a_hub_repository_come_from_its_revision_and_never_raise(tmp_path, monkeypatch):
+def test_files_of_a_hub_repository_come_from_its_revision(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    for revision in ("aaa", "bbb"):
+    first, second, absent = ("a" * 40, "b" * 40, "c" * 40)
+    for revision in (first, second):
         folder = tmp_path / "models--owner--model" / "snapshots" / revision
         folder.mkdir(parents=True)
         (folder / "l2v.json").write_text(revision)
-    assert model_file(locate("owner/model", "bbb"), "l2v.json").read_text() == "bbb"
-    assert model_file(locate("owner/model", "bbb"), "other.json") is None
-    assert model_file(locate("owner/model", "ccc"), "l2v.json") is None
+    assert model_file(locate("owner/model", second), "l2v.json").read_text() == second
+    assert model_file(locate("owner/model", second), "other.json") is None
+    assert model_file(locate("owner/model", absent), "l2v.json") is None
     assert model_file(locate("no-such-owner/model"), "l2v.json") is None
+
+
+def test_a_hub_repository_without_config_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(L2VError, match="model.source=no-such-owner/model: not found on the hub or the hub cannot be"):
+        model_file(locate("no-such-owner/model"), "config.json")
 
 
 def test_a_file_hash_is_the_sha256_of_its_bytes(tmp_path):
@@ -263,6 +273,38 @@ def test_a_failed_write_keeps_the_older_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "file.json", "\ud800")
     assert json.loads((tmp_path / "file.json").read_text()) == {"a": 1}
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("at", ["write_text", "replace"])
+def test_a_full_disk_keeps_the_older_file(tmp_path, monkeypatch, at):
+    write_text(tmp_path / "file", "old")
+    original = Path.write_text
+
+    def half(path, *arguments, **settings):
+        original(path, "half")
+        raise FULL
+
+    monkeypatch.setattr(Path, at, half)
+    with pytest.raises(L2VError, match=f"^{tmp_path}/file: cannot be saved \\(No space left on device\\)") as error:
+        write_text(tmp_path / "file", "new")
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "file").read_text() == "old" and names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [FULL, SafetensorError("Error while serializing: I/O error (os error 28)")])
+def test_a_full_disk_keeps_the_older_folder(tmp_path, error):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    with (
+        pytest.raises(L2VError, match=f"^{tmp_path}/folder: cannot be saved .*what was there before is kept"),
+        draft_folder(tmp_path / "folder") as draft,
+    ):
+        (draft / "new").write_text("half")
+        raise error
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["old"]
 
 
 @pytest.mark.parametrize("method", ["connect", "connect_ex"])

@@ -18,15 +18,13 @@ from tiny import SENTENCES, make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from l2v import Encoder
-from l2v.backbone import Backbone, Lora, trainable_parameters
+from l2v.backbone import Backbone, Lora
 from l2v.data.collate import MaskedBlocks
 from l2v.errors import L2VError, Stopped
 from l2v.loop import AtomicCheckpointIO, RunLogger
-from l2v.losses import info_nce
 from l2v.runs import Run, Start
 from l2v.sources import folder_hash, locate
 from l2v.stages.mntp import MNTP
-from l2v.tokenization import pad, tokenize
 
 
 @pytest.fixture
@@ -41,6 +39,7 @@ class Keep(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stage = pl_module
+        self.backbone = self.stage.backbone  # the stage gives it up when training is over
         self.horizon = self.stage.horizon()
         self.weights = {k: v.clone() for k, v in pl_module.state_dict().items() if "lora_" in k}
 
@@ -79,7 +78,7 @@ def test_a_moved_run_still_encodes_and_starts_the_next_stage(tiny: Tiny) -> None
 def test_the_exported_encoder_is_the_trained_model(tiny: Tiny) -> None:
     keep = Keep()
     run = tiny.train("one", "simcse", "stage.max_steps=3", "stage.learning_rate=1e-2", callbacks=[keep])
-    trained = Encoder(keep.stage.backbone, max_length=32).encode(SENTENCES)
+    trained = Encoder(keep.backbone, max_length=32).encode(SENTENCES)
     exported = Encoder.from_pretrained(run).encode(SENTENCES)
     untrained = Encoder.from_pretrained(tiny.model, max_length=32).encode(SENTENCES)
     assert np.abs(trained - exported).max() < 1e-5
@@ -98,6 +97,50 @@ def test_init_from_a_run_merges_its_adapter_and_starts_a_new_one(tiny: Tiny) -> 
     backbone = Backbone.load(start.base, merge=start.merge)
     expected = Encoder.from_pretrained(first).encode(SENTENCES)
     assert np.abs(Encoder(backbone, max_length=32).encode(SENTENCES) - expected).max() < 1e-5
+
+
+class Fail(Callback):
+    """Breaks off before the first step."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        raise RuntimeError("no")
+
+
+def test_a_run_that_failed_before_its_first_save_leaves_nothing_to_the_next(tiny: Tiny) -> None:
+    a, b = (tiny.train(name, "mntp", "stage.max_steps=2", "stage.learning_rate=1e-2", f"seed={name}") for name in "12")
+    assert folder_hash(a / "adapter") != folder_hash(b / "adapter")
+    for attempt in ([], ["adapter.init=continue"]):
+        with pytest.raises(RuntimeError):
+            tiny.train("next", "simcse", "stage.max_steps=1", f"init_from={a}", *attempt, callbacks=[Fail()])
+    run, keep = Run(tiny.folder / "runs" / "next"), Keep()
+    assert run.record()["status"] == "failed" and (run.folder / "initial_adapter").exists()
+    tiny.train("next", "simcse", "stage.max_steps=1", f"init_from={b}", callbacks=[keep])
+    assert run.is_finished and not (run.folder / "initial_adapter").exists()
+    assert [folder_hash(run.folder / record.path) for record in run.lineage().merged] == [folder_hash(b / "adapter")]
+    assert all(not value.any() for key, value in keep.weights.items() if "lora_B" in key)
+    start = Start.of(run)
+    assert start.adapter is None
+    merged = Encoder(Backbone.load(start.base, merge=start.merge), max_length=32).encode(SENTENCES)
+    assert np.abs(merged - Encoder.from_pretrained(b).encode(SENTENCES)).max() < 1e-5
+
+
+def test_runs_may_be_a_link_to_another_disk(tiny: Tiny) -> None:
+    disk = tiny.folder / "far" / "away" / "disk"
+    disk.mkdir(parents=True)
+    (tiny.folder / "runs").symlink_to(disk)
+    first = tiny.train("first", "mntp", "stage.max_steps=2", "stage.learning_rate=1e-2")
+    second = tiny.train("second", "simcse", "stage.max_steps=1", f"init_from={first}")
+    assert [record.hash for record in Run(second).lineage().merged] == [folder_hash(first / "adapter")]
+    assert Encoder.from_pretrained(second).encode(SENTENCES).shape == (len(SENTENCES), 32)
+
+
+def test_a_model_beside_init_from_must_be_the_one_of_the_run(tiny: Tiny, tmp_path: Path) -> None:
+    first = tiny.train("first", "mntp", "stage.max_steps=1")
+    tiny.model, original = make_tiny_model(tmp_path / "other", initializer_range=0.1), tiny.model
+    with pytest.raises(L2VError, match=f"model.source={tiny.model}: init_from=.*was trained on {original}") as error:
+        tiny.train("second", "simcse", "stage.max_steps=1", f"init_from={first}")
+    assert "\n" not in str(error.value)
+    assert not (tiny.folder / "runs" / "second").exists()
 
 
 def test_init_continue_goes_on_with_the_adapter(tiny: Tiny) -> None:
@@ -190,6 +233,14 @@ def test_a_run_that_is_being_trained_is_left_alone(tiny: Tiny) -> None:
         tiny.resume(run.folder, "stage.max_steps=2")
 
 
+def test_reuse_leaves_a_run_alone_that_is_being_trained(tiny: Tiny) -> None:
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true"))
+    run.update(status="running", process={**run.this_process(), "pid": 1})
+    with pytest.raises(L2VError, match="process 1 is training in it"):
+        tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true")
+    assert run.record()["process"]["pid"] == 1
+
+
 def test_no_run_starts_from_an_unfinished_one(tiny: Tiny) -> None:
     run = Run(tiny.train("run", "mntp", "stage.max_steps=1"))
     run.update(status="stopped")
@@ -276,22 +327,21 @@ def test_views_without_dropout_are_refused(tiny: Tiny) -> None:
         tiny.train("one", "simcse", "stage.attention_dropout=0", "adapter.lora.dropout=0", "stage.max_steps=1")
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_micro_batches_change_no_gradient(tiny_model: Path, side: str) -> None:
-    backbone = Backbone.load(str(tiny_model))
-    backbone.add_adapter(Lora(dropout=0.0))
-    batch = pad(tokenize([*SENTENCES, "Short.", "A cat."], backbone.tokenizer, max_length=64), 1, side)
-    gradients = []
-    for tokens in (None, 40):
-        vectors = backbone.embed(**batch, micro_batch_tokens=tokens)
-        info_nce(vectors[:4], vectors[4:], 0.05).backward()
-        gradients.append(
-            {name: p.grad.clone() for name, p in trainable_parameters(backbone).items() if p.grad is not None}
-        )
-        backbone.zero_grad()
-    whole, split = gradients
-    assert whole.keys() == split.keys() and len(whole) > 0
-    assert all((whole[name] - split[name]).norm() <= 1e-5 * whole[name].norm() + 1e-9 for name in whole)
+def test_the_dropout_of_the_adapter_makes_two_views(tiny: Tiny) -> None:
+    settings = ["stage.attention_dropout=0", "adapter.lora.dropout=0.5", "stage.learning_rate=1e-2"]
+    assert Run(tiny.train("one", "simcse", *settings, "stage.max_steps=3")).is_finished
+
+
+def test_one_text_to_validate_on_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(L2VError, match="stage.validation_rows: expected two texts or more") as error:
+        tiny.train("one", "simcse", "stage.validation_rows=1", "stage.max_steps=1")
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_shorter_than_its_validation_interval_is_validated_at_both_ends(tiny: Tiny) -> None:
+    run = tiny.train("one", "mntp", "stage.max_steps=4", "stage.validate_every=100")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation/loss" in row] == [0, 4]
 
 
 def test_a_mask_token_that_is_no_token_is_refused(tiny: Tiny) -> None:

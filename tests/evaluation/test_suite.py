@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import script
 from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder
@@ -84,3 +85,14 @@ def test_whatever_changes_a_score_is_evaluated_again(tmp_path: Path, change: str
     task = Dimension(factor=2 if change == "task" else 1)
     second = evaluate(subject, {"d": task}, suite="s", folder=tmp_path, show=False)
     assert first["fingerprint"] != second["fingerprint"]
+
+
+def test_only_the_settings_of_a_run_write_scores_into_its_folder(tmp_path: Path) -> None:
+    run, folder_of = tmp_path / "tuned", script("evaluate")._folder
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    assert folder_of(Subject(str(run))) == run
+    assert folder_of(Subject(str(run), attention="causal")) == Path("runs/tuned-causal")
+    assert folder_of(Subject(str(run), pooling="last_token")) == Path("runs/tuned-last_token")
+    assert folder_of(Subject(str(run), "causal", "last_token")) == Path("runs/tuned-causal-last_token")
+    assert folder_of(Subject("owner/model-7b", pooling="bos")) == Path("runs/model-7b-bos")

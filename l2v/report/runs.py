@@ -1,0 +1,175 @@
+"""Run folders as they are on disk: what is there is read, what is missing is an empty value."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from l2v.errors import L2VError
+from l2v.sources import Lineage, read_json
+
+Series = tuple[NDArray[np.int64], NDArray[np.float64]]
+_FILES = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run folder holds. A file that is missing is an empty value."""
+
+    label: str
+    """The folder's name, with as many parents as tell it from the other runs."""
+    folder: Path
+    record: dict[str, Any]
+    """``run.json``"""
+    config: dict[str, Any]
+    config_text: str
+    lineage: Lineage | None
+    metrics: list[dict[str, Any]]
+    """Rows of ``metrics.jsonl``; their keys differ."""
+    suites: dict[str, dict[str, Any]]
+    """``evaluation/<suite>.json`` by suite."""
+
+    def series(self, key: str) -> Series:
+        """Steps and values of a metric, by step. After a resume the last row of a step counts."""
+        values = {
+            int(row["step"]): float(row[key])
+            for row in self.metrics
+            if isinstance(row.get("step"), int | float) and isinstance(row.get(key), int | float)
+        }
+        steps = np.array(sorted(values), dtype=np.int64)
+        return steps, np.array([values[step] for step in steps.tolist()], dtype=np.float64)
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps: as recorded, else the last one that was logged."""
+        logged = [row["step"] for row in self.metrics if isinstance(row.get("step"), int | float)]
+        steps = finite(self.record.get("step"))
+        return int(steps) if steps is not None else int(max(logged)) if logged else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Median over the logged training steps."""
+        values = self.series("train/tokens_per_second")[1]
+        return finite(np.median(values[np.isfinite(values)])) if np.isfinite(values).any() else None
+
+    @property
+    def evaluation_seconds(self) -> float | None:
+        """Wall time of all suites together."""
+        seconds = [s for suite in self.suites.values() if (s := finite(suite.get("seconds"))) is not None]
+        return sum(seconds) if seconds else None
+
+
+def read_runs(folders: Sequence[Path]) -> list[Record]:
+    """Read run folders, each once, in their order.
+
+    Raises:
+        L2VError: no folder is given, a folder is no run, or a file is broken.
+    """
+    unique: dict[Path, Path] = {}
+    for folder in folders:
+        unique.setdefault(Path(os.path.abspath(folder)), folder)
+    paths = list(unique)
+    if not paths:
+        raise L2VError("no run folder is given; expected at least one, as in `python -m l2v.report runs/demo/*`")
+    return [_read_run(unique[path], label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """The shortest ends of absolute paths that tell them apart."""
+    labels, depth = [path.name for path in paths], 1
+    while len(set(labels)) < len(labels):
+        depth += 1
+        labels = [
+            "/".join(path.parts[-depth:]) if labels.count(label) > 1 else label
+            for path, label in zip(paths, labels, strict=True)
+        ]
+    return labels
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / file).exists() for file in _FILES)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """A run, or the runs inside a recipe's or a sweep's folder."""
+    inside = [] if _is_run(folder) else sorted(run for run in folder.glob("*/") if _is_run(run))
+    return inside or [folder]
+
+
+def _read_run(folder: Path, label: str) -> Record:
+    if not _is_run(folder):
+        raise L2VError(f"{folder} is not a run folder: no run.json and no evaluation/")
+    config, config_text = _read_config(folder / "config.yaml")
+    return Record(
+        label=label,
+        folder=folder,
+        record=_read_object(folder / "run.json"),
+        config=config,
+        config_text=config_text,
+        lineage=_read_lineage(folder / "lineage.json"),
+        metrics=_read_metrics(folder / "metrics.jsonl"),
+        suites={file.stem: _read_suite(file) for file in sorted((folder / "evaluation").glob("*.json"))},
+    )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    return _object(read_json(file), str(file)) if file.exists() else {}
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise L2VError(f"{where}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _read_suite(file: Path) -> dict[str, Any]:
+    suite = _read_object(file)
+    scores = _object(suite.get("scores", {}), f"{file}: scores")
+    return {**suite, "scores": {task: _object(score, f"{file}: scores.{task}") for task, score in scores.items()}}
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], str]:
+    if not file.exists():
+        return {}, ""
+    text = file.read_text(encoding="utf-8")
+    try:
+        return _object(yaml.safe_load(text) or {}, str(file)), text
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place, problem = f"{file}:{mark.line + 1}" if mark else file, getattr(error, "problem", None) or "unreadable"
+        raise L2VError(f"{place}: not YAML ({problem})") from None
+
+
+def _read_lineage(file: Path) -> Lineage | None:
+    if not file.exists():
+        return None
+    try:
+        return Lineage.read(file)
+    except (KeyError, TypeError, AttributeError):
+        raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
+
+
+def _read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file. A last line without its end, which is being written, may be broken."""
+    rows: list[dict[str, Any]] = []
+    lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows += [_object(json.loads(line), f"{file}:{number}")] if line.strip() else []
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise L2VError(f"{file}:{number}: not JSON ({error.msg})") from None
+    return rows
+
+
+def finite(value: Any) -> float | None:
+    """A number as a float; None where it is no number, infinite or NaN."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
