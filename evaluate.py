@@ -28,11 +28,15 @@ def main(composed: DictConfig) -> None:
 
 
 def _folder(subject: "Subject") -> Path:
-    """The run itself; for others, and with an attention or pooling of its own, runs/<name>-<attention>-<pooling>."""
-    if (Path(subject.source) / "run.json").exists() and subject.attention is None and subject.pooling is None:
-        return Path(subject.source)
-    name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
-    return Path("runs") / "-".join(part for part in (name, subject.attention, subject.pooling) if part)
+    """The run itself; for others, and with settings of its own, runs/<name>-<attention>-<pooling>-..."""
+    folder = Path(subject.source).expanduser()
+    own = [subject.attention, subject.pooling]
+    own += [f"max{subject.max_length}"] if subject.max_length else []
+    own += [subject.dtype] if subject.dtype != "float32" else []
+    if (folder / "run.json").exists() and not any(own):
+        return folder
+    name = re.sub(r"[^\w.-]+", "-", folder.name.removesuffix(".gguf"))
+    return Path("runs") / "-".join(part for part in (name, *own) if part)
 
 
 if __name__ == "__main__":
