@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
         with open_dict(config):
             del config["hydra"]
         return config
+
+
+def hears_ctrl_c() -> None:
+    """In a child before it starts: a shell that runs the tests in the background makes them ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def script(name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ROOT, Tiny
+from launch import ROOT, Tiny, hears_ctrl_c
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -84,6 +84,7 @@ def start(arguments: list[str], program: Path = ROOT / "train.py", cwd: Path | N
         text=True,
         env=environment,
         cwd=cwd,
+        preexec_fn=hears_ctrl_c,
     )
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import ROOT
+from launch import ROOT, hears_ctrl_c
 
 from l2v.runs import Run
 
@@ -56,6 +56,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: P
         [sys.executable, str(ROOT / "recipe.py"), *arguments, f"model.source={tiny_model}"],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hears_ctrl_c,
     )
     run = Run(tmp_path / "smoke" / "mntp")
     deadline = time.monotonic() + 120
