@@ -36,10 +36,12 @@ def main(composed: DictConfig) -> None:
     data = [source.fingerprint() for source in (training.train, training.validation)]
     if configs.process_rank() > 0:
         _wait_for(run)
+        start = Start.of(run)
         resume = os.environ.get(_RESUMES, str(resume)) == "True"
     elif resume:
         _check_resumable(run, config, data)
-        run.take_over(text, {"config_hash": config_hash(config, Start.of(run), data), "data": data})
+        start = Start.of(run)
+        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
     else:
         base = locate(config["model"]["source"], config["model"]["revision"])
         start = Start.plan(
@@ -58,15 +60,16 @@ def main(composed: DictConfig) -> None:
             resume = (run.checkpoints / LAST).exists()
         if resume:
             run.take_over(text, {})
+            start = Start.of(run)
         else:
             run.create(text, _record(config, wanted, data))
-            start.settle(run)
+            start = start.settle(run)
     os.environ[_RUN_DIR] = str(run.folder)
     os.environ[_RESUMES] = str(resume)
 
     from l2v.training import train
 
-    train(training, run, Start.of(run), resume=resume)
+    train(training, run, start, resume=resume)
     if configs.process_rank() == 0:
         say(f"finished {run.folder}; its encoder is {run.encoder}")
 

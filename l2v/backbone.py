@@ -26,11 +26,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.bidirectional import Attention, Proof, accepts_position_ids, prove, set_attention
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.progress import say
-from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate, model_file
+from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate, model_file, not_on_hub
 
 DType = Literal["float32", "bfloat16", "float16"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
             raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
         loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
         with _told_as_one_line(named), _quiet():
-            place = _dequantized(named) if named.gguf_file and named.is_local else named
+            place = _dequantized(named)
             arguments = {**place.arguments(), "trust_remote_code": trust_remote_code}
             tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
             config = AutoConfig.from_pretrained(place.path, **arguments)
@@ -301,7 +301,7 @@ def _with_head(
         own = {id(p) for p in head.parameters()}
         if head_source is None or not missing <= {name for name, p in whole.named_parameters() if id(p) in own}:
             raise _missing(place, missing, "expected a decoder with an output head")
-        origin = _dequantized(head_source) if head_source.gguf_file and head_source.is_local else head_source
+        origin = _dequantized(head_source)
         _, head = _with_head(origin, None, dtype, {**arguments, **origin.arguments()})
     return cast(PreTrainedModel, whole.base_model), head
 
@@ -313,8 +313,11 @@ def _missing(place: Source, keys: Collection[str], expected: str) -> L2VError:
 def _dequantized(place: Source) -> Source:
     """A GGUF file's model as a transformers folder in float32, made once and kept in the cache.
 
-    Reading a GGUF takes some 15 seconds for 135M parameters; the folder loads in less than one.
+    Reading a GGUF takes some 15 seconds for 135M parameters; the folder loads in less than one. Any other source is
+    returned as it is.
     """
+    if not (place.gguf_file and place.is_local):
+        return place
     folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
     if not (folder / "config.json").exists():
         arguments = place.arguments()
@@ -345,7 +348,7 @@ def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pe
     try:
         config, weights = LoraConfig.from_pretrained(str(folder)), load_file(file)
     except (SafetensorError, ValueError, TypeError) as error:
-        raise L2VError(f"{folder}: the adapter is damaged ({_first_line(error)})") from None
+        raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:
@@ -378,7 +381,7 @@ def _choose_attn_implementation(
         try:
             decoder.set_attn_implementation(wanted)
         except (ValueError, ImportError) as error:
-            raise L2VError(f"model.attn_implementation={wanted}: {_first_line(error)}") from None
+            raise L2VError(f"model.attn_implementation={wanted}: {first_line(error)}") from None
         return prove(decoder, attention, partial=partial)
     failure: Exception | None = None
     device = next(decoder.parameters())
@@ -424,10 +427,6 @@ def _groups(order: Tensor, lengths: list[int], budget: int) -> list[Tensor]:
     return groups
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 @contextlib.contextmanager
 def _told_as_one_line(source: Source) -> Iterator[None]:
     """Turn the many ways in which a model cannot be loaded into one line each."""
@@ -438,13 +437,9 @@ def _told_as_one_line(source: Source) -> Iterator[None]:
     except json.JSONDecodeError as error:
         raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        where = f"model.source={source.name}"
-        if source.is_local:
-            raise L2VError(f"{where}: cannot be loaded as a decoder: {_first_line(error)}") from error
-        raise L2VError(
-            f"{where}: not found on the hub or the hub cannot be reached ({_first_line(error)}); check the id, log in "
-            "with `hf auth login` for a gated model, or name a local folder"
-        ) from error
+        if not source.is_local:
+            raise not_on_hub(source, error) from error
+        raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

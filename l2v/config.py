@@ -21,7 +21,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from l2v.errors import L2VError, Stopped
+from l2v.errors import L2VError, Stopped, first_line
 from l2v.progress import say
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         key = error.full_key or "a setting"
         if "missing" in type(error).__name__.lower() or "Missing" in str(error):
             raise L2VError(f"{key}: must be given, as {key}=...") from None
-        raise L2VError(f"{key}: {str(error).splitlines()[0]}") from None
+        raise L2VError(f"{key}: {first_line(error)}") from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from l2v.backbone import AttnImplementation, Backbone, DType
 from l2v.bidirectional import ATTENTIONS, Attention
 from l2v.errors import L2VError
-from l2v.pooling import POOLINGS, Pooling, pool
+from l2v.pooling import POOLINGS, Pooling
 from l2v.progress import track
 from l2v.runs import lineage_base, lineage_head
 from l2v.sources import Lineage, Source, locate, model_file, read_json, write_json
@@ -199,9 +199,8 @@ class Encoder:
 
     def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
         batch = pad(tokens, self.backbone.tokenizer.pad_token_id, self.padding_side)
-        on_device = {key: value.to(self.device) for key, value in cast(dict[str, torch.Tensor], batch).items()}
-        attention_mask, pool_mask = on_device["attention_mask"], on_device.pop("pool_mask")
-        return pool(self.backbone(**on_device), pool_mask, attention_mask, self.pooling)
+        on_device: dict[str, Any] = {key: value.to(self.device) for key, value in cast(dict[str, Any], batch).items()}
+        return self.backbone.embed(**on_device, pooling=self.pooling)
 
     def similarity(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarity of every row of ``a`` with every row of ``b``."""

@@ -9,6 +9,11 @@ class L2VError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """An error's message in one line; its type where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 class Stopped(Exception):
     """A signal ended the work after everything was saved.
 

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import Progress, TaskID, TextColumn
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line
 from l2v.progress import COLUMNS, console
 from l2v.sources import write_text
 
@@ -113,15 +113,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(draft, target)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             draft.unlink(missing_ok=True)
-            raise L2VError(
-                f"{target}: cannot be saved ({str(error).splitlines()[0]}); the one before is kept"
-            ) from error
+            raise L2VError(f"{target}: cannot be saved ({first_line(error)}); the one before is kept") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many unrelated types for a damaged file
-            raise L2VError(f"{path}: not a checkpoint that l2v wrote ({str(error).splitlines()[0]})") from error
+            raise L2VError(f"{path}: not a checkpoint that l2v wrote ({first_line(error)})") from error
 
 
 class StageProgress(ProgressBar):

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line
 from l2v.sources import (
     AdapterRecord,
     Lineage,
@@ -237,13 +237,21 @@ class Start:
         )
         return Start(previous.base, lineage, merge, adapter, previous.head)
 
-    def settle(self, run: Run) -> None:
-        """Copy the adapters into the run's folder, so that it can be moved without its ancestors."""
-        for source, record in zip(self.merge, self.lineage.merged, strict=True):
-            _copy_adapter(source, run.folder / record.path)
+    def settle(self, run: Run) -> "Start":
+        """Copy the adapters into the run's folder, so that it can be moved without its ancestors.
+
+        Returns:
+            the same start, from that folder.
+        """
+        merge = [run.folder / record.path for record in self.lineage.merged]
+        for source, copy in zip(self.merge, merge, strict=True):
+            _copy_adapter(source, copy)
+        adapter = None
         if self.adapter is not None:
-            _copy_adapter(self.adapter, run.folder / _INITIAL_ADAPTER)
+            adapter = run.folder / _INITIAL_ADAPTER
+            _copy_adapter(self.adapter, adapter)
         self.lineage.write(run.folder / "lineage.json")
+        return replace(self, merge=merge, adapter=adapter)
 
     @staticmethod
     def of(run: Run) -> "Start":
@@ -381,9 +389,9 @@ def _hub_adapter(name: str) -> Path | None:
     try:
         folder = Path(snapshot_download(name, allow_patterns=["adapter_*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise L2VError(
-            f"init_from={name}: no such folder, and not found on the hub or the hub cannot be reached ({reason})"
+            f"init_from={name}: no such folder, and not found on the hub or the hub cannot be reached "
+            f"({first_line(error)})"
         ) from None
     return folder if (folder / "adapter_config.json").exists() else None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
@@ -108,18 +108,18 @@ def model_file(source: Source, name: str) -> Path | None:
     except LocalEntryNotFoundError as error:  # no network: a model that is in the cache can be used all the same
         if name != "config.json":
             return None
-        raise _not_on_hub(source, error) from error
+        raise not_on_hub(source, error) from error
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise _not_on_hub(source, error) from error
+        raise not_on_hub(source, error) from error
 
 
-def _not_on_hub(source: Source, error: Exception) -> L2VError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def not_on_hub(source: Source, error: Exception) -> L2VError:
+    """What to tell a user whose hub id cannot be loaded."""
     return L2VError(
-        f"model.source={source.name}: not found on the hub or the hub cannot be reached ({reason}); check the id, log "
-        "in with `hf auth login` for a gated model, or name a local folder"
+        f"model.source={source.name}: not found on the hub or the hub cannot be reached ({first_line(error)}); check "
+        "the id, log in with `hf auth login` for a gated model, or name a local folder"
     )
 
 

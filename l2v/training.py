@@ -23,7 +23,7 @@ from l2v.bidirectional import Attention
 from l2v.data.rows import TokenData
 from l2v.data.texts import TextSource
 from l2v.encoder import Encoder
-from l2v.errors import L2VError, Stopped
+from l2v.errors import L2VError, Stopped, first_line
 from l2v.loop import AtomicCheckpointIO, GracefulStop, RunLogger, SaveLast, StageProgress
 from l2v.pooling import Pooling
 from l2v.runs import BEST, LAST, Run, Start, finish_lineage, now
@@ -157,7 +157,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
     try:
         return _make_trainer(training, run, logger, stop)
     except MisconfigurationException as error:
-        raise L2VError(f"trainer: {str(error).strip().splitlines()[0]}") from error
+        raise L2VError(f"trainer: {first_line(error)}") from error
 
 
 def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:

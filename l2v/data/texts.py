@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line
 from l2v.sources import file_hash, package_file
 
 
@@ -47,10 +47,9 @@ class HubTexts:
                 self.path, self.name, split=self.split, revision=self.revision, data_files=self.data_files
             )
         except Exception as error:  # datasets raises a dozen unrelated types here
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise L2VError(
-                f"data={self.path}: cannot be loaded from the hub ({reason}); choose another data=, or use data=files "
-                "with data.train.files=<your text file>"
+                f"data={self.path}: cannot be loaded from the hub ({first_line(error)}); choose another data=, or use "
+                "data=files with data.train.files=<your text file>"
             ) from error
         if self.column not in data.column_names:
             raise L2VError(f"data={self.path}: no column {self.column!r}; it has {', '.join(data.column_names)}")

@@ -10,6 +10,7 @@ from l2v.data.texts import TextSource
 from l2v.data.tokens import block_rows
 from l2v.encoder import Encoder
 from l2v.errors import L2VError
+from l2v.losses import masked_token_loss
 from l2v.masking import Strategy
 from l2v.progress import track
 from l2v.tokenization import mask_token_id
@@ -58,7 +59,7 @@ class MaskedAccuracy:
             batch = collate(rows)
             tensors = (batch[name].to(encoder.device) for name in ("input_ids", "attention_mask", "labels"))
             logits, targets = backbone.predict_masked(*tensors)
-            loss += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+            loss += masked_token_loss(logits, targets, torch.ones(())).item()
             correct += (logits.argmax(dim=-1) == targets).sum().item()
             count += len(targets)
         return {"accuracy": correct / count, "loss": loss / count, "tokens": count}
