@@ -47,7 +47,7 @@ def main(composed: DictConfig) -> None:
         start = Start.plan(
             run.folder,
             base=base,
-            init_from=config["init_from"],
+            init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
             init=config["adapter"]["init"],
             trains_adapter=training.lora is not None,
         )
@@ -86,10 +86,10 @@ def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, An
     }
 
 
-def _check_base(init_from: str | None, base: Source, start: Start) -> None:
+def _check_base(init_from: str | list[str] | None, base: Source, start: Start) -> None:
     """A run goes on with its own decoder: another one in model= would be passed over without a word."""
     own = start.head or start.base
-    is_run = init_from is not None and (Path(init_from).expanduser() / "run.json").exists()
+    is_run = isinstance(init_from, str) and (Path(init_from).expanduser() / "run.json").exists()
     if is_run and (own.path, own.gguf_file) != (base.path, base.gguf_file):
         raise L2VError(
             f"model.source={base.name}: init_from={init_from} was trained on {own.name}; leave model= out, or set "

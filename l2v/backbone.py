@@ -30,11 +30,12 @@ from l2v.errors import L2VError, first_line
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.progress import say
+from l2v.published import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from l2v.quantization import Quantization, check_quantization, quantize
 from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate, model_file, not_on_hub
 
 DType = Literal["float32", "bfloat16", "float16"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Backbone(nn.Module):
         with_head: bool = False,
         head_source: Source | None = None,
         merge: Sequence[Path] = (),
+        quantization: Quantization | None = None,
         partial: bool = False,
         trust_remote_code: bool = False,
         device: str | torch.device = "cpu",
@@ -117,6 +119,7 @@ class Backbone(nn.Module):
             with_head: load the output head too, for MNTP.
             head_source: where to take the head from if ``source`` has none of its own.
             merge: adapter folders to merge into the weights, in order, in float32.
+            quantization: nf4 keeps the linear layers in 4 bits, after merging; None does not.
             partial: accept layers that cannot be made bidirectional.
             trust_remote_code: run code that comes with the model.
             device: where the weights go and where the proof runs.
@@ -127,6 +130,8 @@ class Backbone(nn.Module):
         named = locate(source, revision) if isinstance(source, str) else source
         if not named.is_local and model_file(named, "config.json") is None:
             raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
+        if quantization is not None:
+            check_quantization(device)
         loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
         with _told_as_one_line(named), _quiet():
             place = _dequantized(named)
@@ -154,7 +159,10 @@ class Backbone(nn.Module):
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
-        cast(nn.Module, decoder).to(device=device, dtype=getattr(torch, dtype))
+        cast(nn.Module, decoder).to(dtype=getattr(torch, dtype))
+        if quantization is not None:
+            quantize(decoder, quantization)
+        cast(nn.Module, decoder).to(device=device)
         if head is not None:
             head.to(device=device, dtype=getattr(torch, dtype))
         if attention_dropout is not None:
@@ -285,6 +293,8 @@ class Backbone(nn.Module):
         """Write the decoder without an adapter, and its tokenizer, as a transformers folder."""
         if self.has_adapter:
             raise RuntimeError("merge the adapter before saving the decoder")
+        if getattr(self.decoder, "is_loaded_in_4bit", False):
+            raise L2VError("an encoder with quantization=nf4 cannot be saved: load it without, and save that one")
         with _quiet():
             self.decoder.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(folder)
@@ -340,11 +350,10 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
-    file = folder / _ADAPTER_WEIGHTS
-    if not file.exists():
-        raise L2VError(f"{folder}: no {_ADAPTER_WEIGHTS}, so it holds no adapter")
-    if not (folder / "adapter_config.json").exists():
-        raise L2VError(f"{folder}: no adapter_config.json, so it holds no adapter")
+    file = folder / ADAPTER_WEIGHTS
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        if not (folder / name).exists():
+            raise L2VError(f"{folder}: no {name}, so it holds no adapter")
     try:
         config, weights = LoraConfig.from_pretrained(str(folder)), load_file(file)
     except (SafetensorError, ValueError, TypeError) as error:

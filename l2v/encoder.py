@@ -1,6 +1,7 @@
 """The inference API: ``Encoder.from_pretrained(...).encode(texts)``."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -8,13 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2v.backbone import AttnImplementation, Backbone, DType
+from l2v.backbone import AttnImplementation, Backbone, DType, Quantization
 from l2v.bidirectional import ATTENTIONS, Attention
 from l2v.errors import L2VError
 from l2v.pooling import POOLINGS, Pooling
 from l2v.progress import track
+from l2v.prompts import PooledTokens, Prompt
+from l2v.published import assemble
 from l2v.runs import lineage_base, lineage_head
-from l2v.sources import Lineage, Source, locate, model_file, read_json, write_json
+from l2v.sources import Lineage, Source, model_file, read_json, write_json
 from l2v.tokenization import Tokens, pad, tokenize
 
 SETTINGS_FILE = "l2v.json"
@@ -31,16 +34,19 @@ class Encoder:
         *,
         pooling: Pooling = "mean",
         max_length: int = 512,
-        separator: str = ": ",
+        text_max_length: int | None = None,
+        prompt: Prompt | None = None,
         padding_side: str = "right",
     ) -> None:
         _check("pooling", pooling, POOLINGS)
         _check("padding_side", padding_side, ("right", "left"))
-        _check_max_length(max_length)
+        _check_length("max_length", max_length)
+        _check_length("text_max_length", text_max_length)
         self.backbone = backbone
         self.pooling: Pooling = pooling
         self.max_length = max_length
-        self.separator = separator
+        self.text_max_length = text_max_length
+        self.prompt = prompt or Prompt()
         self.padding_side = padding_side
 
     @classmethod
@@ -53,7 +59,13 @@ class Encoder:
         attn_implementation: AttnImplementation = "auto",
         dtype: DType = "float32",
         max_length: int | None = None,
+        text_max_length: int | None = None,
         separator: str | None = None,
+        template: str | None = None,
+        pooled_tokens: PooledTokens | None = None,
+        adapters: Sequence[str | Path] = (),
+        base: str | None = None,
+        quantization: Quantization | None = None,
         revision: str | None = None,
         partial: bool = False,
         trust_remote_code: bool = False,
@@ -63,14 +75,22 @@ class Encoder:
         """Load an encoder.
 
         Args:
-            source: a run folder, a model folder (also one of sentence-transformers), a GGUF file, a hub id, or
-                ``package:NAME/FILE.gguf``.
+            source: a run folder, a model folder (also one of sentence-transformers), an adapter (also a published one
+                of LLM2Vec), a GGUF file, a hub id, or ``package:NAME/FILE.gguf``.
             pooling: mean, weighted_mean, last_token or bos; default: what was saved, else mean.
             attention: bidirectional or causal; default: what was saved, else bidirectional.
             attn_implementation: auto, eager, sdpa, flex_attention or flash_attention_2.
             dtype: float32, bfloat16 or float16.
-            max_length: in tokens; default: what was saved, else 512.
+            max_length: tokens of instruction, template and text; default: what was saved, else 512.
+            text_max_length: tokens of the text alone; default: what was saved, else no limit of its own.
             separator: between an instruction and its text; default: what was saved, else ": ".
+            template: with ``{text}`` where instruction and text go, or ``chat`` for the tokenizer's chat template;
+                default: what was saved, else none.
+            pooled_tokens: after_prompt, text or all, see :class:`~l2v.prompts.Prompt`; default: what was saved, else
+                after_prompt.
+            adapters: folders or hub ids of adapters to merge into the model, in order.
+            base: the model of an adapter in ``source``; default: the one that the adapter names.
+            quantization: nf4 keeps the linear layers in 4 bits (a GPU and bitsandbytes); None: no.
             revision: of a hub id.
             partial: accept layers that stay causal; what was saved with such layers has it on.
             trust_remote_code: run code that comes with the model.
@@ -90,8 +110,8 @@ class Encoder:
                 head_source = lineage_head(lineage, folder) or lineage_base(lineage, folder)
             folder = folder / "encoder"
             source = folder
-        place = locate(str(source), revision)
-        saved = _saved_settings(place)
+        parts = assemble(str(source), adapters, base=base, revision=revision)
+        saved = parts.settings or _saved_settings(parts.base)
         attention = attention or saved.get("attention", "bidirectional")
         pooling = pooling or saved.get("pooling", "mean")
         max_length = max_length if max_length is not None else saved.get("max_length", 512)
@@ -99,9 +119,9 @@ class Encoder:
         _check("attn_implementation", attn_implementation, get_args(AttnImplementation))
         _check("dtype", dtype, get_args(DType))
         _check("pooling", pooling, POOLINGS)
-        _check_max_length(max_length)
+        _check_length("max_length", max_length)
         backbone = Backbone.load(
-            place,
+            parts.base,
             attention=attention,
             attn_implementation=attn_implementation,
             dtype=dtype,
@@ -109,13 +129,21 @@ class Encoder:
             trust_remote_code=trust_remote_code,
             with_head=with_head,
             head_source=head_source,
+            merge=parts.adapters,
+            quantization=quantization,
             device=device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"),
         )
         return cls(
             backbone,
             pooling=pooling,
             max_length=max_length,
-            separator=separator if separator is not None else saved.get("separator", ": "),
+            text_max_length=text_max_length if text_max_length is not None else saved.get("text_max_length"),
+            prompt=Prompt.of(
+                backbone.tokenizer,
+                template=template if template is not None else saved.get("template"),
+                separator=separator if separator is not None else saved.get("separator", ": "),
+                pooled_tokens=pooled_tokens or saved.get("pooled_tokens", "after_prompt"),
+            ),
         )
 
     @property
@@ -165,7 +193,7 @@ class Encoder:
             return self.encode([texts], instruction=instruction, max_length=max_length, normalize=normalize,
                                truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
         max_length = max_length if max_length is not None else self.max_length
-        _check_max_length(max_length)
+        _check_length("max_length", max_length)
         if batch_size < 1:
             raise L2VError(f"batch_size must be at least 1, got {batch_size}")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
@@ -181,7 +209,8 @@ class Encoder:
             self.backbone.tokenizer,
             max_length=max_length,
             instructions=instructions,
-            separator=self.separator,
+            prompt=self.prompt,
+            text_max_length=self.text_max_length,
         )
         order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row].input_ids))
         batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
@@ -218,7 +247,8 @@ class Encoder:
                 "pooling": self.pooling,
                 "attention": self.backbone.attention,
                 "max_length": self.max_length,
-                "separator": self.separator,
+                "text_max_length": self.text_max_length,
+                **asdict(self.prompt),
                 "partial": self.backbone.attention == "bidirectional" and bool(self.backbone.proof.causal_layers),
             },
         )
@@ -317,6 +347,6 @@ def _check(setting: str, value: str, allowed: Sequence[str]) -> None:
         raise L2VError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _check_max_length(value: int) -> None:
-    if value < 1:
-        raise L2VError(f"max_length must be at least 1 token, got {value}")
+def _check_length(setting: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise L2VError(f"{setting} must be at least 1 token, got {value}")

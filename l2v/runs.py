@@ -6,13 +6,15 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from l2v.errors import L2VError, first_line
+from l2v.errors import L2VError
+from l2v.published import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_folder
 from l2v.sources import (
     AdapterRecord,
     Lineage,
@@ -204,13 +206,15 @@ class Start:
     """Where the output head comes from, if not from the base."""
 
     @staticmethod
-    def plan(folder: Path, *, base: Source, init_from: str | None, init: Init, trains_adapter: bool) -> "Start":
+    def plan(
+        folder: Path, *, base: Source, init_from: str | Sequence[str] | None, init: Init, trains_adapter: bool
+    ) -> "Start":
         """Where a new run in ``folder`` starts: the base model, or what ``init_from`` ended with. Writes nothing.
 
         Args:
             folder: of the new run.
             base: the model of the config; the base of adapters that come without one.
-            init_from: a run, a folder or hub id of a PEFT adapter, or a model folder or hub id.
+            init_from: a run, a folder or hub id of a PEFT adapter, a list of such adapters, or a model.
             init: merge the adapter and start a new one, or go on with it.
             trains_adapter: whether the run trains an adapter (or all weights).
         """
@@ -287,22 +291,34 @@ class _Previous:
     head: Source | None = None
 
 
-def _previous(init_from: str | None, base: Source) -> _Previous:
+def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
     if init_from is None:
         return _Previous(base, [], None, {}, [])
+    if not isinstance(init_from, str):
+        return _stacked(init_from, base)
     folder = Path(init_from).expanduser()
     if (folder / "run.json").exists():
         run = Run.open(folder, "init_from")
         if not run.is_finished:
             raise L2VError(f"init_from={init_from}: the run is not finished; go on with it first: resume={init_from}")
         return _previous_run(run)
-    if folder.is_dir() and not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+    if folder.is_dir() and not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
         raise L2VError(f"init_from={init_from}: neither a run (run.json), an adapter nor a model (config.json)")
-    adapter = folder if (folder / "adapter_config.json").exists() else _hub_adapter(init_from)
-    if adapter is not None:
-        stage = folder.name if folder.is_dir() else init_from.split("/")[-1]
-        return _Previous(base, [], adapter, {adapter: stage}, [])
+    if adapter_folder(init_from, override="init_from") is not None:
+        return _stacked([init_from], base)
     return _Previous(locate(init_from, override="init_from"), [], None, {}, [])
+
+
+def _stacked(names: Sequence[str], base: Source) -> _Previous:
+    """Adapters on the model of the config, each trained on the ones before it."""
+    stages: dict[Path, str] = {}
+    for name in names:
+        folder = adapter_folder(name, override="init_from")
+        if folder is None:
+            raise L2VError(f"init_from={name}: no {ADAPTER_CONFIG}, so it holds no adapter; a list is one of adapters")
+        stages[folder] = Path(name).name
+    *merge, adapter = stages
+    return _Previous(base, merge, adapter, stages, [])
 
 
 def _previous_run(run: Run) -> _Previous:
@@ -372,28 +388,10 @@ def finish_lineage(run: Run, stage: str) -> None:
 def _copy_adapter(source: Path, target: Path) -> None:
     if not target.exists():
         with draft_folder(target) as draft:
-            for name in ("adapter_config.json", "adapter_model.safetensors"):
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                 if not (source / name).exists():
                     raise L2VError(f"{source}: no {name}, so it holds no adapter that l2v reads")
                 shutil.copyfile(source / name, draft / name)
-
-
-def _hub_adapter(name: str) -> Path | None:
-    """The local copy of a hub repository that holds an adapter; None when it holds none or is a local model."""
-    if Path(name).expanduser().exists() or name.startswith("package:"):
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    locate(name, override="init_from")
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=["adapter_*"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise L2VError(
-            f"init_from={name}: no such folder, and not found on the hub or the hub cannot be reached "
-            f"({first_line(error)})"
-        ) from None
-    return folder if (folder / "adapter_config.json").exists() else None
 
 
 def config_hash(config: dict[str, Any], start: Start, data: list[str]) -> str:

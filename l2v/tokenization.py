@@ -9,6 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from l2v.bidirectional import position_ids
 from l2v.errors import L2VError
+from l2v.prompts import Framed, Prompt
+
+_PLAIN = Prompt()
 
 
 class Tokens(NamedTuple):
@@ -40,46 +43,76 @@ def tokenize(
     *,
     max_length: int,
     instructions: Sequence[str | None] | None = None,
-    separator: str = ": ",
+    prompt: Prompt = _PLAIN,
+    text_max_length: int | None = None,
 ) -> list[Tokens]:
-    """Tokenize texts, each after its instruction, cut on the right to ``max_length`` tokens.
+    """Tokenize texts, each after its instruction and in its template, cut on the right to ``max_length`` tokens.
 
-    The instruction's tokens are found by character offsets in the whole prompt, so a token that the tokenizer makes
-    across the border counts as text. Special tokens before the text belong to an instruction if there is one, as in
-    LLM2Vec. An empty prompt becomes one special token (BOS, else EOS), and an empty text after an instruction is
-    represented by its instruction.
+    What stands around a text is found by character offsets in the whole prompt, so a token that the tokenizer makes
+    across the border counts as text. Only the text is cut: what a template or the tokenizer puts after it stays. An
+    empty prompt becomes one special token (BOS, else EOS), and an empty text after an instruction is represented by
+    its instruction.
+
+    Args:
+        texts: without their instructions.
+        tokenizer: a fast one.
+        max_length: tokens in all.
+        instructions: one a text.
+        prompt: template, separator, and what is pooled.
+        text_max_length: tokens of a text alone.
 
     Raises:
-        L2VError: an instruction leaves no room for its text.
+        L2VError: what stands around a text leaves no room for it.
     """
     if not texts:
         return []
-    cleaned = [clean(text) for text in texts]
     wanted = instructions if instructions is not None else [None] * len(texts)
-    prefixes = [clean(i) + separator if i else "" for i in wanted]
+    framed = [prompt.frame(clean(text), i and clean(i)) for text, i in zip(texts, wanted, strict=True)]
+    framed_at_all = any(before or after for before, _, after in framed)
+    # the tokenizer's own cut takes from the end, whatever stands there
+    by_offsets = framed_at_all or text_max_length is not None
     encoded = tokenizer(
-        [prefix + text for prefix, text in zip(prefixes, cleaned, strict=True)],
-        truncation=True,
-        max_length=max_length,
-        return_offsets_mapping=any(prefixes),
+        ["".join(parts) for parts in framed],
+        truncation=not by_offsets,
+        max_length=None if by_offsets else max_length,
+        return_offsets_mapping=by_offsets,
         return_attention_mask=False,
+        verbose=False,
     )
-    empty = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id
     tokens = []
-    for row, (ids, prefix, text) in enumerate(zip(encoded["input_ids"], prefixes, cleaned, strict=True)):
+    for row, (ids, frame) in enumerate(zip(encoded["input_ids"], framed, strict=True)):
         if not ids:
-            tokens.append(Tokens([empty]))
-        elif not prefix:
-            tokens.append(Tokens(ids))
-        else:
-            ends = (end for _, end in encoded["offset_mapping"][row])
-            begin = next((i for i, end in enumerate(ends) if end > len(prefix)), None)
-            if begin is None and text.strip() and len(ids) >= max_length:
-                raise L2VError(
-                    f"the instruction {prefix[:40]!r}... takes all of max_length={max_length} tokens; raise max_length"
-                )
-            tokens.append(Tokens(ids, begin or 0))
+            tokens.append(Tokens([bos if bos is not None else tokenizer.eos_token_id]))
+            continue
+        begin = 0
+        if by_offsets:
+            ids, begin = _cut(ids, encoded["offset_mapping"][row], frame, max_length, text_max_length)
+        if prompt.pooled_tokens == "all":
+            begin = 0
+        elif prompt.pooled_tokens == "text" and begin == 0 and len(ids) > 1 and ids[0] == bos:
+            begin = 1
+        tokens.append(Tokens(ids, begin))
     return tokens
+
+
+def _cut(
+    ids: list[int], offsets: list[tuple[int, int]], frame: Framed, max_length: int, text_max_length: int | None
+) -> tuple[list[int], int]:
+    """The tokens without the end of their text, if there are too many, and the index of the first to pool."""
+    text_begin, text_end = len(frame.before), len(frame.before) + len(frame.text)
+    # special tokens that the tokenizer adds have the empty span (0, 0)
+    first = next((i for i, (_, end) in enumerate(offsets) if end > text_begin), len(ids))
+    last = next((i for i in range(first, len(ids)) if offsets[i][0] >= text_end or offsets[i][1] == 0), len(ids))
+    room = min(last - first, max_length - (len(ids) - (last - first)), text_max_length or last)
+    if last == first:  # no text to represent: what stands around it is all there is
+        ids, room = ids[:max_length], 0
+    elif room < 1:
+        raise L2VError(
+            f"the instruction {frame.before[:40]!r}... takes all of max_length={max_length} tokens; raise max_length"
+        )
+    begin = first if frame.before and first < len(ids) else 0
+    return ids[: first + room] + ids[last:], begin
 
 
 def pad(tokens: Sequence[Tokens], pad_token_id: int, side: str = "right") -> Batch:

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers import PreTrainedTokenizerBase
 
 from l2v.backbone import AttnImplementation, Backbone, DType, Lora, trainable_parameters
 from l2v.bidirectional import Attention
@@ -26,6 +27,8 @@ from l2v.encoder import Encoder
 from l2v.errors import L2VError, Stopped, first_line
 from l2v.loop import AtomicCheckpointIO, GracefulStop, RunLogger, SaveLast, StageProgress
 from l2v.pooling import Pooling
+from l2v.prompts import PooledTokens, Prompt
+from l2v.quantization import Quantization
 from l2v.runs import BEST, LAST, Run, Start, finish_lineage, now
 from l2v.sources import draft_folder, source_hash
 from l2v.stages.stage import Stage
@@ -45,8 +48,18 @@ class Model:
     trust_remote_code: bool = False
     pooling: Pooling = "mean"
     max_length: Annotated[int, Ge(1)] = 512
+    template: str | None = None
+    separator: str = ": "
+    pooled_tokens: PooledTokens = "after_prompt"
+    quantization: Quantization | None = None
+    published: dict[str, list[str]] = field(default_factory=dict)
+    """Adapters for this model on the hub, by stage: what ``init_from='${model.published.simcse}'`` stands for."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of a stage that go with this model; ``conf/stage`` reads them."""
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        """What stands around a text, with the tokenizer's chat template written out where it was asked for."""
+        return Prompt.of(tokenizer, template=self.template, separator=self.separator, pooled_tokens=self.pooled_tokens)
 
 
 @dataclass(frozen=True)
@@ -215,6 +228,8 @@ def load_backbone(
         merge=start.merge,
         partial=model.partial,
         trust_remote_code=model.trust_remote_code,
+        # an adapter that was trained on 4 bits is merged into the weights as they were
+        quantization=model.quantization if training_mode else None,
         device=device,
     )
     if start.adapter is not None:
@@ -242,7 +257,13 @@ def export(training: Training, run: Run, start: Start) -> None:
         backbone.save_adapter(run.adapter)
         backbone.merge_adapter()
     with draft_folder(run.encoder) as draft:
-        Encoder(backbone, pooling=training.model.pooling, max_length=training.model.max_length).save(draft)
+        encoder = Encoder(
+            backbone,
+            pooling=training.model.pooling,
+            max_length=training.model.max_length,
+            prompt=training.model.prompt(backbone.tokenizer),
+        )
+        encoder.save(draft)
 
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

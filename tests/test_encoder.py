@@ -255,7 +255,14 @@ def test_a_16_bit_encoder_gives_nearly_the_same_float32_vectors(tiny_model, enco
     assert np.linalg.norm(vectors - expected) / np.linalg.norm(expected) < 0.03
 
 
-SETTINGS = {"pooling": "weighted_mean", "attention": "causal", "max_length": 11, "separator": " | "}
+SETTINGS = {
+    "pooling": "weighted_mean",
+    "attention": "causal",
+    "max_length": 11,
+    "text_max_length": 4,
+    "separator": " | ",
+}
+SETTINGS |= {"template": "user: {text}</s>", "pooled_tokens": "text"}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -266,7 +273,7 @@ def test_a_saved_encoder_gives_the_same_vectors(tmp_path, family, settings):
     again = Encoder.from_pretrained(tmp_path / "saved", device="cpu")
     for texts in (SENTENCES, [("Find", text) for text in SENTENCES]):
         close(again.encode(texts), encoder.encode(texts), 1e-6)
-    for setting in ("pooling", "max_length", "separator"):
+    for setting in ("pooling", "max_length", "text_max_length", "prompt"):
         assert getattr(again, setting) == getattr(encoder, setting)
     assert again.backbone.attention == encoder.backbone.attention
 
@@ -274,7 +281,7 @@ def test_a_saved_encoder_gives_the_same_vectors(tmp_path, family, settings):
 def test_arguments_override_what_was_saved(tmp_path, encoder):
     encoder.save(tmp_path)
     again = Encoder.from_pretrained(tmp_path, device="cpu", **SETTINGS)
-    assert (again.pooling, again.max_length, again.separator) == ("weighted_mean", 11, " | ")
+    assert (again.pooling, again.max_length, again.prompt.separator) == ("weighted_mean", 11, " | ")
     assert again.backbone.attention == "causal"
 
 
@@ -346,7 +353,7 @@ def test_an_encoder_on_the_hub_keeps_its_settings(tmp_path, tiny_model, monkeypa
     (repository / "refs" / "main").write_text("c0ffee")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     encoder = Encoder.from_pretrained("someone/encoder", device="cpu")
-    assert (encoder.pooling, encoder.max_length, encoder.separator) == ("weighted_mean", 11, " | ")
+    assert (encoder.pooling, encoder.max_length, encoder.prompt.separator) == ("weighted_mean", 11, " | ")
     assert encoder.backbone.attention == "causal"
 
 

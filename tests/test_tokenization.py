@@ -4,6 +4,7 @@ from tiny import SENTENCES, make_tiny_tokenizer
 from tokenizers import normalizers
 
 from l2v.errors import L2VError
+from l2v.prompts import Prompt
 from l2v.tokenization import Tokens, clean, mask_token_id, pad, tokenize
 
 BOS, EOS = 0, 1
@@ -36,7 +37,7 @@ def test_a_token_across_the_border_counts_as_text(tokenizer):
 
 
 def test_a_token_of_letters_from_both_sides_of_the_border_counts_as_text(tokenizer):
-    [row] = tokenize(["at on the mat"], tokenizer, max_length=99, instructions=["a c"], separator="")
+    [row] = tokenize(["at on the mat"], tokenizer, max_length=99, instructions=["a c"], prompt=Prompt(separator=""))
     assert tokenizer.decode(row.input_ids, skip_special_tokens=True) == "a cat on the mat"
     assert pooled(tokenizer, row) == ["Ġcat", "Ġon", "Ġthe", "Ġmat"]
 
@@ -54,7 +55,7 @@ def test_each_text_has_its_own_instruction_or_none(tokenizer):
 
 
 def test_the_separator_is_between_instruction_and_text(tokenizer):
-    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["Find"], separator=" -> ")
+    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["Find"], prompt=Prompt(separator=" -> "))
     assert row.input_ids == tokenizer("Find -> cat").input_ids
 
 
@@ -101,6 +102,93 @@ def test_a_text_that_the_tokenizer_drops_is_represented_by_its_instruction():
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     [row] = tokenize(["\u200b"], tokenizer, max_length=99, instructions=["Find"])
     assert row == Tokens(tokenizer("Find: ").input_ids, 0)
+
+
+TEMPLATE = Prompt(template="user\n{text}</s>")
+
+
+def test_a_template_stands_around_the_text_and_its_end_is_pooled(tokenizer):
+    [row] = tokenize(["cat sat"], tokenizer, max_length=99, prompt=TEMPLATE)
+    assert row.input_ids == tokenizer("user\ncat sat</s>").input_ids
+    assert tokenizer.decode(row.input_ids[row.text_begin :]) == "cat sat</s>"
+
+
+def test_an_instruction_goes_inside_the_template(tokenizer):
+    [row] = tokenize(["cat sat"], tokenizer, max_length=99, instructions=["Find"], prompt=TEMPLATE)
+    assert row.input_ids == tokenizer("user\nFind: cat sat</s>").input_ids
+    assert pooled(tokenizer, row) == ["Ġcat", "Ġsat", "</s>"]
+
+
+def test_only_the_text_is_cut_and_the_template_stays_whole(tokenizer):
+    whole = tokenizer("user\ncat sat on the mat</s>").input_ids
+    [row] = tokenize(["cat sat on the mat"], tokenizer, max_length=len(whole) - 2, prompt=TEMPLATE)
+    assert row.input_ids == [*whole[:-3], EOS]
+
+
+def test_a_text_alone_can_be_cut_shorter_than_its_prompt(tokenizer):
+    prefix = len(tokenizer("Find:").input_ids)
+    [row] = tokenize(["cat sat on"], tokenizer, max_length=99, instructions=["Find"], text_max_length=2)
+    assert row.input_ids == tokenizer("Find: cat sat").input_ids and row.text_begin == prefix
+    special = len(tokenizer("").input_ids)
+    [row] = tokenize(["The cat sat on"], tokenizer, max_length=99, text_max_length=2)
+    assert row.input_ids == tokenizer("The cat sat on").input_ids[: special + 2]
+
+
+def test_an_empty_text_in_a_template_is_represented_by_the_templates_end(tokenizer):
+    [row] = tokenize([""], tokenizer, max_length=99, prompt=TEMPLATE)
+    assert pooled(tokenizer, row) == ["</s>"]
+
+
+@pytest.mark.parametrize(
+    ("pooled_tokens", "instruction", "expected"),
+    [
+        ("after_prompt", None, ["<s>", "cat", "Ġsat"]),
+        ("after_prompt", "the", ["Ġcat", "Ġsat"]),
+        ("text", None, ["cat", "Ġsat"]),
+        ("text", "the", ["Ġcat", "Ġsat"]),
+        ("all", None, ["<s>", "cat", "Ġsat"]),
+        ("all", "the", ["<s>", "the", ":", "Ġcat", "Ġsat"]),
+    ],
+)
+def test_which_tokens_are_pooled(pooled_tokens, instruction, expected):
+    tokenizer = make_tiny_tokenizer(bos=True)
+    prompt = Prompt(pooled_tokens=pooled_tokens)
+    [row] = tokenize(["cat sat"], tokenizer, max_length=99, instructions=[instruction], prompt=prompt)
+    assert pooled(tokenizer, row) == expected
+
+
+def test_an_empty_text_pools_its_beginning_token_where_there_is_nothing_else():
+    [row] = tokenize([""], make_tiny_tokenizer(bos=True), max_length=9, prompt=Prompt(pooled_tokens="text"))
+    assert row == Tokens([BOS], 0)
+
+
+def test_the_tokenizers_chat_template_is_written_out():
+    tokenizer = make_tiny_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    prompt = Prompt.of(tokenizer, template="chat")
+    assert prompt.template == "<user>{text}</s>"  # the tokenizer puts <s> first itself
+    assert Prompt.of(make_tiny_tokenizer()).template == "{text}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "the tokenizer has no chat template"),
+        ("{{ messages[0].content | upper }}", "changes the text"),
+        ("{{ raise_exception('no system prompt') }}", "the tokenizer has no chat template that can be used"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused(template, message):
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(L2VError, match=f"model.template=chat: .*{message}"):
+        Prompt.of(tokenizer, template="chat")
+
+
+@pytest.mark.parametrize("template", ["no place for it", "{text} {text}"])
+def test_a_template_has_one_place_for_the_text(template):
+    with pytest.raises(L2VError, match="model.template=.*: expected {text} once"):
+        Prompt(template=template)
 
 
 def test_no_texts_make_no_rows(tokenizer):

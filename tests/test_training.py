@@ -302,7 +302,7 @@ def test_mntp_loss_is_the_stock_shifted_loss(tmp_path: Path, tied: bool) -> None
     backbone = Backbone.load(str(folder), with_head=True)
     ids = torch.randint(2, 300, (3, 12))
     collate = MaskedBlocks(0.4, "bert", backbone.tokenizer.get_vocab()["_"], 300, (0, 1), seed=0)
-    batch = collate([(row.tolist(), key) for key, row in enumerate(ids)])
+    batch = collate([({"input_ids": row.tolist()}, key) for key, row in enumerate(ids)])
     stock = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     stock.config.is_causal = False
     for module in stock.modules():

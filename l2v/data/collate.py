@@ -9,8 +9,9 @@ from l2v.data.order import seed_of
 from l2v.masking import IGNORED, Strategy, mask_tokens
 from l2v.tokenization import Tokens, pad
 
-Row = tuple[list[int], int]
-"""Token ids, and the key that seeds what is random about this reading of them (negative: a filler, not counted)."""
+Row = tuple[dict[str, Any], int]
+"""The columns of a row, and the key that seeds what is random about this reading of it (negative: a filler, not
+counted)."""
 
 
 class Collator(Protocol):
@@ -32,7 +33,7 @@ class MaskedBlocks:
     seed: int
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        blocks = torch.tensor([ids for ids, _ in rows])
+        blocks = torch.tensor([row["input_ids"] for row, _ in rows])
         maskable = ~torch.isin(blocks, torch.tensor(self.unmaskable))
         masked, labels = torch.empty_like(blocks), torch.empty_like(blocks)
         for number, (_, key) in enumerate(rows):
@@ -65,6 +66,7 @@ class PaddedTexts:
     """How often the model reads a text; it counts in ``tokens``."""
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        batch = pad([Tokens(ids) for ids, _ in rows], self.pad_token_id, self.padding_side)
+        tokens = [Tokens(row["input_ids"], row["text_begin"]) for row, _ in rows]
+        batch = pad(tokens, self.pad_token_id, self.padding_side)
         counted = torch.tensor([int(key >= 0) for _, key in rows])
         return {**batch, "counted": counted, "tokens": self.views * int(batch["attention_mask"].sum())}

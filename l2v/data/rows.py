@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from l2v.data.collate import Row
 from l2v.data.order import Pick
 from l2v.data.texts import TextSource
 
@@ -22,7 +23,7 @@ class Reader(Protocol):
 
 
 class Rows(Dataset):
-    """Token rows by :class:`~l2v.data.order.Pick`: (token ids, key) tuples, a batch at a time."""
+    """Token rows by :class:`~l2v.data.order.Pick`: (row, key) tuples, a batch at a time."""
 
     def __init__(self, data: datasets.Dataset) -> None:
         self.data = data
@@ -30,9 +31,10 @@ class Rows(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitems__(self, picks: list[Pick]) -> list[tuple[list[int], int]]:
-        ids = self.data[[pick.row for pick in picks]]["input_ids"]
-        return [(row, pick.key) for row, pick in zip(ids, picks, strict=True)]
+    def __getitems__(self, picks: list[Pick]) -> list[Row]:
+        columns = self.data[[pick.row for pick in picks]]
+        rows = zip(*columns.values(), strict=True)
+        return [(dict(zip(columns, row, strict=True)), pick.key) for row, pick in zip(rows, picks, strict=True)]
 
 
 class TokenData(L.LightningDataModule):

@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import datasets
 import pyarrow
@@ -12,16 +13,19 @@ from transformers import PreTrainedTokenizerBase
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
 from l2v.progress import track
+from l2v.prompts import Prompt
 from l2v.sources import cache_folder, draft_folder
-from l2v.tokenization import clean
+from l2v.tokenization import Tokens, clean, tokenize
 
 _CHUNK = 1000
 _FILE = "rows.arrow"
-_SCHEMA = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
-_VERSION = 1
+_BLOCKS = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
+_TEXTS = _BLOCKS.append(pyarrow.field("text_begin", pyarrow.int32()))
+_VERSION = 2
 """Part of the cache's key: raise it when the same texts would make other rows."""
 
-MakeRows = Callable[[Iterable[list[str]]], Iterator[list[int]]]
+MakeRows = Callable[[Iterable[list[str]]], Iterator[Sequence[Any]]]
+"""Chunks of texts to rows: a value a column."""
 
 
 def block_rows(
@@ -35,7 +39,7 @@ def block_rows(
         L2VError: the texts make no row.
     """
 
-    def make(chunks: Iterable[list[str]]) -> Iterator[list[int]]:
+    def make(chunks: Iterable[list[str]]) -> Iterator[tuple[list[int]]]:
         rest: list[int] = []
         for chunk in chunks:
             for ids in tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]:
@@ -43,38 +47,54 @@ def block_rows(
                 if ids and ids[-1] != tokenizer.eos_token_id:
                     rest.append(tokenizer.eos_token_id)
             whole = len(rest) - len(rest) % length
-            yield from (rest[begin : begin + length] for begin in range(0, whole, length))
+            yield from ((rest[begin : begin + length],) for begin in range(0, whole, length))
             rest = rest[whole:]
 
-    return _cached(source, tokenizer, f"blocks of {length} tokens", make, show)
+    return _cached(source, tokenizer, f"blocks of {length} tokens", _BLOCKS, make, show)
 
 
 def text_rows(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, max_length: int, *, show: bool = True
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    prompt: Prompt | None = None,
+    show: bool = True,
 ) -> datasets.Dataset:
     """A row a text, cut to ``max_length`` tokens; texts without a token are left out (SimCSE).
+
+    Columns: ``input_ids``, and ``text_begin``, the index of the first token that is pooled.
 
     Raises:
         L2VError: the texts make no row.
     """
 
-    def make(chunks: Iterable[list[str]]) -> Iterator[list[int]]:
-        for chunk in chunks:
-            encoded = tokenizer(chunk, truncation=True, max_length=max_length, return_attention_mask=False)
-            yield from (ids for ids in encoded["input_ids"] if ids)
+    wanted = prompt or Prompt()
 
-    return _cached(source, tokenizer, f"texts of up to {max_length} tokens", make, show)
+    def make(chunks: Iterable[list[str]]) -> Iterator[Tokens]:
+        special = set(tokenizer.all_special_ids)
+        for chunk in chunks:
+            rows = tokenize(chunk, tokenizer, max_length=max_length, prompt=wanted)
+            yield from (row for row in rows if not special.issuperset(row.input_ids))
+
+    return _cached(source, tokenizer, f"texts of up to {max_length} tokens", _TEXTS, make, show, repr(wanted))
 
 
 def _cached(
-    source: TextSource, tokenizer: PreTrainedTokenizerBase, kind: str, make: MakeRows, show: bool
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    schema: pyarrow.Schema,
+    make: MakeRows,
+    show: bool,
+    settings: str = "",
 ) -> datasets.Dataset:
-    key = "\n".join([str(_VERSION), source.fingerprint(), tokenizer_hash(tokenizer), kind])
+    key = "\n".join([str(_VERSION), source.fingerprint(), tokenizer_hash(tokenizer), kind, settings])
     folder = cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:24]
     if not (folder / _FILE).exists():
         with draft_folder(folder) as draft:
             rows = make(_chunks(track(source.texts(), "tokenizing", show=show)))
-            if _write(rows, str(draft / _FILE)) == 0:
+            if _write(rows, schema, str(draft / _FILE)) == 0:
                 raise L2VError(f"the data gives no {kind}; give more text or lower the length in stage=")
     return datasets.Dataset.from_file(str(folder / _FILE))
 
@@ -84,12 +104,16 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _write(rows: Iterator[list[int]], path: str) -> int:
+def _write(rows: Iterator[Sequence[Any]], schema: pyarrow.Schema, path: str) -> int:
     """Write rows as an Arrow stream, some at a time, and count them."""
     count = 0
-    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, _SCHEMA) as writer:
+    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
         while chunk := list(itertools.islice(rows, _CHUNK)):
-            writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, _SCHEMA.field(0).type)], schema=_SCHEMA))
+            columns = [
+                pyarrow.array(column, field.type)
+                for column, field in zip(zip(*chunk, strict=True), schema, strict=True)
+            ]
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
             count += len(chunk)
     return count
 

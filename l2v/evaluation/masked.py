@@ -52,7 +52,7 @@ class MaskedAccuracy:
             unmaskable=tuple(backbone.tokenizer.all_special_ids),
             seed=0,
         )
-        blocks = [(ids, number) for number, ids in enumerate(data["input_ids"])]
+        blocks = [(row, number) for number, row in enumerate(data)]
         batches = [blocks[begin : begin + self.batch_size] for begin in range(0, len(blocks), self.batch_size)]
         loss = correct = count = 0.0
         for rows in track(batches, "filling in hidden tokens", show=show):

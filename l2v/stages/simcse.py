@@ -16,6 +16,7 @@ from l2v.data.tokens import text_rows
 from l2v.errors import L2VError
 from l2v.losses import info_nce
 from l2v.pooling import Pooling
+from l2v.prompts import PooledTokens, Prompt
 from l2v.stages.stage import Stage
 
 _SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
@@ -30,6 +31,8 @@ class SimCSE(Stage):
         max_length: tokens a text.
         temperature: of the softmax over cosines; 0.05 is the paper's scale of 20.
         pooling: mean, weighted_mean, last_token or bos.
+        template: around a text, see :class:`~l2v.prompts.Prompt`; None: nothing.
+        pooled_tokens: after_prompt, text or all.
         micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
             padding to compute. None runs one pass, as sharded training needs.
         settings: see :class:`~l2v.stages.stage.Stage`.
@@ -41,6 +44,8 @@ class SimCSE(Stage):
         max_length: Annotated[int, Ge(1)] = 128,
         temperature: Annotated[float, Gt(0)] = 0.05,
         pooling: Pooling = "mean",
+        template: str | None = None,
+        pooled_tokens: PooledTokens = "after_prompt",
         micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
         **settings: Any,
     ) -> None:
@@ -50,11 +55,15 @@ class SimCSE(Stage):
         self.max_length = max_length
         self.temperature = temperature
         self.pooling: Pooling = pooling
+        self.template = template
+        self.pooled_tokens: PooledTokens = pooled_tokens
         self.micro_batch_tokens = micro_batch_tokens
         self._views_differ = False
 
     def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
-        return text_rows(source, self.backbone.tokenizer, self.max_length, show=show)
+        tokenizer = self.backbone.tokenizer
+        prompt = Prompt.of(tokenizer, template=self.template, pooled_tokens=self.pooled_tokens)
+        return text_rows(source, tokenizer, self.max_length, prompt=prompt, show=show)
 
     def collator(self, *, training: bool) -> PaddedTexts:
         return PaddedTexts(self.backbone.tokenizer.pad_token_id, self.padding_side, views=2)

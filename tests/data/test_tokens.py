@@ -85,7 +85,7 @@ def test_a_lone_surrogate_does_not_stop_the_tokenizer() -> None:
 def test_rows_are_read_a_batch_at_a_time_in_the_order_asked_for() -> None:
     data = text_rows(Counted(SENTENCES, "batch"), TOKENIZER, 64, show=False)
     rows = Rows(data).__getitems__([Pick(3, 30), Pick(0, 31), Pick(3, 32)])
-    assert rows == [(data[3]["input_ids"], 30), (data[0]["input_ids"], 31), (data[3]["input_ids"], 32)]
+    assert rows == [(data[3], 30), (data[0], 31), (data[3], 32)]
 
 
 def test_spread_takes_rows_from_the_whole_data() -> None:
