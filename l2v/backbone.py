@@ -127,11 +127,11 @@ class Backbone(nn.Module):
         Raises:
             L2VError: the source is missing, is no decoder, or fails the proof.
         """
+        if quantization is not None:
+            check_quantization(device)
         named = locate(source, revision) if isinstance(source, str) else source
         if not named.is_local and model_file(named, "config.json") is None:
             raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
-        if quantization is not None:
-            check_quantization(device)
         loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
         with _told_as_one_line(named), _quiet():
             place = _dequantized(named)

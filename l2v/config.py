@@ -325,6 +325,10 @@ def build_training(config: dict[str, Any]) -> "Training":
     sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
     if sharded and getattr(stage, "micro_batch_tokens", None):
         raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
+    if sharded and model.quantization:
+        raise L2VError("model.quantization: weights in 4 bits cannot be sharded; choose trainer=ddp or gpu")
+    if model.quantization and lora is None:
+        raise L2VError("model.quantization: weights in 4 bits cannot be trained; choose adapter=lora")
     for key in trainer.keys() & _SET_BY_L2V.keys():
         raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
     target = _find(trainer.pop("_target_"), "trainer")

@@ -111,14 +111,13 @@ class Encoder:
             folder = folder / "encoder"
             source = folder
         parts = assemble(str(source), adapters, base=base, revision=revision)
-        saved = parts.settings or _saved_settings(parts.base)
+        saved = parts.settings or saved_settings(parts.base)
         attention = attention or saved.get("attention", "bidirectional")
-        pooling = pooling or saved.get("pooling", "mean")
-        max_length = max_length if max_length is not None else saved.get("max_length", 512)
         _check("attention", attention, ATTENTIONS)
         _check("attn_implementation", attn_implementation, get_args(AttnImplementation))
         _check("dtype", dtype, get_args(DType))
-        _check("pooling", pooling, POOLINGS)
+        if pooling is not None:
+            _check("pooling", pooling, POOLINGS)
         _check_length("max_length", max_length)
         backbone = Backbone.load(
             parts.base,
@@ -133,16 +132,29 @@ class Encoder:
             quantization=quantization,
             device=device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"),
         )
+        given = {
+            "pooling": pooling,
+            "max_length": max_length,
+            "text_max_length": text_max_length,
+            "template": template,
+            "separator": separator,
+            "pooled_tokens": pooled_tokens,
+        }
+        return cls.with_settings(backbone, saved | {name: v for name, v in given.items() if v is not None})
+
+    @classmethod
+    def with_settings(cls, backbone: Backbone, settings: dict[str, Any]) -> "Encoder":
+        """An encoder with settings as they were saved (:func:`saved_settings`), and defaults for the others."""
         return cls(
             backbone,
-            pooling=pooling,
-            max_length=max_length,
-            text_max_length=text_max_length if text_max_length is not None else saved.get("text_max_length"),
+            pooling=settings.get("pooling", "mean"),
+            max_length=settings.get("max_length", 512),
+            text_max_length=settings.get("text_max_length"),
             prompt=Prompt.of(
                 backbone.tokenizer,
-                template=template if template is not None else saved.get("template"),
-                separator=separator if separator is not None else saved.get("separator", ": "),
-                pooled_tokens=pooled_tokens or saved.get("pooled_tokens", "after_prompt"),
+                template=settings.get("template"),
+                separator=settings.get("separator", ": "),
+                pooled_tokens=settings.get("pooled_tokens", "after_prompt"),
             ),
         )
 
@@ -311,7 +323,7 @@ _NEWER_POOLING: dict[str, Pooling] = {
 }
 
 
-def _saved_settings(place: Source) -> dict[str, Any]:
+def saved_settings(place: Source) -> dict[str, Any]:
     """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
     sentence-transformers."""
     model = model_file(place, "config.json")

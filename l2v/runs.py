@@ -356,6 +356,23 @@ def lineage_base(lineage: Lineage, folder: Path) -> Source:
     return source
 
 
+def lineage_at(run: Run, folder: Path) -> Lineage:
+    """A run's lineage as it reads in another folder: with paths relative to that one."""
+    lineage = run.lineage()
+
+    def moved(record: AdapterRecord) -> AdapterRecord:
+        return replace(record, path=os.path.relpath(run.folder.resolve() / record.path, folder.resolve()))
+
+    head = lineage_head(lineage, run.folder)
+    return replace(
+        lineage,
+        base=_recorded(lineage_base(lineage, run.folder), folder),
+        origin=_recorded(head, folder) if head else None,
+        merged=[moved(record) for record in lineage.merged],
+        adapter=moved(lineage.adapter) if lineage.adapter else None,
+    )
+
+
 def lineage_head(lineage: Lineage, folder: Path) -> Source | None:
     """Where the output head comes from, if not from the base."""
     if lineage.origin is None:

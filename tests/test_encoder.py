@@ -368,3 +368,14 @@ def test_a_run_folder_stands_for_its_encoder(tmp_path, encoder):
 def test_the_real_encoder_has_576_dimensions(real_encoder_source):
     vectors = Encoder.from_pretrained(real_encoder_source, device="cpu").encode(["A cat sat on the mat."])
     assert vectors.shape == (1, 576) and np.isfinite(vectors).all()
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [("bfloat16", "causal"), ("float16", "bidirectional")])
+def test_the_real_encoder_in_16_bits_agrees_with_float32(real_encoder_source, dtype, attention):
+    vectors, expected = (
+        Encoder.from_pretrained(real_encoder_source, device="cpu", dtype=t, attention=attention).encode(
+            SENTENCES, normalize=True
+        )
+        for t in (dtype, "float32")
+    )
+    assert (vectors * expected).sum(axis=1).min() >= 0.999
