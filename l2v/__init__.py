@@ -1,11 +1,15 @@
 """l2v: any decoder-only LLM as a text encoder (LLM2Vec, arXiv 2404.05961)."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from l2v.encoder import Encoder
 
 __all__ = ["Encoder"]
+
+# PEFT imports bitsandbytes wherever it is installed, and that reports the CPU kernels it lacks
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,12 @@ class Assembly:
 
 
 def assemble(
-    source: str, adapters: Sequence[str | Path] = (), *, base: str | None = None, revision: str | None = None
+    source: str,
+    adapters: Sequence[str | Path] = (),
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    override: str = "model.source",
 ) -> Assembly:
     """The decoder and the adapters that ``source``, and ``adapters`` on it, stand for.
 
@@ -52,18 +57,19 @@ def assemble(
         adapters: folders or hub ids of more adapters, each trained on what comes before it.
         base: the model of the adapter in ``source``, where ``adapter_config.json`` names another place.
         revision: of ``source``.
+        override: what to name in an error.
 
     Raises:
         L2VError: nothing there, or no adapter where one is expected.
     """
-    first = adapter_folder(source, revision)
+    first = adapter_folder(source, revision, override)
     folders = [] if first is None else [first]
     for name in adapters:
         if (folder := adapter_folder(str(name), override="adapters")) is None:
             raise L2VError(f"adapters={name}: no {ADAPTER_CONFIG}, so it holds no adapter")
         folders.append(folder)
     if first is None:
-        place = locate(base or source, revision)
+        place = locate(base or source, revision, override)
     else:
         place = locate(base, override="base") if base else _base_of(first)
     settings: dict[str, Any] = {}

@@ -5,13 +5,19 @@
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from launch import Tiny
 
 from l2v.encoder import Encoder
+from l2v.errors import L2VError
+from l2v.evaluation.suite import Subject
+from l2v.runs import Run
 
 FOLDER = Path(__file__).parent / "reference" / "llm2vec"
 INPUTS = json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
@@ -66,3 +72,41 @@ def test_a_saved_encoder_gives_the_same_vectors(tmp_path: Path) -> None:
     assert least_cosine(saved.encode(INPUTS["texts"]), "simcse") >= LEAST_COSINE
     with_instruction = saved.encode(INPUTS["texts"], instruction=INPUTS["instruction"])
     assert least_cosine(with_instruction, "simcse_instruction") >= LEAST_COSINE
+
+
+def test_training_goes_on_from_published_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Tiny(tmp_path, FOLDER / "base", monkeypatch)
+    adapters = f"init_from=[{FOLDER / 'mntp'},{FOLDER / 'simcse'}]"
+    still = ["stage.max_steps=1", "stage.learning_rate=1e-12", "model.pooling=weighted_mean"]
+    run = Run(tiny.train("on", "simcse", adapters, *still, "model.max_length=128", "model.pooled_tokens=text"))
+    assert [record.stage for record in run.lineage().merged] == ["mntp", "simcse"]
+    assert least_cosine(Encoder.from_pretrained(run.folder).encode(INPUTS["texts"]), "simcse") >= LEAST_COSINE
+
+
+def test_an_evaluation_knows_its_adapters() -> None:
+    alone, both = Subject("mntp").fingerprint(), Subject("mntp", adapters=("simcse",)).fingerprint()
+    assert len(alone[1]) == 1 and len(both[1]) == 2 and alone[0] == both[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "message"),
+    [
+        ("mntp", {"adapters": ["base"]}, "adapters=base: no adapter_config.json, so it holds no adapter"),
+        ("mntp", {"adapters": ["nowhere/no"]}, "adapters=nowhere/no: |model.source=nowhere/no: not found"),
+        ("mntp", {"base": "gone/"}, "base=gone/: no such file or folder"),
+        ("simcse", {"base": "mntp/llm2vec_config.json"}, "base=mntp/llm2vec_config.json: expected a model folder"),
+    ],
+)
+def test_what_is_not_there_is_told_in_one_line(source: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(L2VError, match=message) as error:
+        Encoder.from_pretrained(source, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_that_was_moved_away_from_its_base_says_so(tmp_path: Path) -> None:
+    shutil.copytree("mntp", tmp_path / "mntp")
+    os.chdir(tmp_path)
+    with pytest.raises(L2VError, match=r"its base model ./base is not there; give base="):
+        Encoder.from_pretrained("mntp")
+    encoder = Encoder.from_pretrained("mntp", base=str(FOLDER / "base"))
+    assert least_cosine(encoder.encode(INPUTS["texts"]), "mntp") >= LEAST_COSINE

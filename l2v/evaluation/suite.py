@@ -11,10 +11,12 @@ from annotated_types import Ge
 
 from l2v.backbone import DType
 from l2v.bidirectional import Attention
-from l2v.encoder import SETTINGS_FILE, Encoder
+from l2v.encoder import Encoder, saved_settings
 from l2v.pooling import Pooling
 from l2v.progress import say
-from l2v.sources import folder_hash, locate, read_json, source_hash, write_json
+from l2v.published import assemble
+from l2v.quantization import Quantization
+from l2v.sources import folder_hash, read_json, source_hash, write_json
 
 _VERSION = 1
 """Part of a result's fingerprint: raise it when a task would score the same encoder otherwise."""
@@ -42,7 +44,12 @@ class Subject:
     """None: as it was saved, else mean."""
     max_length: Annotated[int, Ge(1)] | None = None
     """Tokens; None: as it was saved, else 512."""
+    template: str | None = None
+    """With {text} in it, or chat; None: as it was saved, else none."""
+    adapters: tuple[str, ...] = ()
+    """Folders or hub ids of adapters to merge into it, in order."""
     dtype: DType = "float32"
+    quantization: Quantization | None = None
     revision: str | None = None
     """Of a hub id."""
     partial: bool = False
@@ -52,14 +59,11 @@ class Subject:
     def fingerprint(self) -> list[Any]:
         """What pins the vectors: the weights' hash and the settings."""
         folder = Path(self.source).expanduser()
-        if (folder / "run.json").exists():
-            folder = folder / "encoder"
-            weights = folder_hash(folder)
-        else:
-            weights = source_hash(locate(self.source, self.revision, override="encoder"))
-        saved = folder / SETTINGS_FILE
-        settings = {name: value for name, value in asdict(self).items() if name != "source"}
-        return [weights, read_json(saved) if saved.exists() else None, settings]
+        source = str(folder / "encoder") if (folder / "run.json").exists() else self.source
+        parts = assemble(source, self.adapters, revision=self.revision, override="encoder")
+        saved = parts.settings or (saved_settings(parts.base) if parts.base.is_local else None)
+        settings = {name: value for name, value in asdict(self).items() if name not in ("source", "adapters")}
+        return [source_hash(parts.base), [folder_hash(adapter) for adapter in parts.adapters], saved, settings]
 
 
 def evaluate(
