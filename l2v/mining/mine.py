@@ -201,12 +201,12 @@ def mine(subject: Subject, mining: Mining, *, show: bool = True) -> dict[str, An
         data.others, "encoding positives", mining.document_instruction, "not in", data.corpus.table.fingerprint
     )
     tally = _Tally(np.zeros(len(data.corpus), np.int32))
-    summary_file.unlink(missing_ok=True)  # it belongs to the output that is about to be replaced
     with draft_file(output) as draft, draft.open("w", encoding="utf-8") as file:
         for row in _triplets(data, mining, queries, corpus, others, tally, show):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not tally.written:
             raise L2VError(_none_left(tally, mining))
+        summary_file.unlink(missing_ok=True)  # it belongs to the output that is replaced now
     summary = {
         "fingerprint": fingerprint,
         "encoder": subject.source,
