@@ -218,18 +218,21 @@ def build(node: Any, where: str) -> Any:
 def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> dict[str, Any]:
     """The arguments, converted to the types that the target's signature asks for.
 
+    ``where`` is the dotted name of the node that they are in, empty at the top of the config.
+
     Raises:
         L2VError: see :func:`build`.
     """
     parameters, takes_more = _parameters(target)
+    inside = f"{where}." if where else ""
     for name in arguments:
         if name not in parameters and not takes_more:
-            raise L2VError(f"{where}.{name}: no such setting{_guess(name, list(parameters))}")
+            raise L2VError(f"{inside}{name}: no such setting{_guess(name, list(parameters))}")
     for name, (_, default) in parameters.items():
         if name not in arguments and default is inspect.Parameter.empty:
-            raise L2VError(f"{where}.{name}: must be given")
+            raise L2VError(f"{inside}{name}: must be given")
     return {
-        name: check_value(parameters.get(name, (Any, None))[0], value, f"{where}.{name}")
+        name: check_value(parameters.get(name, (Any, None))[0], value, f"{inside}{name}")
         for name, value in arguments.items()
     }
 

@@ -241,14 +241,20 @@ def write_json(file: Path, value: Any) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_saved(file, error) from error
+    with draft_file(file) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def draft_file(file: Path) -> Iterator[Path]:
+    """Write a file so that it appears whole or not at all; an older one of that name stays until then."""
     draft = file.with_name(file.name + ".tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
         draft.replace(file)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise _not_saved(file, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()

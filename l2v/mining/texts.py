@@ -1,0 +1,206 @@
+"""Pairs and corpora: files to Arrow tables of texts, memory mapped, each text with a key that equal texts share."""
+
+import csv
+import hashlib
+import itertools
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from l2v.data.texts import FileTexts
+from l2v.errors import L2VError
+from l2v.progress import track
+from l2v.sources import draft_folder, read_json, write_json
+from l2v.tokenization import clean
+
+_VERSION = 1
+"""Part of a table's key: raise it when the same files would make another table."""
+_CHUNK = 1000
+_ROWS, _COUNTS = "rows.arrow", "counts.json"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts of one or more columns, in the order of the files.
+
+    Attributes:
+        data: for each column its texts, and their keys (int64) in ``<column>_key``.
+        empty: rows that were left out because a text of theirs is empty.
+        fingerprint: of the files' bytes and the columns' names.
+    """
+
+    data: datasets.Dataset
+    empty: int
+    fingerprint: str
+
+    def keys(self, column: str) -> NDArray[np.int64]:
+        return self.data.data.column(f"{column}_key").to_numpy()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Some texts of a table: ``rows`` of ``column``, read from disk when they are asked for."""
+
+    table: Table
+    column: str
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, numbers: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        return list(self.table.data[self.rows[np.asarray(numbers, np.int64)].tolist()][self.column])
+
+    def keys(self) -> NDArray[np.int64]:
+        return self.table.keys(self.column)[self.rows]
+
+
+def text_key(text: str) -> int:
+    """A signed 64-bit number that texts share if they differ in case, white space or Unicode composition at most."""
+    same = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), signed=True)
+
+
+def distinct(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each different key comes first, in that order; and for every key which of those it is."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    order = first.argsort()
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[inverse]
+
+
+def find(wanted: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each wanted key among different ``keys``; -1 where there is none."""
+    order = keys.argsort()
+    near = np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)
+    return np.where(keys[order[near]] == wanted, order[near], -1)
+
+
+def read_table(files: FileTexts, columns: dict[str, str], folder: Path, *, title: str, show: bool = True) -> Table:
+    """The files' texts as a table, made once and kept in ``folder``.
+
+    Args:
+        files: where they are.
+        columns: column -> the override that names it, for errors.
+        folder: of cached tables.
+        title: of the progress bar.
+        show: the progress bar.
+
+    Raises:
+        L2VError: a line cannot be read (with file and line), or no text is left.
+    """
+    hashed = f"{_VERSION}\n{files.fingerprint()}\n{list(columns)}"
+    fingerprint = hashlib.sha256(hashed.encode()).hexdigest()[:24]
+    folder = folder / fingerprint
+    if not (folder / _ROWS).exists():
+        with draft_folder(folder) as draft:
+            counts = _write(track(_rows(files, columns), title, show=show), list(columns), draft / _ROWS)
+            if not counts["rows"]:
+                raise L2VError(f"{files.override}={files.files}: no texts; expected {' and '.join(columns)}, not empty")
+            write_json(draft / _COUNTS, counts)
+    data = datasets.Dataset.from_file(str(folder / _ROWS))
+    return Table(data, read_json(folder / _COUNTS)["empty"], fingerprint)
+
+
+def _write(rows: Iterator[dict[str, str]], columns: list[str], file: Path) -> dict[str, int]:
+    """Write rows as an Arrow stream, some at a time, and count them."""
+    fields = [(column, pyarrow.string()) for column in columns]
+    schema = pyarrow.schema([*fields, *((f"{column}_key", pyarrow.int64()) for column in columns)])
+    counts = {"rows": 0, "empty": 0}
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            full = [row for row in chunk if all(text.strip() for text in row.values())]
+            texts = {column: [clean(row[column]) for row in full] for column in columns}
+            keys = {f"{column}_key": [text_key(text) for text in texts[column]] for column in columns}
+            writer.write_batch(pyarrow.record_batch({**texts, **keys}, schema=schema))
+            counts["rows"] += len(full)
+            counts["empty"] += len(chunk) - len(full)
+    return counts
+
+
+# Files to rows of texts. A byte order mark comes first where Excel or Notepad wrote a file: utf-8-sig.
+
+
+def _rows(files: FileTexts, columns: dict[str, str]) -> Iterator[dict[str, str]]:
+    for path in files.paths():
+        try:
+            for where, row in _READERS[path.suffix.lower()](path, columns):
+                yield {column: _text(row, column, where, override) for column, override in columns.items()}
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise L2VError(f"{path}: not UTF-8 (byte {byte:#04x}); convert it to UTF-8") from None
+
+
+def _text(row: Any, column: str, where: str, override: str) -> str:
+    if not isinstance(row, dict):
+        raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(row).__name__}")
+    if column not in row:
+        names = ", ".join(map(str, row))
+        raise L2VError(f"{where}: no column {column!r}; it has {names}; name the column with {override}")
+    if not isinstance(row[column], str):
+        kind = type(row[column]).__name__
+        raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
+    return row[column]
+
+
+def _read_lines(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", dict.fromkeys(columns, line.rstrip("\n"))
+
+
+def _read_jsonl(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise L2VError(f"{path}:{number}: not JSON ({error.msg})") from None
+
+
+def _read_csv(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row
+        except csv.Error as error:
+            raise L2VError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+
+
+def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise L2VError(f"{path}: not Parquet ({error})") from None
+    names = file.schema_arrow.names
+    for column, override in columns.items():
+        _text(dict.fromkeys(names, ""), column, str(path), override)
+    number = 0
+    for batch in file.iter_batches(columns=list(columns), batch_size=_CHUNK):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}: row {number}", row
+
+
+_READERS = {
+    ".txt": _read_lines,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
