@@ -20,7 +20,7 @@ def main(composed: DictConfig) -> None:
     from l2v.report import print_scores
 
     settings = {key: value for key, value in config.items() if key not in ("evaluation", "encoder", "output", "debug")}
-    subject = Subject(**configs.check(Subject, {"source": config["encoder"], **settings}, "evaluate"))
+    subject = Subject(**configs.check(Subject, {"source": config["encoder"], **settings}, ""))
     tasks = configs.build(config["evaluation"]["tasks"], "evaluation.tasks")
     folder = Path(config["output"]) if config["output"] else _folder(subject)
     evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder)
@@ -38,7 +38,9 @@ def _folder(subject: "Subject") -> Path:
     own += [subject.quantization] if subject.quantization else []
     if (folder / "run.json").exists() and not any(own):
         return folder
-    name = re.sub(r"[^\w.-]+", "-", folder.name.removesuffix(".gguf"))
+    # of a hub id its owner too
+    name = folder.name if folder.exists() or subject.source.startswith("package:") else subject.source
+    name = re.sub(r"[^\w.-]+", "-", name.removesuffix(".gguf"))
     return Path("runs") / "-".join(part for part in (name, *own) if part)
 
 

@@ -1,6 +1,6 @@
 """The inference API: ``Encoder.from_pretrained(...).encode(texts)``."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -291,7 +291,7 @@ class Encoder:
 def _split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[str], list[str | None]]:
     plain: list[str] = []
     instructions: list[str | None] = []
-    if not isinstance(texts, Iterable):
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
         raise L2VError(f"expected a text or texts, found {type(texts).__name__}")
     for row, item in enumerate(texts):
         if isinstance(item, (tuple, list)) and len(item) == 2:
@@ -328,7 +328,9 @@ def saved_settings(place: Source) -> dict[str, Any]:
     sentence-transformers."""
     model = model_file(place, "config.json")
     if own := model_file(place, SETTINGS_FILE):
-        return read_json(own)
+        if not isinstance(found := read_json(own), dict):
+            raise L2VError(f"{own}: expected an object of settings, found {type(found).__name__}")
+        return found
     if modules := model_file(place, "modules.json"):
         kinds = [module["type"].rsplit(".", 1)[-1] for module in read_json(modules)]
         # a final Normalize changes no cosine; encode(normalize=True) does the same
@@ -360,5 +362,5 @@ def _check(setting: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _check_length(setting: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise L2VError(f"{setting} must be at least 1 token, got {value}")
+    if value is not None and (type(value) is not int or value < 1):
+        raise L2VError(f"{setting} must be a number of tokens, at least 1, got {value!r}")

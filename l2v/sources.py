@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ def locate(name: str, revision: str | None = None, override: str = "model.source
     Raises:
         L2VError: no such file, or a folder that holds no model.
     """
+    if not name:
+        raise L2VError(f"{override} is empty; expected a folder, a .gguf file or a hub id")
     if name.startswith("package:"):
         file = package_file(name)
         return Source(name, str(file.parent), file.name)
@@ -129,9 +131,9 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and hashes of a folder's weight files."""
-    files = sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern)})
+def folder_hash(folder: Path, patterns: Sequence[str] = _WEIGHTS) -> str:
+    """SHA-256 over the names and hashes of a folder's weight files, or of other files."""
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return hashlib.sha256("".join(f"{f.name} {file_hash(f)}\n" for f in files).encode()).hexdigest()
 
 

@@ -147,6 +147,7 @@ def test_pairs_and_an_instruction_exclude_each_other(encoder):
     [
         (None, "expected a text or texts, found NoneType"),
         (7, "expected a text or texts, found int"),
+        ({"a": "cat"}, "expected a text or texts, found dict"),
         ([None], "text 0 is NoneType, expected str"),
         (["cat", 3.5], "text 1 is float, expected str"),
         ([["a", "b", "c"]], "text 0 is list, expected str"),
@@ -164,8 +165,9 @@ def test_what_is_no_text_is_refused(encoder, texts, message):
     ("setting", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"max_length": 0}, "max_length must be at least 1 token, got 0"),
-        ({"max_length": -3}, "max_length must be at least 1 token, got -3"),
+        ({"max_length": 3.5}, "max_length must be a number of tokens, at least 1, got 3.5"),
+        ({"max_length": 0}, "max_length must be a number of tokens, at least 1, got 0"),
+        ({"max_length": -3}, "max_length must be a number of tokens, at least 1, got -3"),
         ({"truncate_dim": 0}, "truncate_dim must be in 1..32, got 0"),
         ({"truncate_dim": 33}, "truncate_dim must be in 1..32, got 33"),
     ],
@@ -232,7 +234,7 @@ def test_unknown_names_are_refused_before_anything_is_loaded(tiny_model, setting
 
 
 def test_a_max_length_of_zero_is_refused(tiny_model):
-    with pytest.raises(L2VError, match="max_length must be at least 1 token, got 0"):
+    with pytest.raises(L2VError, match="max_length must be a number of tokens, at least 1, got 0"):
         Encoder.from_pretrained(tiny_model, max_length=0)
 
 

@@ -85,7 +85,7 @@ def test_training_goes_on_from_published_adapters(tmp_path: Path, monkeypatch: p
 
 def test_an_evaluation_knows_its_adapters() -> None:
     alone, both = Subject("mntp").fingerprint(), Subject("mntp", adapters=("simcse",)).fingerprint()
-    assert len(alone[1]) == 1 and len(both[1]) == 2 and alone[0] == both[0]
+    assert len(alone[2]) == 1 and len(both[2]) == 2 and alone[0] == both[0]
 
 
 @pytest.mark.parametrize(

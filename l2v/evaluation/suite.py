@@ -11,13 +11,16 @@ from annotated_types import Ge
 
 from l2v.backbone import DType
 from l2v.bidirectional import Attention
-from l2v.encoder import Encoder, saved_settings
+from l2v.encoder import Encoder
+from l2v.errors import L2VError
 from l2v.pooling import Pooling
 from l2v.progress import say
 from l2v.published import assemble
 from l2v.quantization import Quantization
 from l2v.sources import folder_hash, read_json, source_hash, write_json
 
+_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "1_Pooling/*.json")
+"""What decides an encoder's vectors beside its weights: config, tokenizer, pooling, settings."""
 _VERSION = 1
 """Part of a result's fingerprint: raise it when a task would score the same encoder otherwise."""
 
@@ -61,9 +64,12 @@ class Subject:
         folder = Path(self.source).expanduser()
         source = str(folder / "encoder") if (folder / "run.json").exists() else self.source
         parts = assemble(source, self.adapters, revision=self.revision, override="encoder")
-        saved = parts.settings or (saved_settings(parts.base) if parts.base.is_local else None)
+        beside = None
+        if parts.base.is_local and not parts.base.gguf_file:
+            beside = folder_hash(Path(parts.base.path), _BESIDE_WEIGHTS)
+        adapters = [folder_hash(adapter, ("*.safetensors", "*.json")) for adapter in parts.adapters]
         settings = {name: value for name, value in asdict(self).items() if name not in ("source", "adapters")}
-        return [source_hash(parts.base), [folder_hash(adapter) for adapter in parts.adapters], saved, settings]
+        return [source_hash(parts.base), beside, adapters, settings]
 
 
 def evaluate(
@@ -83,6 +89,10 @@ def evaluate(
     if file.exists() and (known := read_json(file)).get("fingerprint") == fingerprint:
         say(f"{file}: reused, nothing has changed")
         return known
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L2VError(f"output={folder}: cannot be written ({error.strerror})") from None
     begin = time.monotonic()
     encoder = Encoder.from_pretrained(
         **asdict(subject),

@@ -75,12 +75,16 @@ def test_scores_are_written_and_reused(tiny_model: Path, tmp_path: Path, capsys:
     assert "reused" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["weights", "attention", "task"])
+@pytest.mark.parametrize("change", ["weights", "config", "tokenizer", "attention", "task"])
 def test_whatever_changes_a_score_is_evaluated_again(tmp_path: Path, change: str) -> None:
     model = make_tiny_model(tmp_path / "model")
     first = evaluate(Subject(str(model)), {"d": Dimension()}, suite="s", folder=tmp_path, show=False)
     if change == "weights":
         make_tiny_model(tmp_path / "model", initializer_range=0.1)
+    if change == "config":
+        make_tiny_model(tmp_path / "model", rms_norm_eps=0.5)
+    if change == "tokenizer":
+        make_tiny_model(tmp_path / "model", bos=True)
     subject = Subject(str(model), "causal" if change == "attention" else None)
     task = Dimension(factor=2 if change == "task" else 1)
     second = evaluate(subject, {"d": task}, suite="s", folder=tmp_path, show=False)
@@ -95,4 +99,11 @@ def test_only_the_settings_of_a_run_write_scores_into_its_folder(tmp_path: Path)
     assert folder_of(Subject(str(run), attention="causal")) == Path("runs/tuned-causal")
     assert folder_of(Subject(str(run), pooling="last_token")) == Path("runs/tuned-last_token")
     assert folder_of(Subject(str(run), "causal", "last_token")) == Path("runs/tuned-causal-last_token")
-    assert folder_of(Subject("owner/model-7b", pooling="bos")) == Path("runs/model-7b-bos")
+    assert folder_of(Subject("owner/model-7b", pooling="bos")) == Path("runs/owner-model-7b-bos")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    model = make_tiny_model(tmp_path / "model")
+    with pytest.raises(L2VError, match="output=.*file: cannot be written"):
+        evaluate(Subject(str(model)), {}, suite="s", folder=tmp_path / "file", show=False)
