@@ -410,23 +410,33 @@ def _choose_attn_implementation(
     new shape and, on a CPU, cannot train.
     """
     if wanted != "auto":
-        try:
-            decoder.set_attn_implementation(wanted)
-        except (ValueError, ImportError) as error:
-            raise L2VError(f"model.attn_implementation={wanted}: {first_line(error)}") from None
+        _set_attn_implementation(decoder, wanted)
         return prove(decoder, attention, partial=partial)
-    failure: Exception | None = None
+    failures: list[L2VError] = []
     device = next(decoder.parameters())
-    candidates = ["sdpa", "eager"]
+    candidates: list[AttnImplementation] = ["sdpa", "eager"]
     if device.is_cuda and device.dtype in (torch.float16, torch.bfloat16):
         candidates.insert(0, "flash_attention_2")
     for name in candidates:
         try:
-            decoder.set_attn_implementation(name)
+            _set_attn_implementation(decoder, name)
             return prove(decoder, attention, partial=partial)
-        except (ValueError, ImportError, L2VError) as error:
-            failure = error
-    raise failure if isinstance(failure, L2VError) else L2VError(f"no attention implementation works: {failure}")
+        except L2VError as error:
+            failures.append(error)
+    raise failures[-1]
+
+
+def _set_attn_implementation(decoder: PreTrainedModel, name: AttnImplementation) -> None:
+    try:
+        with _quiet():
+            decoder.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise L2VError(f"model.attn_implementation={name}: {first_line(error)}") from None
+    # families whose layers compute attention themselves keep it, and are only warned about
+    if name != "eager" and decoder.config._attn_implementation == "eager":
+        raise L2VError(
+            f"model.attn_implementation={name}: {decoder.config.model_type} has eager only; expected eager or auto"
+        )
 
 
 def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:
