@@ -7,6 +7,7 @@ real weights is proven again whenever a model is loaded.
 import argparse
 import contextlib
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,6 +172,7 @@ class Row:
         return [getattr(self, name) for name in self.__dataclass_fields__]
 
 
+_BEGIN, _END = "<!-- the table begins -->", "<!-- the table ends -->"
 HEADER = Row("model type", "attention", "bidirectional", "padding", "batch", "packing", "checkpointing", "LoRA on")
 
 
@@ -422,7 +424,7 @@ def _takes_lora(family: Family, implementation: AttnImplementation, proof: Proof
         if "lora_dropout" not in str(error):
             raise
         # PEFT puts LoRA on the fused weights of some families' experts, and without dropout only
-        return _lora_on(Lora(rank=2, dropout=0), family, implementation, proof, weights) + " (adapter.lora.dropout=0)"
+        return _lora_on(Lora(rank=2, dropout=0.0), family, implementation, proof, weights) + " (adapter.lora.dropout=0)"
 
 
 def _lora_on(
@@ -501,12 +503,12 @@ def _found(check: Callable[[], str]) -> str:
 
 def _reason(error: Exception) -> str:
     """An error in one line, without what the table says anyway and without the advice at its end."""
-    text = (
-        re.sub(r"^\S+( with attn_implementation=\w+)?:? ", "", first_line(error)) if isinstance(error, L2VError) else ""
-    )
-    return (
-        (text or first_line(error)).partition("; ")[0].partition(", so this decoder")[0].partition(". ")[0].rstrip(".")
-    )
+    text = first_line(error)
+    if isinstance(error, L2VError):
+        text = re.sub(r"^\S+( with attn_implementation=\w+)?:? ", "", text)
+    for end in ("; ", ", so this decoder", ". "):
+        text = text.partition(end)[0]
+    return text.rstrip(".") + ")" * (text.count("(") - text.count(")"))
 
 
 @contextlib.contextmanager
@@ -523,6 +525,8 @@ def _quiet() -> Iterator[None]:
 
 def examine_all(model_types: Sequence[str] = (), *, show: bool = True) -> list[Row]:
     """The rows of these model types, or of all in ``FAMILIES``. A type that is not there gets the common settings."""
+    if unknown := [model_type for model_type in model_types if model_type not in CONFIG_MAPPING]:
+        raise L2VError(f"transformers {version('transformers')} has no model type {', '.join(unknown)}")
     families = [f for f in FAMILIES if not model_types or f.model_type in model_types]
     known = {f.model_type for f in families}
     families += [Family(model_type) for model_type in model_types if model_type not in known]
@@ -541,67 +545,29 @@ def versions() -> str:
     return ", ".join(f"{name} {version(name).partition('+')[0]}" for name in ("torch", "transformers", "peft"))
 
 
-def document(rows: Sequence[Row]) -> str:
-    """The text of docs/models.md."""
-    return _DOCUMENT.format(versions=versions(), table=table(rows))
-
-
-_DOCUMENT = """# Models
-
-<!-- Made by `python -m l2v.families --write docs/models.md`; tests/test_families.py recomputes the table. -->
-
-Any decoder of transformers can be the base, without code of its own in l2v: attention is switched by generic means, and
-each model that is loaded must prove that it attends as asked before it is used. This table shows what to expect. Its
-rows come from tiny models with random weights on a CPU, with {versions}.
-
-    python -m l2v.families                       # this table, in one to three minutes
-    python -m l2v.families qwen3 cwm             # some model types, also ones that are not listed
-
-| column | "yes" means |
-|---|---|
-| attention | `model.attn_implementation`. `auto` takes sdpa, or else eager; on CUDA in 16 bits, flash_attention_2 first. flex_attention is never chosen by itself: it compiles for every new shape |
-| bidirectional | in every layer, every position sees every other (or those in its sliding window, on both sides) and no padding, in batches with and without padding; found by replacing the layer's input at one position at a time. And the states are those of eager attention |
-| padding | a text's states stay the same with 1 or 6 padding tokens on the left or right |
-| batch | a text's embedding is the same alone, with any neighbours and in any order |
-| packing | several texts in one row (`Backbone.forward(segment_ids=...)`) get the states that they have alone |
-| checkpointing | gradient checkpointing recomputes, and gives the gradients that training without it gives |
-| LoRA on | the weights that `adapter.lora.target_modules=all-linear` adapts; after "not", the matrices of the layers that it leaves out. The adapter is saved, loaded and merged with the same states |
-
-**Refused** rows end in that reason, in one line, when such a model is loaded.
-
-**Sliding windows are two-sided.** A decoder that looks back over a window looks the same way forward. With eager, sdpa
-and flex_attention a token sees `sliding_window` tokens on each side; that is transformers' two-sided mask, and a saved
-encoder gives the same vectors there. A causal window holds `sliding_window - 1` earlier tokens, and so does each side
-with flash_attention_2, where transformers sets the window otherwise: the two differ by one token at either edge, in texts
-longer than the window.
-
-**Linear attention, convolutions and state spaces** run from left to right, and nothing turns them round. Such a model is
-refused, unless `model.partial=true`: then its attention layers are bidirectional ("partial: 1 of 2 layers"), and the
-others stay causal. Texts cannot be packed then, since these layers carry their state from one text to the next. In
-falcon_h1 every layer has attention and a state space side by side: it counts as bidirectional, since every position
-sees every other in each layer, but the state space half still runs one way.
-
-**Experts.** In most mixture-of-experts models the weights of all experts are one tensor, which is no linear layer. PEFT
-puts LoRA on them in some families, if `adapter.lora.dropout=0`; in the others all-linear covers the attention only.
-
-**flash_attention_2** needs CUDA and 16 bits, so it has rows only where the command runs on such a machine. flex_attention
-runs uncompiled here; on a CPU torch has no backward pass for it.
-
-{table}
-"""
+def update(page: str, rows: Sequence[Row]) -> str:
+    """The text of docs/models.md with these rows in place of those it has."""
+    begin, end = page.find(_BEGIN), page.find(_END)
+    if not 0 <= begin < end:
+        raise L2VError(f"--write: expected a page with the lines {_BEGIN} and {_END}, which the table goes between")
+    return f"{page[:begin]}{_BEGIN}\n\nWith {versions()}:\n\n{table(rows)}\n\n{page[end:]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m l2v.families", description=__doc__.partition("\n")[0])
     parser.add_argument("model_type", nargs="*", help="of transformers, e.g. qwen3; without any, all that are listed")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page with the table, e.g. docs/models.md")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this page, e.g. docs/models.md")
     arguments = parser.parse_args()
-    rows = examine_all(arguments.model_type)
-    if arguments.write:
-        arguments.write.write_text(document(rows), encoding="utf-8")
-        say(f"wrote {arguments.write}")
-    else:
-        print(table(rows))
+    try:
+        rows = examine_all(arguments.model_type)
+        if arguments.write:
+            arguments.write.write_text(update(arguments.write.read_text("utf-8"), rows), "utf-8")
+            say(f"wrote {arguments.write}")
+        else:
+            print(table(rows))
+    except (L2VError, OSError) as error:
+        say(f"error: {first_line(error)}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":
