@@ -25,7 +25,15 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from l2v.bidirectional import Attention, Proof, accepts_position_ids, prove, set_attention
+from l2v.bidirectional import (
+    Attention,
+    Proof,
+    accepts_position_ids,
+    packed_states,
+    prove,
+    prove_packing,
+    set_attention,
+)
 from l2v.errors import L2VError, first_line
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
@@ -84,6 +92,7 @@ class Backbone(nn.Module):
         self.proof = proof
         self.attention: Attention = attention
         self._accepts_position_ids = accepts_position_ids(decoder)
+        self._packing_is_proven = False
         if head is not None:
             head.requires_grad_(False)
 
@@ -191,8 +200,27 @@ class Backbone(nn.Module):
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Int[Tensor, "batch length"],
         position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        segment_ids: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length hidden"]:
-        """Token states of the last layer. ``position_ids`` are needed only where rows are padded on the left."""
+        """Token states of the last layer.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 for tokens, 0 for padding.
+            position_ids: needed only where rows are padded on the left.
+            segment_ids: for rows that hold several texts: the number of the text that a token belongs to, 0 for
+                padding. They take the place of the mask and the positions, and each text gets the states that it has
+                alone. This is proven at the first use.
+
+        Raises:
+            L2VError: ``segment_ids`` are given and the decoder cannot keep the texts of a row apart.
+        """
+        if segment_ids is not None:
+            if not self._packing_is_proven:
+                prove_packing(self.decoder)
+                self._packing_is_proven = True
+            return packed_states(self.decoder, input_ids, segment_ids)
         positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         return output.last_hidden_state
@@ -385,25 +413,39 @@ def _shape(shape: torch.Size | None) -> str:
 def _choose_attn_implementation(
     decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool
 ) -> Proof:
-    """Set the first implementation that the model supports and that is proven, or the one that was asked for."""
+    """Set the first implementation that the model supports and that is proven, or the one that was asked for.
+
+    Proven means also: the same states as eager attention. ``auto`` leaves out flex_attention, which compiles for each
+    new shape and, on a CPU, cannot train.
+    """
     if wanted != "auto":
-        try:
-            decoder.set_attn_implementation(wanted)
-        except (ValueError, ImportError) as error:
-            raise L2VError(f"model.attn_implementation={wanted}: {first_line(error)}") from None
+        _set_attn_implementation(decoder, wanted)
         return prove(decoder, attention, partial=partial)
-    failure: Exception | None = None
+    failures: list[L2VError] = []
     device = next(decoder.parameters())
-    candidates = ["sdpa", "eager"]
+    candidates: list[AttnImplementation] = ["sdpa", "eager"]
     if device.is_cuda and device.dtype in (torch.float16, torch.bfloat16):
         candidates.insert(0, "flash_attention_2")
     for name in candidates:
         try:
-            decoder.set_attn_implementation(name)
+            _set_attn_implementation(decoder, name)
             return prove(decoder, attention, partial=partial)
-        except (ValueError, ImportError, L2VError) as error:
-            failure = error
-    raise failure if isinstance(failure, L2VError) else L2VError(f"no attention implementation works: {failure}")
+        except L2VError as error:
+            failures.append(error)
+    raise failures[-1]
+
+
+def _set_attn_implementation(decoder: PreTrainedModel, name: AttnImplementation) -> None:
+    try:
+        with _quiet():
+            decoder.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise L2VError(f"model.attn_implementation={name}: {first_line(error)}") from None
+    # families whose layers compute attention themselves keep it, and are only warned about
+    if name != "eager" and decoder.config._attn_implementation == "eager":
+        raise L2VError(
+            f"model.attn_implementation={name}: {decoder.config.model_type} has eager only; expected eager or auto"
+        )
 
 
 def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:

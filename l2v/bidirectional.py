@@ -2,33 +2,45 @@
 
 transformers decides causality in two places: the mask that the model builds reads ``config.is_causal``, and the
 attention kernels read ``is_causal`` of the attention module when there is no mask. Both are set here. Neither is
-trusted: :func:`prove` runs the model.
+trusted: :func:`prove` runs the model, and :func:`prove_packing` runs it on rows that hold several texts.
 """
 
+import inspect
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    packed_sequence_mask_function,
+)
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line
 
+T = TypeVar("T")
 Attention = Literal["bidirectional", "causal"]
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 
 _PROBE_LENGTH = 12
 _PADDING = 5
-# Relative change of the states (Frobenius norm) that counts as none, and as one, by dtype: rounding stays below the
-# first bound, and the effect of another token far above it.
+# Relative change of a layer's update that counts as none, by dtype: rounding stays below.
 _SAME = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+# Relative change that shows that another token was seen. What a token cannot see changes nothing at all, or rounding
+# where experts get other batches.
+_SEEN = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 def set_attention(model: nn.Module, attention: Attention) -> None:
     """Make every layer of a transformers decoder look both ways, or back only.
 
     Written to ``config.is_causal`` too, so that a saved model is reloaded with the same attention by transformers,
-    sentence-transformers and vLLM. Sliding-window layers become windowed on both sides.
+    sentence-transformers and vLLM. Sliding-window layers become windowed on both sides: a token sees
+    ``config.sliding_window`` tokens on each (with flash_attention_2, whose windows transformers sets, one fewer).
     """
     causal = attention == "causal"
     for module in model.modules():
@@ -48,7 +60,9 @@ class Proof:
     backward_change: float
     """Change of the earlier states when the last token is replaced: 0 when causal."""
     padding_change: float
-    """Largest change of a text's states when padding and a longer neighbour join it."""
+    """Largest change of a layer's update of a text when padding and a longer neighbour join it."""
+    eager_change: float
+    """The same when eager attention, the reference, takes the place of ``attn_implementation``."""
     causal_layers: list[int] = field(default_factory=list)
     """Layers in which no position sees a later one."""
 
@@ -68,12 +82,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def prove(model: nn.Module, attention: Attention, *, partial: bool = False) -> Proof:
     """Run the model to see that it attends as ``attention`` says and that padding moves nothing.
 
-    Five short forward passes in evaluation mode, on the model's device, dtype and attention implementation:
+    Seven short forward passes in evaluation mode, on the model's device, dtype and attention implementation:
 
-    - the last token is replaced, without and with padding in the batch: earlier states must move when bidirectional
-      and must not when causal;
-    - the same for each layer on its own, so that one causal layer among bidirectional ones is found;
-    - a text is run alone, right-padded and left-padded beside a longer one: its states must stay.
+    - a text, right-padded beside a longer one. What goes into each layer is kept and given to the layers of most other
+      passes too. So each layer is compared by itself, and rounding, which deep models in 16 bits amplify until it
+      changes all of the last states, does not add up;
+    - the text alone, and left-padded: each layer must give it the same;
+    - with eager attention: the same again. An implementation that leaves out what the family adds to attention (soft
+      caps, sinks) does so without an error;
+    - alone and padded, with another second half: the first half must move in every layer when bidirectional, and in
+      none when causal;
+    - another last token through the whole model: earlier states must move, or must not.
 
     Args:
         model: a transformers decoder, with or without an adapter.
@@ -83,65 +102,70 @@ def prove(model: nn.Module, attention: Attention, *, partial: bool = False) -> P
     Raises:
         L2VError: naming the layers or the padding side that fail, or saying that the model cannot run like this.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        return _prove(model, attention, partial)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        config: Any = model.config
-        reason = str(error).strip().partition("\n")[0]
-        raise L2VError(
-            f"{config.model_type} with attn_implementation={config._attn_implementation} cannot run as {attention} "
-            f"({type(error).__name__}: {reason}); try another model.attn_implementation or model.attention"
-        ) from error
-    finally:
-        model.train(was_training)
+    return _in_evaluation(model, attention, lambda: _prove(model, attention, partial))
 
 
 def _prove(model: nn.Module, attention: Attention, partial: bool) -> Proof:
     config: Any = model.config
-    device, dtype = next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
-    same = _SAME[dtype]
+    device, dtype = _device_and_dtype(model)
+    same, seen = _SAME[dtype], _SEEN[dtype]
     vocabulary = config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    long = torch.randint(vocabulary, (1, _PROBE_LENGTH + _PADDING), generator=generator).to(device)
-    text = long[:, :_PROBE_LENGTH]
-    replaced = text.clone()
-    replaced[0, -1] = (text[0, -1] + 1 + vocabulary // 2) % vocabulary
-
-    before, inputs = _run_recording_layers(model, text)
-    after = _states(model, replaced, torch.ones_like(replaced))
-    backward = _change(before[:, :-1], after[:, :-1])
-
-    mask = torch.ones(2, _PROBE_LENGTH + _PADDING, dtype=torch.long, device=device)
-    right, left = mask.clone(), mask.clone()
+    length = _PROBE_LENGTH + _PADDING
+    long = torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0)).to(device)
+    text, filler = long[:_PROBE_LENGTH], long[:_PADDING]
+    everything = torch.ones(2, length, dtype=torch.long, device=device)
+    right, left = everything.clone(), everything.clone()
     right[0, _PROBE_LENGTH:] = 0
     left[0, :_PADDING] = 0
-    filler = long[:, :_PADDING]
-    in_right = _states(model, torch.cat([torch.cat([text, filler], 1), long]), right)[:1, :_PROBE_LENGTH]
-    in_left = _states(model, torch.cat([torch.cat([filler, text], 1), long]), left)[:1, _PADDING:]
-    padded = _states(model, torch.cat([torch.cat([replaced, filler], 1), long]), right)[:1, :_PROBE_LENGTH]
-    padded_backward = _change(in_right[:, :-1], padded[:, :-1])
-    moved_right, moved_left = _change(before, in_right), _change(before, in_left)
+    # tokens are numbered through the rows: the text comes first, then its padding, then the long neighbour
+    tokens = torch.arange(2 * length, device=device)
+    in_text, real = tokens[:_PROBE_LENGTH], tokens[right.flatten().bool()]
+    half = _PROBE_LENGTH // 2
+    to_left = torch.cat([tokens[_PROBE_LENGTH:length], in_text, tokens[length:]])
 
+    ids = torch.stack([torch.cat([text, filler]), long])
+    alone_ids, alone_mask = text[None], everything[:1, :_PROBE_LENGTH]
+    padded = _trace(model, ids, right)
+    alone = _trace(model, alone_ids, alone_mask, padded.fed(in_text))
+    moved_right = _largest_change(padded, alone, in_text, slice(None))
+    in_left = _trace(model, torch.stack([torch.cat([filler, text]), long]), left, padded.fed(to_left))
+    moved_left = _largest_change(padded, in_left, to_left[left.flatten().bool()], left.flatten().bool())
+    eager_change = 0.0
+    if config._attn_implementation != "eager":
+        eager_change = _largest_change(_eager_trace(model, ids, right, padded), padded, real, real)
+
+    # the opposite of what they were: in another order they would be the same to layers that know no positions
+    sign = torch.ones(2 * length, 1, dtype=dtype, device=device)
+    sign[half:_PROBE_LENGTH] = -1
+    other_alone = _trace(model, alone_ids, alone_mask, [sign[in_text] * states for states in alone.inputs])
+    other_padded = _trace(model, ids, right, [sign * states for states in padded.inputs])
+    unmoved = [
+        {layer for layer, change in enumerate(_moved(one, other, tokens[:half])) if change < seen}
+        for one, other in ((alone, other_alone), (padded, other_padded))
+    ]
+    causal = set.union(*unmoved) if attention == "bidirectional" else set.intersection(*unmoved)
+    replaced = ids.clone()
+    replaced[0, _PROBE_LENGTH - 1] = (text[-1] + 1 + vocabulary // 2) % vocabulary
+    earlier = in_text[:-1]
+    states = _states(model, replaced, right).flatten(0, 1)
     proof = Proof(
         attention=attention,
         attn_implementation=config._attn_implementation,
-        backward_change=min(backward, padded_backward),
+        backward_change=_change(padded.states[earlier], states[earlier]),
         padding_change=max(moved_right, moved_left),
-        causal_layers=_causal_layers(model, inputs, same),
+        eager_change=eager_change,
+        causal_layers=sorted(causal),
     )
     where = f"{config.model_type} with attn_implementation={proof.attn_implementation}"
     if attention == "bidirectional":
         if proof.causal_layers and not partial:
             raise L2VError(
-                f"{where}: layers {_ranges(proof.causal_layers)} stay causal, so this decoder cannot be made fully "
-                "bidirectional; set model.partial=true to use it all the same, or model.attention=causal"
+                f"{where}: {_named(proof.causal_layers)} causal, so this decoder cannot be made fully bidirectional; "
+                "set model.partial=true to use it all the same, or model.attention=causal"
             )
-        if not proof.causal_layers and (backward < same or padded_backward < same):
-            how = "without padding" if backward < same else "with padding in the batch"
-            raise L2VError(f"{where} stays causal {how}; try model.attn_implementation=eager or sdpa")
-    elif max(backward, padded_backward) > same:
+        if not proof.causal_layers and proof.backward_change < seen:
+            raise L2VError(f"{where} stays causal; try model.attn_implementation=eager or sdpa")
+    elif len(causal) < len(padded.outputs) or not proof.backward_change <= same:
         raise L2VError(f"{where} is not causal though attention=causal was asked for")
     # not (a <= b) rather than a > b: a NaN must fail too
     if not (moved_right <= same and moved_left <= same):
@@ -150,7 +174,106 @@ def _prove(model: nn.Module, attention: Attention, partial: bool) -> Proof:
             f"{where}: padding on the {side} changes a text's states by {max(moved_right, moved_left):.1e} "
             f"(relative; at most {same:.0e} is rounding); try another model.attn_implementation"
         )
+    if not eager_change <= same:
+        raise L2VError(
+            f"{where}: its states differ from those of eager attention by {eager_change:.1e} (relative; at most "
+            f"{same:.0e} is rounding), so it leaves out what this family adds to attention; set "
+            "model.attn_implementation=eager"
+        )
     return proof
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A forward pass: what went into each layer, what came out, and the last states; all (tokens, hidden)."""
+
+    embeddings: Tensor
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    states: Tensor
+
+    def fed(self, tokens: Tensor) -> list[Tensor]:
+        """The layers' inputs at these tokens."""
+        return [states[tokens] for states in self.inputs]
+
+
+def _trace(
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    fed: list[Tensor] | None = None,
+    *,
+    run: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+) -> _Trace:
+    """Run the model, by default as ``_states`` does. With ``fed``, layer i gets ``fed[i]`` (tokens, hidden)."""
+    embeddings: list[Tensor] = []
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def feed(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        if not embeddings:
+            embeddings.append(states.flatten(0, 1).clone())
+        if fed is not None:
+            states = fed[len(inputs)].reshape(states.shape)
+        inputs.append(states.flatten(0, 1).clone())
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": states}
+        return (states, *args[1:]), kwargs
+
+    def keep(_: nn.Module, args: tuple, output: Any) -> None:
+        outputs.append((output[0] if isinstance(output, tuple) else output).flatten(0, 1).clone())
+
+    hooks = []
+    for layer in decoder_layers(model):
+        hooks += [layer.register_forward_pre_hook(feed, with_kwargs=True), layer.register_forward_hook(keep)]
+    try:
+        states = (run or _states)(model, ids, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _Trace(embeddings[0], inputs, outputs, states.flatten(0, 1))
+
+
+def _eager_trace(model: Any, ids: Tensor, mask: Tensor, like: _Trace) -> _Trace:
+    chosen = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        return _trace(model, ids, mask, like.inputs)
+    finally:
+        model.set_attn_implementation(chosen)
+
+
+Tokens = Tensor | slice
+
+
+def _largest_change(one: _Trace, other: _Trace, in_one: Tokens, in_other: Tokens) -> float:
+    """The same tokens in two passes whose layers were fed the same: the largest relative change of a layer's update.
+
+    Over the tokens it is the root mean square. An update is what the layer adds to the residual stream; the rounding
+    of the sum is left out.
+    """
+    rounding = torch.finfo(one.inputs[0].dtype).eps
+    changes = [_relative(one.embeddings[in_one].float(), other.embeddings[in_other].float())]
+    for fed, before, after in zip(one.inputs, one.outputs, other.outputs, strict=True):
+        a, b = before[in_one].float(), after[in_other].float()
+        change = ((b - a).norm(dim=-1) - rounding * a.norm(dim=-1)).clamp(min=0)
+        changes.append((change / (a - fed[in_one].float()).norm(dim=-1)).square().mean().sqrt())
+    return torch.stack(changes).max().item()  # max() of Python loses a NaN
+
+
+def _moved(one: _Trace, other: _Trace, tokens: Tensor) -> list[float]:
+    """How much the update of the token that moves most changes, in each layer.
+
+    What later positions do can be small beside the largest states of a layer (real models have positions that nearly
+    all attention goes to), hence not the mean, and each token relative to its own update.
+    """
+    changes = []
+    for fed, before, after in zip(one.inputs, one.outputs, other.outputs, strict=True):
+        update = before[tokens].float() - fed[tokens].float()
+        change = (after[tokens].float() - before[tokens].float()).norm(dim=-1) / update.norm(dim=-1)
+        changes.append(change.max().item())
+    return changes
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -160,11 +283,137 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 def accepts_position_ids(model: nn.Module) -> bool:
     """Whether the decoder takes positions. BLOOM (ALiBi) and OPT derive them from the mask instead."""
-    import inspect
-
     get_base_model = getattr(model, "get_base_model", None)  # of a PeftModel
     inner = get_base_model() if get_base_model else model
     return "position_ids" in inspect.signature(inner.forward).parameters
+
+
+def packed_positions(segment_ids: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
+    """Positions that count from the first token of each text in a packed row."""
+    places = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    return places - torch.where(_starts(segment_ids), places, 0).cummax(dim=1).values
+
+
+def packed_mask(config: Any, segment_ids: Int[Tensor, "batch length"], dtype: torch.dtype) -> Any:
+    """The attention mask of rows that hold several texts: a token sees the tokens of its own text only.
+
+    Within a text it is the mask that the model would make: of ``config.is_causal``, with its sliding windows, in the
+    form that ``config._attn_implementation`` (eager, sdpa or flex_attention) takes.
+
+    Args:
+        config: of the decoder.
+        segment_ids: number of the text that a token belongs to, 0 for padding. The tokens of a text are next to each
+            other; neighbouring texts have different numbers.
+        dtype: of the decoder's token embeddings.
+
+    Returns:
+        One mask, (batch, 1, length, length), or a dictionary of them where ``config.layer_types`` has the types.
+
+    Raises:
+        L2VError: for layers that carry a state from token to token, which no mask cuts.
+    """
+    number = _starts(segment_ids).cumsum(dim=1)
+    like = torch.empty(*segment_ids.shape, 0, dtype=dtype, device=segment_ids.device)
+    same_text = packed_sequence_mask_function(number)
+    # both follow config.is_causal, also to the two-sided masks
+    create = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        kinds = ["full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"]
+    else:
+        kinds = sorted(set(types))
+    if odd := [kind for kind in kinds if kind not in create]:
+        raise L2VError(f"{config.model_type}: texts cannot be packed into one row through layers of {', '.join(odd)}")
+    masks = {
+        kind: create[kind](config, like, None, past_key_values=None, and_mask_function=same_text) for kind in kinds
+    }
+    return masks[kinds[0]] if types is None else masks
+
+
+def packed_states(
+    model: nn.Module, input_ids: Int[Tensor, "batch length"], segment_ids: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch length hidden"]:
+    """Token states of rows that hold several texts, each as if it were alone (see :func:`packed_mask`).
+
+    Raises:
+        L2VError: the decoder takes no positions, or a layer carries a state from text to text.
+    """
+    config: Any = model.config
+    if not accepts_position_ids(model):
+        raise L2VError(f"{config.model_type}: texts cannot be packed into one row, since it takes no position_ids")
+    positions = packed_positions(segment_ids)
+    if "flash" in config._attn_implementation:
+        # transformers finds texts by their positions, and in a single row only
+        flat = model(input_ids=input_ids.reshape(1, -1), position_ids=positions.reshape(1, -1), use_cache=False)
+        return flat.last_hidden_state.reshape(*input_ids.shape, -1)
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    mask = packed_mask(config, segment_ids, embeddings.weight.dtype)
+    return model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def prove_packing(model: nn.Module) -> float:
+    """Run texts packed into rows, and each alone, to see that they have the same states.
+
+    Returns:
+        The largest relative change of a text's states.
+
+    Raises:
+        L2VError: texts in one row reach each other, or the model cannot run like this.
+    """
+    config: Any = model.config
+    attention: Attention = "causal" if getattr(config, "is_causal", True) else "bidirectional"
+    return _in_evaluation(model, attention, lambda: _prove_packing(model))
+
+
+def _prove_packing(model: nn.Module) -> float:
+    config: Any = model.config
+    device, dtype = _device_and_dtype(model)
+    # in the second row padding comes first, and in the middle
+    segments = torch.tensor([[1] * 7 + [2] * 3 + [3] * 5 + [0], [0] * 2 + [1] * 4 + [0] + [2] * 9], device=device)
+    ids = torch.randint(config.get_text_config().vocab_size, segments.shape, generator=torch.Generator().manual_seed(0))
+    ids = ids.to(device)
+    packed = _trace(model, ids, segments, run=packed_states)
+    change = 0.0
+    for row, texts in enumerate(segments):
+        for number in range(1, int(texts.max()) + 1):
+            tokens = row * segments.shape[1] + (texts == number).nonzero().flatten()
+            text = ids.flatten()[tokens][None]
+            alone = _trace(model, text, torch.ones_like(text), packed.fed(tokens))
+            change = max(change, _largest_change(packed, alone, tokens, slice(None)))
+            if not change <= _SAME[dtype]:  # not (a <= b) rather than a > b: a NaN must fail too
+                raise L2VError(
+                    f"{config.model_type} with attn_implementation={config._attn_implementation}: texts cannot be "
+                    f"packed into one row; it changes their states by {change:.1e} (relative; at most "
+                    f"{_SAME[dtype]:.0e} is rounding)"
+                )
+    return change
+
+
+def _starts(segment_ids: Tensor) -> Tensor:
+    """Where a text, or a stretch of padding, begins: (batch, length) bool."""
+    before = torch.nn.functional.pad(segment_ids, (1, 0), value=-1)[:, :-1]
+    return segment_ids != before
+
+
+def _in_evaluation(model: nn.Module, attention: Attention, check: Callable[[], T]) -> T:
+    """Run a check in evaluation mode; whatever breaks in the model becomes one line."""
+    was_training = model.training
+    model.eval()
+    try:
+        return check()
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        config: Any = model.config
+        raise L2VError(
+            f"{config.model_type} with attn_implementation={config._attn_implementation} cannot run as {attention} "
+            f"({type(error).__name__}: {first_line(error)}); try another model.attn_implementation or model.attention"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    return next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
 
 
 def _states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
@@ -172,49 +421,22 @@ def _states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     return model(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state.float()
 
 
-def _run_recording_layers(model: nn.Module, ids: Tensor) -> tuple[Tensor, list[tuple[tuple, dict]]]:
-    inputs: list[tuple[tuple, dict]] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
-        for layer in decoder_layers(model)
-    ]
-    try:
-        return _states(model, ids, torch.ones_like(ids)), inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _causal_layers(model: nn.Module, inputs: list[tuple[tuple, dict]], same: float) -> list[int]:
-    """Run each layer on its recorded input with another last position, and see whether earlier ones move."""
-    causal = []
-    for index, (layer, (args, kwargs)) in enumerate(zip(decoder_layers(model), inputs, strict=True)):
-        states = args[0] if args else kwargs["hidden_states"]
-        other = states.clone()
-        other[:, -1] = states[:, 0].flip(-1)
-        outputs = []
-        for value in (states, other):
-            positional = (value, *args[1:]) if args else ()
-            named = kwargs if args else {**kwargs, "hidden_states": value}
-            output = layer(*positional, **named)
-            outputs.append((output[0] if isinstance(output, tuple) else output).float())
-        # the layer's own update, without the residual stream that passes beside it
-        update, other_update = outputs[0] - states.float(), outputs[1] - other.float()
-        if _change(update[:, :-1], other_update[:, :-1]) < same:
-            causal.append(index)
-    return causal
-
-
 def _change(before: Tensor, after: Tensor) -> float:
-    return ((after - before).norm() / before.norm()).item()
+    return _relative(before, after).item()
 
 
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> '0-2, 5'."""
+def _relative(before: Tensor, after: Tensor) -> Tensor:
+    return (after - before).norm() / before.norm()
+
+
+def _named(numbers: list[int]) -> str:
+    """[5] -> 'layer 5 stays', [0, 1, 2, 5] -> 'layers 0-2, 5 stay'."""
+    if len(numbers) == 1:
+        return f"layer {numbers[0]} stays"
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return f"layers {', '.join(str(a) if a == b else f'{a}-{b}' for a, b in spans)} stay"
