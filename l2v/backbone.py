@@ -288,16 +288,18 @@ class Backbone(nn.Module):
 
 
 def load_tokenizer_and_config(
-    source: Source, *, trust_remote_code: bool = False
+    source: Source, *, kind: Kind = "decoder", trust_remote_code: bool = False
 ) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """What can be known of a model without loading its weights. The tokenizer has a padding token, on the right.
 
     Raises:
-        L2VError: the source is missing or holds no model.
+        L2VError: the source is missing, holds no model, or one of another kind.
     """
     with _told_as_one_line(source), _quiet():
         place = _dequantized(source)
-        return _tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
+        tokenizer, config = _tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
+        _check_kind(source, config, kind)
+        return tokenizer, config
 
 
 def _tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:

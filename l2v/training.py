@@ -261,7 +261,9 @@ def word_data(training: Training, start: Start, device: torch.device | str = "cp
     model, stage = training.model, cast(WordProbe, training.stage)
 
     def frozen() -> Frozen:
-        tokenizer, config = load_tokenizer_and_config(start.base, trust_remote_code=model.trust_remote_code)
+        tokenizer, config = load_tokenizer_and_config(
+            start.base, kind=model.kind, trust_remote_code=model.trust_remote_code
+        )
         commit = None if start.base.is_local else getattr(config, "_commit_hash", None)
         settings = [model.attention, model.attn_implementation, model.dtype, model.partial]
         return Frozen(

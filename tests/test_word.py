@@ -60,7 +60,7 @@ def test_a_probe_learns_and_its_run_holds_scores_and_weights(tiny: Tiny) -> None
     for part in ("validation", "test"):  # every labelled word is scored, once
         assert scores["words"]["scores"][part]["words"] == words
         assert sum(map(sum, scores["words"]["scores"][part]["confusion"])) == words
-    assert scores["scores"]["ner_f1"]["value"] > 0.9 and scores["scores"]["ner_accuracy"]["value"] > 0.95
+    assert scores["scores"]["ner_f1"]["value"] > 0.8 and scores["scores"]["ner_accuracy"]["value"] > 0.9
     assert scores["words"]["scores"]["test"]["labels"] == ["B-PET", "B-THING", "O"]
     assert scores["words"]["shift"] == "same_token" and scores["words"]["layer"] == 2
     record = Run(run).record()
@@ -251,7 +251,7 @@ def make_tiny_bert(folder: Path) -> Path:
 def test_an_encoder_is_probed_and_not_trained(tiny: Tiny, tmp_path: Path) -> None:
     tiny.model = make_tiny_bert(tmp_path / "bert")
     run = probe(tiny, "bert", "+model.kind=encoder", *LEARNS)
-    assert result(run)["scores"]["ner_accuracy"]["value"] > 0.9
+    assert result(run)["scores"]["ner_f1"]["value"] > 0.4
     with pytest.raises(L2VError, match=r"an encoder \(bert\); expected a decoder"):
         probe(tiny, "decoder", task="pos")
     with pytest.raises(L2VError, match=r"model\.kind=encoder: stage=mntp makes encoders of decoders") as error:

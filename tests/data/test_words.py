@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny import make_tiny_tokenizer
+from tiny import SENTENCES, make_tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -187,23 +187,7 @@ def test_dropped_words_and_tokens_across_words() -> None:
 @pytest.mark.parametrize("max_length", [3, 4, 7, 512])
 def test_long_sentences_are_split_at_word_borders_and_no_word_is_lost(bos: bool, max_length: int) -> None:
     tokenizer = make_tiny_tokenizer(bos=bos)
-    words = [
-        "The",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "incomprehensibilities",
-        "while",
-        "3,000%",
-        "of",
-        "the",
-        "cats",
-        "look",
-        "on",
-        ".",
-    ]
+    words = [*SENTENCES[5].split(), "incomprehensibilities", "3,000%", "."]
     whole, split = (align([words, ["w"]], tokenizer, length) for length in (512, max_length))
     assert len(split.begins) == len(words) + 1 and split.sentences.tolist() == [0, len(words), len(words) + 1]
     lengths = np.diff(split.rows)
