@@ -33,7 +33,7 @@ def main(composed: DictConfig) -> None:
     training = configs.build_training(config)
 
     text = OmegaConf.to_yaml(composed, resolve=True)
-    data = [source.fingerprint() for source in (training.train, training.validation)]
+    data = training.fingerprints()
     if configs.process_rank() > 0:
         _wait_for(run)
         start = Start.of(run)
@@ -71,7 +71,12 @@ def main(composed: DictConfig) -> None:
 
     train(training, run, start, resume=resume)
     if configs.process_rank() == 0:
-        say(f"finished {run.folder}; its encoder is {run.encoder}")
+        made = (
+            f"encoder is {run.encoder}"
+            if training.stage.trains_backbone
+            else f"scores are in {run.folder / 'evaluation'}"
+        )
+        say(f"finished {run.folder}; its {made}")
 
 
 def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, Any]:
@@ -110,13 +115,13 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
 
 
 def _free_name(runs: Path) -> str:
-    """<model>-<stage>, with a number where that is taken."""
+    """<model>-<stage>, and the task where there is one, with a number where that is taken."""
     if configs.process_rank() > 0:
         if _RUN_DIR in os.environ:
             return os.path.relpath(os.environ[_RUN_DIR], runs)
         raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
     chosen = configs.choices()
-    stem = f"{chosen['model']}-{chosen['stage']}"
+    stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
     return next(name for name in names if not (runs / name).exists())
 

@@ -20,6 +20,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -43,6 +44,7 @@ from l2v.quantization import Quantization, check_quantization, quantize
 from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate, model_file, not_on_hub
 
 DType = Literal["float32", "bfloat16", "float16"]
+Kind = Literal["decoder", "encoder"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
 
 
@@ -111,6 +113,7 @@ class Backbone(nn.Module):
         merge: Sequence[Path] = (),
         quantization: Quantization | None = None,
         partial: bool = False,
+        kind: Kind = "decoder",
         trust_remote_code: bool = False,
         device: str | torch.device = "cpu",
     ) -> "Backbone":
@@ -130,11 +133,12 @@ class Backbone(nn.Module):
             merge: adapter folders to merge into the weights, in order, in float32.
             quantization: nf4 keeps the linear layers in 4 bits, after merging; None does not.
             partial: accept layers that cannot be made bidirectional.
+            kind: ``encoder`` for a model that attends both ways by itself, to compare decoders with (BERT).
             trust_remote_code: run code that comes with the model.
             device: where the weights go and where the proof runs.
 
         Raises:
-            L2VError: the source is missing, is no decoder, or fails the proof.
+            L2VError: the source is missing, is of another kind, or fails the proof.
         """
         if quantization is not None:
             check_quantization(device)
@@ -145,26 +149,19 @@ class Backbone(nn.Module):
         with _told_as_one_line(named), _quiet():
             place = _dequantized(named)
             arguments = {**place.arguments(), "trust_remote_code": trust_remote_code}
-            tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
-            config = AutoConfig.from_pretrained(place.path, **arguments)
-            if getattr(config, "is_encoder_decoder", False):
-                raise L2VError(
-                    f"model.source={named.name}: an encoder-decoder ({config.model_type}); expected a decoder"
-                )
-            if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-                raise L2VError(f"model.source={named.name}: an encoder ({config.model_type}); expected a decoder")
+            tokenizer, config = _tokenizer_and_config(place, arguments)
+            _check_kind(named, config, kind)
             if with_head:
                 decoder, head = _with_head(place, head_source, loaded_dtype, arguments)
             else:
                 decoder, info = AutoModel.from_pretrained(
                     place.path, dtype=loaded_dtype, output_loading_info=True, **arguments
                 )
-                if info["missing_keys"]:
-                    raise _missing(place, info["missing_keys"], "expected all the weights of its config")
+                # the head over an encoder's first token: nothing reads it, and masked language models are saved without
+                missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
+                if missing:
+                    raise _missing(place, missing, "expected all the weights of its config")
                 head = None
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = tokenizer.truncation_side = "right"
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
@@ -246,7 +243,7 @@ class Backbone(nn.Module):
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(descending=True)
         parts = []
-        for rows in _groups(order, lengths.tolist(), micro_batch_tokens):
+        for rows in row_groups(order, lengths.tolist(), micro_batch_tokens):
             width = int(lengths[rows[0]])
             columns = slice(width) if position_ids is None else slice(-width, None)
             ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
@@ -326,6 +323,41 @@ class Backbone(nn.Module):
         with _quiet():
             self.decoder.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer_and_config(
+    source: Source, *, kind: Kind = "decoder", trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """What can be known of a model without loading its weights. The tokenizer has a padding token, on the right.
+
+    Raises:
+        L2VError: the source is missing, holds no model, or one of another kind.
+    """
+    with _told_as_one_line(source), _quiet():
+        place = _dequantized(source)
+        tokenizer, config = _tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
+        _check_kind(source, config, kind)
+        return tokenizer, config
+
+
+def _tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer, AutoConfig.from_pretrained(place.path, **arguments)
+
+
+def _check_kind(source: Source, config: Any, kind: Kind) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise L2VError(f"model.source={source.name}: an encoder-decoder ({config.model_type}); expected {_A[kind]}")
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    found: Kind = "encoder" if is_encoder else "decoder"
+    if found != kind:
+        raise L2VError(f"model.source={source.name}: {_A[found]} ({config.model_type}); expected {_A[kind]}")
+
+
+_A = {"decoder": "a decoder", "encoder": "an encoder"}
 
 
 def _with_head(
@@ -468,7 +500,7 @@ def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:
         )
 
 
-def _groups(order: Tensor, lengths: list[int], budget: int) -> list[Tensor]:
+def row_groups(order: Tensor, lengths: list[int], budget: int) -> list[Tensor]:
     """Cut row numbers, longest first, into groups of at most ``budget`` padded tokens (at least one row each)."""
     groups, begin, rows = [], 0, order.tolist()
     while begin < len(rows):

@@ -87,6 +87,8 @@ def one_line(error: BaseException, conf: Path) -> str:
         return f"{group}={option}: no such option{_guess(option, options)}; there are {', '.join(options)}"
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found[1] or found[2]
+        if owners := _options_with(key, conf):
+            return f"{key}: not a setting of the chosen options; it is one of {', '.join(owners)}, so choose that too"
         return f"{key}: no such setting{_guess(key, list(_keys(conf)))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; an override is key=value, with quotes around odd values: key='a,b'"
@@ -118,6 +120,13 @@ def _keys(conf: Path) -> Iterator[str]:
             for key in _flat(OmegaConf.to_container(OmegaConf.load(file)))
             if not key.endswith(("defaults", "_target_"))
         )
+
+
+def _options_with(key: str, conf: Path) -> list[str]:
+    """The options of a group that have a setting, as group=option."""
+    group, _, name = key.partition(".")
+    files = sorted((conf / group).glob("*.yaml"))
+    return [f"{group}={f.stem}" for f in files if name in _flat(OmegaConf.to_container(OmegaConf.load(f)))]
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:
@@ -326,6 +335,14 @@ def build_training(config: dict[str, Any]) -> "Training":
     trainer = dict(config["trainer"])
     strategy = trainer.get("strategy")
     sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
+    sources = {
+        part: build(config["data"][part], f"data.{part}")
+        for part in ("train", "validation", "test")
+        if config["data"].get(part) is not None
+    }
+    stage.check(
+        encoder=model.kind == "encoder", adapter=lora is not None, sharded=sharded, sources=list(sources.values())
+    )
     if sharded and getattr(stage, "micro_batch_tokens", None):
         raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
     if sharded and model.quantization:
@@ -342,15 +359,14 @@ def build_training(config: dict[str, Any]) -> "Training":
     if isinstance(strategy, dict):
         trainer.pop("strategy")
         kept["strategy"] = _later(strategy, "trainer.strategy")
-    for group, known in (("data", {"train", "validation", "workers"}), ("adapter", {"lora", "init"})):
+    for group, known in (("data", {"train", "validation", "workers", *stage.data_keys}), ("adapter", {"lora", "init"})):
         for key in config[group].keys() - known:
             raise L2VError(f"{group}.{key}: no such setting{_guess(key, sorted(known))}")
     return Training(
         stage=stage,
         model=model,
         lora=lora,
-        train=build(config["data"]["train"], "data.train"),
-        validation=build(config["data"]["validation"], "data.validation"),
+        **sources,
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
         trainer={**check(target, trainer, "trainer"), **kept},
         loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],

@@ -31,7 +31,7 @@ from l2v.sources import (
 Init = Literal["new", "continue"]
 LAST, BEST = "last.ckpt", "best.ckpt"
 _INITIAL_ADAPTER = "initial_adapter"
-_PARTS = ("checkpoints", "merged", _INITIAL_ADAPTER, "adapter", "encoder", "evaluation")
+_PARTS = ("checkpoints", "merged", _INITIAL_ADAPTER, "adapter", "probe", "encoder", "evaluation")
 """Folders of a run."""
 _PACKAGES = ("l2v", "torch", "transformers", "lightning", "peft", "datasets")
 
@@ -50,6 +50,7 @@ class Run:
         merged/          the adapters that were merged into the base before training
         initial_adapter/ the adapter that training went on with (adapter.init=continue)
         adapter/         the trained adapter
+        probe/           the trained probe and its labels (stage=word, which has no adapter and no encoder)
         encoder/         the merged encoder: l2v, transformers and sentence-transformers load it
         evaluation/      scores, a file a suite
     """
@@ -271,6 +272,11 @@ class Start:
             initial if initial.exists() else None,
             lineage_head(lineage, run.folder),
         )
+
+    def stages(self) -> list[str]:
+        """The stages that made the model, oldest first."""
+        merged = [record.stage for record in self.lineage.merged]
+        return [record["stage"] for record in self.lineage.history if "stage" in record] + merged
 
     def fingerprint(self) -> dict[str, Any]:
         """What pins the weights it stands for."""

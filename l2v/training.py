@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import lightning as L
 import torch
@@ -19,10 +19,21 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
-from l2v.backbone import AttnImplementation, Backbone, DType, Lora, trainable_parameters
+from l2v.backbone import (
+    AttnImplementation,
+    Backbone,
+    DType,
+    Kind,
+    Lora,
+    load_tokenizer_and_config,
+    trainable_parameters,
+)
 from l2v.bidirectional import Attention
+from l2v.data.probe import WordData
 from l2v.data.rows import TokenData
+from l2v.data.states import Frozen
 from l2v.data.texts import TextSource
+from l2v.data.words import WordSource
 from l2v.encoder import Encoder
 from l2v.errors import L2VError, Stopped, first_line
 from l2v.loop import AtomicCheckpointIO, GracefulStop, RunLogger, SaveLast, StageProgress
@@ -32,6 +43,7 @@ from l2v.quantization import Quantization
 from l2v.runs import BEST, LAST, Run, Start, finish_lineage, now
 from l2v.sources import draft_folder, source_hash
 from l2v.stages.stage import Stage
+from l2v.stages.word import WordProbe
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Model:
     """Adapters for this model on the hub, by stage: what ``init_from='${model.published.simcse}'`` stands for."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of a stage that go with this model; ``conf/stage`` reads them."""
+    kind: Kind = "decoder"
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """What stands around a text, with the tokenizer's chat template written out where it was asked for."""
@@ -72,6 +85,7 @@ class Training:
         lora: the adapter to train; None trains all weights, in float32.
         train: training texts.
         validation: texts to validate on.
+        test: sentences to score at the end, of stages that score.
         workers: loader processes.
         trainer: keyword arguments of ``lightning.Trainer``; the strategy may be what makes it.
         loggers: what makes the loggers beside the run's own.
@@ -84,8 +98,9 @@ class Training:
     stage: Stage
     model: Model
     lora: Lora | None
-    train: TextSource
-    validation: TextSource
+    train: TextSource | WordSource
+    validation: TextSource | WordSource
+    test: WordSource | None = None
     workers: int = 0
     trainer: dict[str, Any] = field(default_factory=dict)
     loggers: list[Callable[[], Logger]] = field(default_factory=list)
@@ -93,6 +108,11 @@ class Training:
     config: dict[str, Any] = field(default_factory=dict)
     callbacks: list[Callback] = field(default_factory=list)
     show: bool = True
+
+    def fingerprints(self) -> list[str]:
+        """Of the data, which has to be the same for a run to be the same."""
+        sources = [self.train, self.validation, *([self.test] if self.test is not None else [])]
+        return [source.fingerprint() for source in sources]
 
 
 def train(training: Training, run: Run, start: Start, *, resume: bool = False) -> None:
@@ -110,11 +130,16 @@ def train(training: Training, run: Run, start: Start, *, resume: bool = False) -
     """
     try:
         _train(training, run, start, resume)
-        del training.stage.backbone  # export loads the model anew; two of them would not fit where one does
-        gc.collect()
+        if isinstance(training.stage, WordProbe):
+            if _is_first():
+                training.stage.finish(run, show=training.show)
+        else:
+            del training.stage.backbone  # export loads the model anew; two of them would not fit where one does
+            gc.collect()
+            if _is_first():
+                export(training, run, start)
+                finish_lineage(run, training.stage.name)
         if _is_first():
-            export(training, run, start)
-            finish_lineage(run, training.stage.name)
             run.update(status="finished", finished=now())
     except Stopped:
         if _is_first():
@@ -140,12 +165,18 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
     stop = GracefulStop()
     trainer = _trainer(training, run, logger, stop)
     logger.count_steps = lambda: trainer.global_step
-    data = TokenData(stage, training.train, training.validation, workers=training.workers)
-
-    backbone = load_backbone(training, start, training_mode=True, device=trainer.strategy.root_device)
-    stage.attach(backbone, training.seed)
-    if trainer.is_global_zero:
-        _note_model(run, start, backbone)
+    data: TokenData | WordData
+    if isinstance(stage, WordProbe):
+        data = word_data(training, start, trainer.strategy.root_device)
+        stage.attach_data(data, training.seed, start.stages())
+    else:
+        data = TokenData(
+            stage, cast(TextSource, training.train), cast(TextSource, training.validation), workers=training.workers
+        )
+        backbone = load_backbone(training, start, training_mode=True, device=trainer.strategy.root_device)
+        stage.attach(backbone, training.seed)
+        if trainer.is_global_zero:
+            _note_model(run, start, backbone)
     can_validate_alone = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if checkpoint is None:
         logger.start(None)
@@ -220,13 +251,14 @@ def load_backbone(
         attention=model.attention,
         attn_implementation=model.attn_implementation,
         # all weights are trained in float32: bfloat16 would round the updates away
-        dtype=model.dtype if training.lora else "float32",
+        dtype=model.dtype if training.lora or not stage.trains_backbone else "float32",
         attention_dropout=stage.attention_dropout if training_mode else None,
         gradient_checkpointing=model.gradient_checkpointing and training_mode,
         with_head=stage.needs_head,
         head_source=start.head,
         merge=start.merge,
         partial=model.partial,
+        kind=model.kind,
         trust_remote_code=model.trust_remote_code,
         # an adapter that was trained on 4 bits is merged into the weights as they were
         quantization=model.quantization if training_mode else None,
@@ -237,6 +269,28 @@ def load_backbone(
     elif training.lora is not None:
         backbone.add_adapter(training.lora)
     return backbone
+
+
+def word_data(training: Training, start: Start, device: torch.device | str = "cpu") -> WordData:
+    """The data of a word stage: labelled words as vectors of the frozen model that ``start`` stands for."""
+    model, stage = training.model, cast(WordProbe, training.stage)
+
+    def frozen() -> Frozen:
+        tokenizer, config = load_tokenizer_and_config(
+            start.base, kind=model.kind, trust_remote_code=model.trust_remote_code
+        )
+        commit = None if start.base.is_local else getattr(config, "_commit_hash", None)
+        settings = [model.attention, model.attn_implementation, model.dtype, model.partial]
+        return Frozen(
+            fingerprint=[start.fingerprint(), commit, *settings],
+            tokenizer=tokenizer,
+            depth=config.get_text_config().num_hidden_layers,
+            max_length=model.max_length,
+            load=lambda: load_backbone(training, start, training_mode=False, device=device),
+        )
+
+    train, validation = cast(WordSource, training.train), cast(WordSource, training.validation)
+    return WordData(stage, frozen, train, validation, training.test, workers=training.workers, show=training.show)
 
 
 def export(training: Training, run: Run, start: Start) -> None:

@@ -20,6 +20,7 @@ from l2v import config as configs
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "mntp": ["stage.batch_size=4", "stage.block_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
+    "word": ["stage.batch_size=4", "stage.validate_every=5", "stage.learning_rate=3e-2"],
     "simcse": ["stage.batch_size=4", "stage.max_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
 }
 

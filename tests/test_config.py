@@ -25,10 +25,17 @@ def build(*overrides: str) -> Any:
     return configs.build_training(configs.plain(composed("train", ["name=test", *overrides])))
 
 
-@pytest.mark.parametrize("model", options("model"))
+ENCODERS = [
+    model for model in options("model") if OmegaConf.load(CONF / f"model/{model}.yaml").get("kind") == "encoder"
+]
+DECODERS = [model for model in options("model") if model not in ENCODERS]
+SHARDED = ["deepspeed_zero2", "deepspeed_zero3", "fsdp"]
+
+
+@pytest.mark.parametrize("model", DECODERS)
 def test_every_model_stage_and_trainer_composes(model: str) -> None:
     embedded = model.endswith("embedded")
-    for stage, trainer in itertools.product(options("stage"), options("trainer")):
+    for stage, trainer in itertools.product([s for s in options("stage") if s != "word"], options("trainer")):
         training = build(f"model={model}", f"stage={stage}", f"trainer={trainer}")
         assert training.stage.name == stage
         assert type(training.train).__name__ == ("WikipediaExcerpt" if embedded else "HubTexts")
@@ -36,6 +43,24 @@ def test_every_model_stage_and_trainer_composes(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", options("model"))
+def test_every_model_task_and_trainer_composes(model: str) -> None:
+    for task, trainer in itertools.product(options("task"), options("trainer")):
+        if trainer in SHARDED:
+            continue
+        training = build(f"model={model}", f"task={task}", f"trainer={trainer}")
+        assert training.stage.name == "word" and training.stage.task == task
+        assert type(training.train).__name__ == type(training.test).__name__ == "HubWords"
+        assert training.lora is None and (training.model.kind == "encoder") == (model in ENCODERS)
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+def test_an_encoder_is_for_the_word_stage_only(model: str) -> None:
+    for stage in ("mntp", "simcse"):
+        with pytest.raises(L2VError, match=f"model.kind=encoder: stage={stage} makes encoders of decoders"):
+            build(f"model={model}", f"stage={stage}")
+
+
+@pytest.mark.parametrize("model", DECODERS)
 def test_a_model_chooses_its_trainer(model: str) -> None:
     assert build(f"model={model}").trainer["accelerator"] == ("cpu" if model.endswith("embedded") else "gpu")
 
@@ -44,7 +69,14 @@ def test_a_model_chooses_its_trainer(model: str) -> None:
 def test_every_other_option_composes(group: str, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("a text\n")
+    words = {"conll": "a X I-NP O\n", "conllu": "1\ta\ta\tX\tX\n"}
+    for option, line in words.items() if group == "data" else ():
+        texts.with_suffix(f".{option}").write_text(line)
+        files = [f"data.{part}.files={texts.with_suffix(f'.{option}')}" for part in ("train", "validation", "test")]
+        assert type(build(f"data={option}", "task=pos", *files).test).__name__ == "ColumnWords"
     for option in options(group):
+        if option in ("conll", "conllu", "conll2003"):
+            continue  # of stage=word
         files = [f"data.{part}.files={texts}" for part in ("train", "validation")] if option == "files" else []
         training = build(f"{group}={option}", f"runs_dir={tmp_path}", *files)
         assert (training.lora is None) == (group == "adapter" and option == "none")
@@ -53,7 +85,7 @@ def test_every_other_option_composes(group: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in options("experiment")])
 def test_every_experiment_composes(name: str) -> None:
-    build(f"experiment={name}")
+    build(f"experiment={name}", *(["task=ner", "row=uni"] if name == "word_level" else []))
 
 
 @pytest.mark.parametrize("name", options("recipe"))
@@ -76,6 +108,9 @@ def test_the_papers_settings_are_the_defaults_of_full_size_models() -> None:
     assert (mntp.masking_strategy, mntp.masking_probability, mntp.mask_token) == ("bert", 0.2, "_")
     assert (simcse.max_steps, simcse.batch_size, simcse.max_length, simcse.learning_rate) == (1000, 128, 128, 3e-5)
     assert (simcse.temperature, simcse.attention_dropout) == (0.05, 0.3)
+    word = build("model=llama3-8b", "task=ner").stage
+    assert (word.max_steps, word.batch_size, word.learning_rate, word.dropout) == (1500, 8, 5e-4, 0.1)
+    assert (word.schedule, word.warmup_steps, word.layers) == ("linear", 0, -1)
 
 
 def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line() -> None:
@@ -90,6 +125,8 @@ def test_the_quirks_of_the_reference_are_opt_in() -> None:
     assert build("stage=mntp").stage.schedule_epochs is None
     quirky = build("stage=mntp", "quirks=llm2vec").stage
     assert (quirky.schedule_epochs, quirky.padding_side) == (3, "left")
+    word = build("task=ner", "quirks=llm2vec").stage
+    assert (word.schedule_epochs, word.max_steps) == (10, 3000)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: file.relative_to(CONF).as_posix())
@@ -136,9 +173,13 @@ def test_a_wrong_setting_is_named(overrides: list[str], message: str) -> None:
 
 TYPOS = [
     (["stage.max_step=3"], "stage.max_step: no such setting (did you mean stage.max_steps?)"),
-    (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse"),
+    (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse, word"),
     (["model=llama3-8"], "model=llama3-8: no such option (did you mean llama3-8b?)"),
     (["trainr=gpu"], "trainr: no such setting (did you mean trainer"),
+    (
+        ["data.folder=x"],
+        "data.folder: not a setting of the chosen options; it is one of data=conll2003, so choose that",
+    ),
     (["foo"], "foo: cannot be read; an override is key=value"),
     (["stage.max_steps="], "stage.max_steps"),
 ]

@@ -338,3 +338,25 @@ def test_command_passes_over_files_and_needs_no_torch(demo: list[Path], tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'new' / 'page.html'}: 4 runs\n"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["page.html", "runs.json"]
+
+
+def test_word_scores_by_layer_class_and_confusion(tmp_path: Path) -> None:
+    from l2v.evaluation.tagging import tagging_scores
+
+    labels = ["B-PER", "O", "unseen"]
+    scores = tagging_scores([["B-PER", "O"]], [["B-PER", "B-PER"]], labels, spans=True)
+    numbers = {name: scores[name] for name in ("paper_accuracy", "precision", "recall", "f1")}
+    words = {
+        "task": "ner",
+        "part": "test",
+        "shift": "next_token",
+        "layer": 2,
+        "by_layer": [{"layer": layer, "test": numbers} for layer in (0, 2)],
+        "mix": {"0": 0.25, "2": 0.75},
+        "scores": {"test": scores},
+    }
+    write_json(tmp_path / "run" / "evaluation" / "ner.json", {"suite": "ner", "scores": {}, "words": words})
+    page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
+    assert "<h2>Words</h2>" in page and "token accuracy 0.5000" in page and "next token" in page
+    assert "by layer: 0: 0.6667, 2: 0.6667" in page and "weight in the mix" in page
+    assert "PER" in page and "unseen" not in page

@@ -1,4 +1,4 @@
-"""The page: a section each for scores, training, speed, settings and lineage."""
+"""The page: a section each for scores, words, training, speed, settings and lineage."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -27,6 +27,7 @@ from l2v.report.markup import (
 from l2v.report.plots import PALETTE, curve_plot, loss_plot, score_plot
 from l2v.report.runs import Record, finite, read_runs
 from l2v.report.tables import choose_reference, make_document, shown
+from l2v.report.words import words_section
 from l2v.sources import Lineage, write_json, write_text
 
 
@@ -63,6 +64,7 @@ def _page(runs: list[Record], document: dict[str, Any]) -> str:
     made = f"Made {moment(document['made'])} from {len(runs)} run{'s' if len(runs) > 1 else ''}"
     sections = [
         ("Scores", _scores_section(document)),
+        ("Words", words_section(runs)),
         ("Training", _training_section(runs)),
         ("Speed", _speed_section(document["runs"])),
         ("Settings", _settings_section(runs, document["settings"])),

@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -164,6 +164,19 @@ def curve_plot(name: str, run: Record, key: str, label: str, line: str) -> Html 
         axes.set_ylabel(label)
 
     return _plot(name, f"{label} of {run.label} over the training steps", draw)
+
+
+def layer_plot(name: str, points: Sequence[tuple[int, float]], label: str) -> Html:
+    """A value over the layers of a model."""
+
+    def draw(axes: Axes) -> None:
+        layers, values = zip(*sorted(points), strict=True)
+        axes.plot(layers, values, "o-", color=_COLOUR["second"], markersize=4, linewidth=1.2)
+        axes.set_xlabel("layer (0: embeddings)")
+        axes.set_ylabel(label)
+
+    told = ", ".join(f"{layer}: {value:.4f}" for layer, value in sorted(points))
+    return _plot(name, f"{label} by layer: {told}", draw)
 
 
 def _visible(series: Series) -> Series:

@@ -1,6 +1,7 @@
 """What every training stage shares: the optimizer, randomness keyed by the step, checkpoints of what is trained."""
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import lightning as L
@@ -16,6 +17,7 @@ from l2v.data.collate import Collator
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
 from l2v.data.rows import Rows
 from l2v.data.texts import TextSource
+from l2v.data.words import WordSource
 from l2v.errors import L2VError
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -47,6 +49,10 @@ class Stage(L.LightningModule):
     """
 
     needs_head = False
+    trains_backbone = True
+    """Whether the run ends with an encoder."""
+    data_keys: tuple[str, ...] = ()
+    """Settings of ``data=`` beside train, validation and workers."""
 
     def __init__(
         self,
@@ -93,6 +99,28 @@ class Stage(L.LightningModule):
             raise L2VError(f"stage.warmup_steps={warmup_steps} leaves nothing of stage.max_steps={max_steps}")
         if attention_dropout is not None and attention_dropout >= 1:
             raise L2VError(f"stage.attention_dropout must be in [0, 1), got {attention_dropout}")
+
+    def check(self, *, encoder: bool, adapter: bool, sharded: bool, sources: Sequence[object]) -> None:
+        """Refuse what does not go with the stage, before anything is loaded.
+
+        Args:
+            encoder: whether the model is an encoder (BERT).
+            adapter: whether an adapter is trained.
+            sharded: whether the weights are split over processes.
+            sources: of the data.
+
+        Raises:
+            L2VError: naming the override.
+        """
+        if encoder:
+            raise L2VError(
+                f"model.kind=encoder: stage={self.name} makes encoders of decoders; choose a decoder with model=, or "
+                "stage=word"
+            )
+        if any(isinstance(source, WordSource) for source in sources):
+            raise L2VError(
+                f"data=: labelled words are for stage=word; stage={self.name} takes texts, as data=files has"
+            )
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         """Give the stage its model, with dropout on: Lightning keeps the mode in which it finds a module."""
