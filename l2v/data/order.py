@@ -252,12 +252,13 @@ class SetBatches:
         self.rows, self.size, self.seed = rows, size, seed
         own = texts.take(rows)
         hashes = np.sort(np.concatenate([own.queries, own.documents]))
-        common = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        del hashes
-        positives = own.documents[own.offsets[:-1]]
-        self._clash = _Clashes(own.queries, positives, own.documents, own.offsets, common)
+        repeated = hashes[1:][hashes[1:] == hashes[:-1]]
+        common = repeated[np.append(True, repeated[1:] != repeated[:-1])[: len(repeated)]]
+        del hashes, repeated
         # (rows,): numbers of the texts, the same for equal ones
-        self._queries, self._positives = _numbered(own.queries, common), _numbered(positives, common)
+        self._queries = _numbered(own.queries, common)
+        self._positives = _numbered(own.documents[own.offsets[:-1]], common)
+        self._clash = _Clashes(self._queries, self._positives, own, common)
         self._texts = len(common) + len(rows)
         self._most = min(self._bound(self._queries), self._bound(self._positives))
         # more rows of a text than batches cannot be placed
@@ -343,19 +344,12 @@ class SetBatches:
 class _Clashes:
     """Which rows must not be in one batch: those that share a text that is query or positive of one of them."""
 
-    def __init__(
-        self,
-        queries: np.ndarray,
-        positives: np.ndarray,
-        documents: np.ndarray,
-        offsets: np.ndarray,
-        common: np.ndarray,
-    ) -> None:
+    def __init__(self, queries: np.ndarray, positives: np.ndarray, texts: RowTexts, common: np.ndarray) -> None:
         rows = len(queries)
-        found = [_found(texts, common) for texts in (queries, positives, documents)]
-        places = [place for place, _ in found]
-        places[2] = np.searchsorted(offsets, places[2], side="right") - 1
-        row, text = np.concatenate(places), np.concatenate([number for _, number in found])
+        places = [np.flatnonzero(numbers < len(common)) for numbers in (queries, positives)]
+        document, number = _found(texts.documents, common)
+        row = np.concatenate([*places, np.searchsorted(texts.offsets, document, side="right") - 1])
+        text = np.concatenate([queries[places[0]], positives[places[1]], number])
         own = np.arange(len(row)) < len(places[0]) + len(places[1])  # query or positive, not a hard negative
         # once a row and text; an own text counts as own
         order = np.lexsort((~own, text, row))
