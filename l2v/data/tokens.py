@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -94,7 +95,7 @@ def _cached(
     if not (folder / _FILE).exists():
         with draft_folder(folder) as draft:
             rows = make(_chunks(track(source.texts(), "tokenizing", show=show)))
-            if _write(rows, schema, str(draft / _FILE)) == 0:
+            if write_rows(rows, draft / _FILE, schema) == 0:
                 raise L2VError(f"the data gives no {kind}; give more text or lower the length in stage=")
     return datasets.Dataset.from_file(str(folder / _FILE))
 
@@ -104,21 +105,23 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _write(rows: Iterator[Sequence[Any]], schema: pyarrow.Schema, path: str) -> int:
-    """Write rows as an Arrow stream, some at a time, and count them."""
+def write_rows(rows: Iterator[Sequence[Any]], path: Path, schema: pyarrow.Schema) -> int:
+    """Write rows, a value a column of the schema, as an Arrow stream, some at a time, and count them."""
     count = 0
-    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
         while chunk := list(itertools.islice(rows, _CHUNK)):
-            columns = [
-                pyarrow.array(column, field.type)
-                for column, field in zip(zip(*chunk, strict=True), schema, strict=True)
-            ]
-            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+            columns = zip(*chunk, strict=True)
+            arrays = [pyarrow.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
             count += len(chunk)
     return count
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What pins a tokenizer's output: its vocabulary, merges and special tokens."""
-    state = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True) + tokenizer.backend_tokenizer.to_str()
+    """What pins a tokenizer's output: its vocabulary, merges and special tokens.
+
+    How it last truncated and padded is no part of it: a call changes that.
+    """
+    before, _, after = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')  # truncation, padding; the rest
+    state = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True) + (after or before)
     return hashlib.sha256(state.encode()).hexdigest()
