@@ -96,5 +96,5 @@ def test_spread_takes_rows_from_the_whole_data() -> None:
     assert chosen.__getitems__([Pick(n, n) for n in range(4)]) == [
         (data[row], n) for n, row in enumerate((0, 33, 66, 99))
     ]
-    assert [row for row, _ in chosen.spread(2).__getitems__([Pick(1, 0)])] == [data[99]["input_ids"]]
+    assert [row for row, _ in chosen.spread(2).__getitems__([Pick(1, 0)])] == [data[99]]
     assert len(Rows(data).spread(1000)) == 100

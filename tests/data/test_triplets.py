@@ -224,20 +224,12 @@ def test_equal_texts_have_equal_hashes_whatever_their_instructions(tmp_path: Pat
     assert len({h for row in (first, second, third) for h in (row["query_hash"], *row["document_hashes"])}) == 7
 
 
-def test_settings_of_the_tokenizer_are_handed_on_and_make_rows_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def spy(*arguments: Any, template: str | None = None, **settings: Any) -> Any:
-        seen.append(template)
-        return tokenize(*arguments, **settings)
-
-    monkeypatch.setattr(module, "tokenize", spy)
+def test_a_template_stands_around_queries_and_documents(tmp_path: Path) -> None:
     of = mix(tmp_path / "a.jsonl", [triplet(0)])
-    for template in ("[{text}]", "[{text}]", "({text})"):
-        read(of, template=template)
-    assert seen == ["[{text}]"] * 2 + ["({text})"] * 2  # queries and documents
+    for template in ("[{text}]", "({text})"):
+        ((row, _),) = read(of, prompt=Prompt(template=template)).__getitems__([Pick(0, 0)])
+        for ids in (row["query"], *row["documents"]):
+            assert (TOKENIZER.decode(ids)[0], TOKENIZER.decode(ids)[-1]) == (template[0], template[-1])
 
 
 # the cache
