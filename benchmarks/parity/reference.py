@@ -48,6 +48,7 @@ def values(folder: Path, where: Path) -> None:
         for pooling in inputs["poolings"]:
             model.pooling_mode = pooling
             for kind, instruction in (("plain", ""), ("instruction", inputs["instruction"])):
+                print(f"llm2vec: {attention}, {pooling}, {kind}", flush=True)
                 found[f"{attention}/{pooling}/{kind}"] = encode(model, inputs["texts"], instruction)
                 tokens[f"{pooling}/{kind}"] = [_pooled(model, instruction, text) for text in inputs["texts"]]
     found |= _losses(folder, arrays)
@@ -166,7 +167,7 @@ def cases(folder: Path, where: Path) -> None:
     found["empty_text"] = {
         "texts": [""],
         "alone": _error(lambda: encode(model, [""])),
-        "cosine_of_two_batches": _in_two_batches(model, "", "", short, other),
+        "cosine_with_padding_token": _with_padding_token(model, encode(model, ["", other])[0]),
     }
     found["empty_text_after_instruction"] = {
         "texts": [""],
@@ -179,10 +180,7 @@ def cases(folder: Path, where: Path) -> None:
         "norm": float(np.linalg.norm(encode(model, [""], inputs["instruction"]))),
     }
     model.pooling_mode = "bos_token"
-    found["bos_token"] = {
-        "texts": [short, other],
-        "vectors": len(model.encode([short, other], show_progress_bar=False)),
-    }
+    found["bos_token"] = {"texts": [short, other], "error": _error(lambda: encode(model, [short, other]))}
     model.pooling_mode = "eos_token"
     features = model.tokenize([model.prepare_for_tokenization(model._convert_to_str("", short))])
     last = int(features["input_ids"][0, -1])
@@ -198,10 +196,6 @@ def cases(folder: Path, where: Path) -> None:
         "vectors": len(model.encode("hello world", show_progress_bar=False)),
     }
     found["no_texts"] = {"texts": [], "error": _error(lambda: model.encode([]))}
-    found["lone_surrogate"] = {
-        "texts": ["half \ud83d a pair"],
-        "error": _error(lambda: encode(model, ["half \ud83d a pair"])),
-    }
     marks = "She typed !@#$%^&*() and left."
     found["separator_in_text"] = {
         "texts": [marks],
@@ -246,6 +240,13 @@ def _in_two_batches(model: LLM2Vec, instruction: str, text: str, short: str, lon
     """Cosine of one text's vectors, once in a batch with a short text and once with a long one."""
     a, b = (encode(model, [text, other], instruction)[0] for other in (short, long))
     return float(_cosines(a, b))
+
+
+def _with_padding_token(model: LLM2Vec, vector: np.ndarray) -> float:
+    """Cosine of a vector with the state of a lone padding token."""
+    with torch.no_grad():
+        state = model.model(input_ids=torch.tensor([[model.tokenizer.pad_token_id]])).last_hidden_state[0, 0]
+    return float(_cosines(vector, state.numpy()))
 
 
 def _change_of_first_state(model: LLM2Vec, text: str) -> float:
@@ -351,7 +352,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _write(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
