@@ -96,8 +96,8 @@ CASES = [
     ),
     Case(
         "cut_by_words",
-        "A text of more than doc_max_length tokens (400) loses words, not tokens, until it fits: fewer remain than "
-        "are allowed.",
+        "A text of more than doc_max_length tokens (400) loses its share of words, not of tokens, until it fits: fewer "
+        "tokens may remain than are allowed (fed: the worst of the pairs of texts tried).",
         lambda peer, own: peer["fed"] < own["fed"] == 400,
         _fed,
     ),

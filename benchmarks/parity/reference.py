@@ -157,7 +157,7 @@ def cases(folder: Path, where: Path) -> None:
     }
     lines = "\n".join(long.split())
     unspaced = "東京は日本の首都です。人口は約千四百万人。" * 40
-    found["cut_by_words"] = {"texts": [long], "fed": len(_pooled(model, "", long)["ids"])}
+    found["cut_by_words"] = _cut_by_words(model, [text for text in inputs["texts"] if len(text.split()) >= 100])
     found["whitespace_is_lost"] = {
         "texts": [lines],
         "line_ends": lines.count("\n"),
@@ -223,6 +223,15 @@ def cases(folder: Path, where: Path) -> None:
             "change_of_first_state": _change_of_first_state(model, other),
         }
     _write(where / "cases.json", found)
+
+
+def _cut_by_words(model: LLM2Vec, texts: list[str]) -> dict:
+    """How many tokens are left of pairs of texts that are too long; the worst pair is the case's text."""
+    pairs = [f"{a} {b}" for a in texts for b in texts if a != b]
+    pairs = [pair for pair in pairs if len(model.tokenizer(pair).input_ids) > CUT]
+    left = [len(model.tokenizer(_fed(model, "", pair)).input_ids) for pair in pairs]
+    worst = min(left)
+    return {"texts": [pairs[left.index(worst)]], "fed": worst, "pairs": len(pairs), "mean_fed": sum(left) / len(left)}
 
 
 def _fed(model: LLM2Vec, instruction: str, text: str) -> str:
