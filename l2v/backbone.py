@@ -147,7 +147,7 @@ class Backbone(nn.Module):
             raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
         loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
         with _told_as_one_line(named), _quiet():
-            place = _dequantized(named)
+            place = dequantized(named)
             arguments = {**place.arguments(), "trust_remote_code": trust_remote_code}
             tokenizer, config = _tokenizer_and_config(place, arguments)
             _check_kind(named, config, kind)
@@ -334,7 +334,7 @@ def load_tokenizer_and_config(
         L2VError: the source is missing, holds no model, or one of another kind.
     """
     with _told_as_one_line(source), _quiet():
-        place = _dequantized(source)
+        place = dequantized(source)
         tokenizer, config = _tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
         _check_kind(source, config, kind)
         return tokenizer, config
@@ -371,7 +371,7 @@ def _with_head(
         own = {id(p) for p in head.parameters()}
         if head_source is None or not missing <= {name for name, p in whole.named_parameters() if id(p) in own}:
             raise _missing(place, missing, "expected a decoder with an output head")
-        origin = _dequantized(head_source)
+        origin = dequantized(head_source)
         _, head = _with_head(origin, None, dtype, {**arguments, **origin.arguments()})
     return cast(PreTrainedModel, whole.base_model), head
 
@@ -380,7 +380,7 @@ def _missing(place: Source, keys: Collection[str], expected: str) -> L2VError:
     return L2VError(f"model.source={place.name}: {len(keys)} weights are missing, e.g. {min(keys)}; {expected}")
 
 
-def _dequantized(place: Source) -> Source:
+def dequantized(place: Source) -> Source:
     """A GGUF file's model as a transformers folder in float32, made once and kept in the cache.
 
     Reading a GGUF takes some 15 seconds for 135M parameters; the folder loads in less than one. Any other source is

@@ -5,6 +5,7 @@ A published encoder is one or two adapters on a decoder: ``...-mntp`` holds the 
 code that comes with them; l2v reads the decoder that ``adapter_config.json`` names instead and needs none of it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _SETTINGS = "llm2vec_config.json"
 _POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token", "last_token": "last_token"}
 _POOLINGS["bos_token"] = "bos"
+_ON_MNTP = re.compile(r"(.+-mntp)-(?:unsup-simcse|simcse|supervised)")
 # The reference chooses a template by the name of the decoder and does not save it with the encoder.
 _LLAMA2 = f"[INST] {TEXT} [/INST]"
 _TEMPLATES = {
@@ -68,6 +70,8 @@ def assemble(
         if (folder := adapter_folder(str(name), override="adapters")) is None:
             raise L2VError(f"adapters={name}: no {ADAPTER_CONFIG}, so it holds no adapter")
         folders.append(folder)
+    if first is not None:
+        check_beginning(source, override)
     if first is None:
         place = locate(base or source, revision, override)
     else:
@@ -76,6 +80,21 @@ def assemble(
     for folder in folders:
         settings = reference_settings(folder) or settings
     return Assembly(place, folders, settings)
+
+
+def check_beginning(name: str, override: str) -> None:
+    """See that an adapter that was trained on another one is not put on the bare decoder.
+
+    Its files do not say so: the base that they name is the decoder. The names of the published ones do.
+
+    Raises:
+        L2VError: naming the adapter that belongs under it.
+    """
+    if found := _ON_MNTP.fullmatch(name.rstrip("/")):
+        raise L2VError(
+            f"{override}={name}: this adapter was trained on {found[1]}, which has to come first: "
+            f"Encoder.from_pretrained({found[1]!r}, adapters=[{name!r}]), or init_from=[{found[1]},{name}]"
+        )
 
 
 def adapter_folder(name: str, revision: str | None = None, override: str = "model.source") -> Path | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l2v.errors import L2VError
-from l2v.published import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_folder
+from l2v.published import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_folder, check_beginning
 from l2v.sources import (
     AdapterRecord,
     Lineage,
@@ -298,7 +298,7 @@ class _Previous:
 
 
 def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
-    if init_from is None:
+    if not init_from:
         return _Previous(base, [], None, {}, [])
     if not isinstance(init_from, str):
         return _stacked(init_from, base)
@@ -318,6 +318,7 @@ def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
 def _stacked(names: Sequence[str], base: Source) -> _Previous:
     """Adapters on the model of the config, each trained on the ones before it."""
     stages: dict[Path, str] = {}
+    check_beginning(names[0], "init_from")
     for name in names:
         folder = adapter_folder(name, override="init_from")
         if folder is None:

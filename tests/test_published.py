@@ -50,6 +50,31 @@ def test_vectors_are_those_of_the_reference(adapters: list[str], expected: str) 
     assert least_cosine(with_instruction, f"{expected}_instruction") >= LEAST_COSINE
 
 
+@pytest.mark.parametrize(
+    ("named", "template"),
+    [
+        ("meta-llama/Llama-2-7b-chat-hf", "[INST] {text} [/INST]"),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>"),
+    ],
+)
+def test_the_template_that_the_reference_takes_from_the_decoders_name(tmp_path, named: str, template: str) -> None:
+    shutil.copytree(FOLDER / "mntp", tmp_path / "mntp")
+    config = json.loads((tmp_path / "mntp" / "config.json").read_text())
+    (tmp_path / "mntp" / "config.json").write_text(json.dumps({**config, "_name_or_path": named}))
+    encoder = Encoder.from_pretrained(tmp_path / "mntp", base=str(FOLDER / "base"))
+    assert encoder.prompt.template == template
+    expected = "mntp_llama2" if "2" in named else "mntp_llama3"
+    assert least_cosine(encoder.encode(INPUTS["texts"]), expected) >= LEAST_COSINE
+    with_instruction = encoder.encode(INPUTS["texts"], instruction=INPUTS["instruction"])
+    assert least_cosine(with_instruction, f"{expected}_instruction") >= LEAST_COSINE
+
+
+def test_an_adapter_on_an_adapter_is_not_put_on_the_bare_decoder(tmp_path: Path) -> None:
+    (tmp_path / "x-mntp-unsup-simcse").symlink_to(FOLDER / "simcse")
+    with pytest.raises(L2VError, match=r"this adapter was trained on .*x-mntp, which has to come first"):
+        Encoder.from_pretrained(tmp_path / "x-mntp-unsup-simcse")
+
+
 def test_one_folder_is_enough() -> None:
     assert least_cosine(Encoder.from_pretrained(FOLDER / "mntp").encode(INPUTS["texts"]), "mntp") >= LEAST_COSINE
 

@@ -1,5 +1,6 @@
 """What every training stage shares: the optimizer, randomness keyed by the step, checkpoints of what is trained."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -177,7 +178,9 @@ class Stage(L.LightningModule):
         """Optimizer steps at which the learning rate's schedule ends."""
         if self.schedule_epochs is not None:
             rows = len(self.trainer.datamodule.train_rows)  # type: ignore[attr-defined]
-            batches = rows // (self.batch_size * self.trainer.world_size)
+            batches = math.ceil(
+                rows / (self.batch_size * self.trainer.world_size)
+            )  # HF's Trainer keeps a short last one
             return self.schedule_epochs * max(1, batches // self.trainer.accumulate_grad_batches)
         return self.schedule_steps or self.max_steps
 

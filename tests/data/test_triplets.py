@@ -227,7 +227,7 @@ def test_equal_texts_have_equal_hashes_whatever_their_instructions(tmp_path: Pat
 def test_a_template_stands_around_queries_and_documents(tmp_path: Path) -> None:
     of = mix(tmp_path / "a.jsonl", [triplet(0)])
     for template in ("[{text}]", "({text})"):
-        ((row, _),) = read(of, prompt=Prompt(template=template)).__getitems__([Pick(0, 0)])
+        (row,) = read(of, prompt=Prompt(template=template))
         for ids in (row["query"], *row["documents"]):
             assert (TOKENIZER.decode(ids)[0], TOKENIZER.decode(ids)[-1]) == (template[0], template[-1])
 
