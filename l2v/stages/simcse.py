@@ -16,7 +16,7 @@ from l2v.data.tokens import text_rows
 from l2v.errors import L2VError
 from l2v.losses import info_nce
 from l2v.pooling import Pooling
-from l2v.stages.stage import Stage
+from l2v.stages.stage import Stage, check_grad_cache
 
 _SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
 
@@ -32,6 +32,8 @@ class SimCSE(Stage):
         pooling: mean, weighted_mean, last_token or bos.
         micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
             padding to compute. None runs one pass, as sharded training needs.
+        grad_cache: go through the backward pass one micro-batch at a time too: the memory of one of them, whatever the
+            batch size, for another forward pass.
         settings: see :class:`~l2v.stages.stage.Stage`.
     """
 
@@ -42,6 +44,7 @@ class SimCSE(Stage):
         temperature: Annotated[float, Gt(0)] = 0.05,
         pooling: Pooling = "mean",
         micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
+        grad_cache: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -50,7 +53,9 @@ class SimCSE(Stage):
         self.max_length = max_length
         self.temperature = temperature
         self.pooling: Pooling = pooling
+        check_grad_cache(grad_cache, micro_batch_tokens)
         self.micro_batch_tokens = micro_batch_tokens
+        self.grad_cache = grad_cache
         self._views_differ = False
 
     def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
@@ -111,7 +116,9 @@ class SimCSE(Stage):
             for name in ("input_ids", "attention_mask", "pool_mask", "position_ids")
             if name in batch
         }
-        vectors = self.backbone.embed(**twice, pooling=self.pooling, micro_batch_tokens=self.micro_batch_tokens)
+        vectors = self.backbone.embed(
+            **twice, pooling=self.pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
+        )
         first, second = vectors.chunk(2)
         return first, second
 
