@@ -231,13 +231,14 @@ class Start:
             AdapterRecord(previous.stages[path], f"merged/{number:02d}-{previous.stages[path]}", folder_hash(path))
             for number, path in enumerate(merge, start=1)
         ]
+        initial = AdapterRecord(previous.stages[adapter], _INITIAL_ADAPTER, folder_hash(adapter)) if adapter else None
         lineage = Lineage(
             base=_recorded(previous.base, folder),
             base_hash=source_hash(previous.base),
             revision=previous.base.revision,
             origin=_recorded(previous.head, folder) if previous.head else None,
             merged=records,
-            initial=AdapterRecord(previous.stages[adapter], _INITIAL_ADAPTER, folder_hash(adapter)) if adapter else None,
+            initial=initial,
             history=previous.history,
         )
         return Start(previous.base, lineage, merge, adapter, previous.head)
