@@ -3,6 +3,7 @@
 The only room inside ``l2v`` that knows Hydra: everything else takes plain, typed keyword arguments.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -12,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import hydra
 from annotated_types import Ge
@@ -237,9 +238,15 @@ def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> 
 def check_value(annotation: Any, value: Any, where: str) -> Any:
     """``value`` converted to the annotated type, where that is one that can be checked.
 
+    A dictionary of dataclasses takes dictionaries of their arguments.
+
     Raises:
         L2VError: the wrong type, or out of range.
     """
+    items = get_args(annotation)
+    if get_origin(annotation) is dict and dataclasses.is_dataclass(items[1]) and isinstance(value, dict):
+        options: Any = items[1]
+        return {key: options(**check(options, one or {}, f"{where}.{key}")) for key, one in value.items()}
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
@@ -290,6 +297,8 @@ def _find(target: str, where: str) -> Callable[..., Any]:
         raise L2VError(f"{where}._target_={target}: {module} has no {name}") from None
 
 
+_DATA = {"train", "validation", "workers", "folder", "sets", "held_out"}
+"""Keys of the group ``data``; the last three are for train and validation to read."""
 _SET_BY_L2V = {
     "max_steps": "use stage.max_steps",
     "val_check_interval": "use stage.validate_every",
@@ -310,6 +319,7 @@ _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.Training` from a resolved ``train`` config. Loads no model and no data."""
+    from l2v.data.triplets import check_parts
     from l2v.training import Model, Training
 
     stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
@@ -339,15 +349,18 @@ def build_training(config: dict[str, Any]) -> "Training":
     if isinstance(strategy, dict):
         trainer.pop("strategy")
         kept["strategy"] = _later(strategy, "trainer.strategy")
-    for group, known in (("data", {"train", "validation", "workers"}), ("adapter", {"lora", "init"})):
+    for group, known in (("data", _DATA), ("adapter", {"lora", "init"})):
         for key in config[group].keys() - known:
             raise L2VError(f"{group}.{key}: no such setting{_guess(key, sorted(known))}")
+    train = build(config["data"]["train"], "data.train")
+    validation = build(config["data"]["validation"], "data.validation")
+    check_parts(train, validation)
     return Training(
         stage=stage,
         model=model,
         lora=lora,
-        train=build(config["data"]["train"], "data.train"),
-        validation=build(config["data"]["validation"], "data.validation"),
+        train=train,
+        validation=validation,
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
         trainer={**check(target, trainer, "trainer"), **kept},
         loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],

@@ -1,14 +1,16 @@
 """The LightningDataModule of all stages that train on token rows, and the dataset under it."""
 
+import copy
 from typing import Any, Protocol
 
 import datasets
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from l2v.data.order import Pick
-from l2v.data.texts import TextSource
+from l2v.data.texts import DataSource
 
 
 class Reader(Protocol):
@@ -16,36 +18,54 @@ class Reader(Protocol):
 
     validation_rows: int
 
-    def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset: ...
+    def rows(self, source: Any, *, show: bool) -> "datasets.Dataset | Rows": ...
 
     def loader(self, rows: "Rows", *, training: bool, workers: int = 0) -> DataLoader[Any]: ...
 
 
 class Rows(Dataset):
-    """Token rows by :class:`~l2v.data.order.Pick`: (token ids, key) tuples, a batch at a time."""
+    """Token rows by :class:`~l2v.data.order.Pick`, a batch at a time: (what the row holds, key) tuples.
 
-    def __init__(self, data: datasets.Dataset) -> None:
-        self.data = data
+    Args:
+        data: the rows; they are memory mapped.
+        index: which of them, in which order; None: all.
+    """
+
+    def __init__(self, data: datasets.Dataset, index: np.ndarray | None = None) -> None:
+        self.data, self.index = data, index
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.data if self.index is None else self.index)
 
-    def __getitems__(self, picks: list[Pick]) -> list[tuple[list[int], int]]:
-        ids = self.data[[pick.row for pick in picks]]["input_ids"]
+    def __getitems__(self, picks: list[Pick]) -> list[tuple[Any, int]]:
+        ids = self._columns(picks)["input_ids"]
         return [(row, pick.key) for row, pick in zip(ids, picks, strict=True)]
+
+    def _columns(self, picks: list[Pick]) -> dict[str, list[Any]]:
+        rows = [pick.row for pick in picks]
+        return self.data[rows if self.index is None else self.index[rows].tolist()]
+
+    def spread(self, count: int) -> "Rows":
+        """At most ``count`` rows, evenly spaced."""
+        if len(self) <= count:
+            return self
+        chosen = np.array(_evenly(len(self), count))
+        fewer = copy.copy(self)
+        fewer.index = chosen if self.index is None else self.index[chosen]
+        return fewer
 
 
 class TokenData(L.LightningDataModule):
-    """Training and validation texts as token rows of the kind that the stage asks for.
+    """Training and validation data as token rows of the kind that the stage asks for.
 
     Args:
-        stage: decides the rows (packed blocks, sentences) and how a batch is made of them.
-        train: training texts.
-        validation: texts to validate on; ``stage.validation_rows`` rows spread evenly over them are used.
+        stage: decides the rows (packed blocks, sentences, triplets) and how a batch is made of them.
+        train: training data.
+        validation: data to validate on; ``stage.validation_rows`` rows spread evenly over them are used.
         workers: loader processes; 0 loads in the training process.
     """
 
-    def __init__(self, stage: Reader, train: TextSource, validation: TextSource, *, workers: int = 0) -> None:
+    def __init__(self, stage: Reader, train: DataSource, validation: DataSource, *, workers: int = 0) -> None:
         super().__init__()
         self.stage, self.train, self.validation, self.workers = stage, train, validation, workers
 
@@ -55,8 +75,12 @@ class TokenData(L.LightningDataModule):
             self.stage.rows(source, show=True)
 
     def setup(self, stage: str) -> None:
-        self.train_rows = Rows(self.stage.rows(self.train, show=False))
-        self.validation_rows = Rows(spread(self.stage.rows(self.validation, show=False), self.stage.validation_rows))
+        self.train_rows = self._rows(self.train)
+        self.validation_rows = self._rows(self.validation).spread(self.stage.validation_rows)
+
+    def _rows(self, source: DataSource) -> Rows:
+        rows = self.stage.rows(source, show=False)
+        return rows if isinstance(rows, Rows) else Rows(rows)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.stage.loader(self.train_rows, training=True, workers=self.workers)
@@ -67,6 +91,8 @@ class TokenData(L.LightningDataModule):
 
 def spread(data: datasets.Dataset, count: int) -> datasets.Dataset:
     """At most ``count`` rows, evenly spaced."""
-    if len(data) <= count:
-        return data
-    return data.select(torch.linspace(0, len(data) - 1, count).round().long().tolist())
+    return data if len(data) <= count else data.select(_evenly(len(data), count))
+
+
+def _evenly(rows: int, count: int) -> list[int]:
+    return torch.linspace(0, rows - 1, count).round().long().tolist()

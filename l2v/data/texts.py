@@ -5,16 +5,23 @@ bytes they come from, so that what is made of them can be cached.
 """
 
 import bz2
-import csv
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from l2v.data.files import RECORD_FILES, check_columns, content, find, not_utf8, records
 from l2v.errors import L2VError, first_line
 from l2v.sources import file_hash, package_file
+
+
+class DataSource(Protocol):
+    """Where training data come from: texts (:class:`TextSource`) or triplets (``l2v.data.triplets``)."""
+
+    def fingerprint(self) -> str:
+        """Which bytes the data come from, and how they are read: part of the key of what is made of them."""
+        ...
 
 
 @runtime_checkable
@@ -40,20 +47,9 @@ class HubTexts:
     data_files: str | None = None
 
     def texts(self) -> Iterator[str]:
-        import datasets
-
-        try:
-            data: Any = datasets.load_dataset(
-                self.path, self.name, split=self.split, revision=self.revision, data_files=self.data_files
-            )
-        except Exception as error:  # datasets raises a dozen unrelated types here
-            raise L2VError(
-                f"data={self.path}: cannot be loaded from the hub ({first_line(error)}); choose another data=, or use "
-                "data=files with data.train.files=<your text file>"
-            ) from error
-        if self.column not in data.column_names:
-            raise L2VError(f"data={self.path}: no column {self.column!r}; it has {', '.join(data.column_names)}")
-        for row in data:
+        for row in load_hub(
+            self.path, self.name, self.split, self.revision, self.data_files, columns=[self.column], override="data"
+        ):
             if row[self.column]:
                 yield _text(row, self.column, f"data={self.path}", "data.train.column")
 
@@ -76,35 +72,28 @@ class FileTexts:
 
     def paths(self) -> list[Path]:
         """The files: they exist, are not empty, and end in something that can be read."""
-        patterns = [self.files] if isinstance(self.files, str) else list(self.files)
-        found: list[Path] = []
-        for pattern in patterns:
-            path = Path(pattern).expanduser()
-            matches = [path] if path.is_file() else sorted(m for m in _glob(path) if m.is_file())
-            if not matches:
-                raise L2VError(f"{self.override}={pattern}: no such file")
-            found += matches
-        for path in found:
-            if path.suffix.lower() not in _READERS:
-                expected, ending = ", ".join(_READERS), path.suffix or "no ending"
-                raise L2VError(f"{self.override}={path}: expected {expected}, found {ending}")
-            if path.stat().st_size == 0:
-                raise L2VError(f"{self.override}={path}: the file is empty; expected at least one text")
-        return found
+        return find(self.files, self.override, [".txt", *RECORD_FILES])
 
     def texts(self) -> Iterator[str]:
         seen = False
         for path in self.paths():
-            try:
-                for text in _READERS[path.suffix.lower()](path, self.column, self.column_override):
-                    if text:
-                        seen = True
-                        yield text
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                raise L2VError(f"{path}: not UTF-8 (byte {byte:#04x}); convert it to UTF-8") from None
+            for text in self._read(path):
+                if text:
+                    seen = True
+                    yield text
         if not seen:
             raise L2VError(f"{self.override}={self.files}: the file is empty; expected at least one text")
+
+    def _read(self, path: Path) -> Iterator[str]:
+        if path.suffix.lower() == ".txt":
+            yield from _lines(path)
+            return
+        for where, row, problem in records(path, [self.column], self.column_override):
+            if problem is not None:
+                raise L2VError(f"{where}: {problem}")
+            if path.suffix.lower() == ".parquet" and row[self.column] is None:
+                continue
+            yield _text(row, self.column, where, self.column_override)
 
     @property
     def column_override(self) -> str:
@@ -112,71 +101,45 @@ class FileTexts:
         return self.override.rpartition(".")[0] + ".column" if "." in self.override else "column"
 
     def fingerprint(self) -> str:
-        return "files:" + ":".join(file_hash(path) + path.suffix.lower() for path in self.paths()) + ":" + self.column
+        return f"files:{content(self.paths())}:{self.column}"
 
 
-def _glob(pattern: Path) -> Iterator[Path]:
-    root, parts = (pattern.anchor, pattern.parts[1:]) if pattern.is_absolute() else (".", pattern.parts)
-    return Path(root).glob(str(Path(*parts))) if parts else iter(())
-
-
-# Each reader yields a file's texts. Files begin with a byte order mark where Excel or Notepad wrote them: utf-8-sig.
-
-
-def _read_lines(path: Path, column: str, override: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            if line.strip():
-                yield line.rstrip("\n")
-
-
-def _read_jsonl(path: Path, column: str, override: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise L2VError(f"{path}:{number}: not JSON ({error.msg})") from None
-            yield _text(row, column, f"{path}:{number}", override)
-
-
-def _read_csv(path: Path, column: str, override: str) -> Iterator[str]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as file:  # Excel and Notepad begin a file with a byte order mark
         try:
-            for row in reader:
-                yield _text(row, column, f"{path}:{reader.line_num}", override)
-        except csv.Error as error:
-            raise L2VError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+            for line in file:
+                if line.strip():
+                    yield line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise L2VError(f"{path}: {not_utf8(error)}") from None
 
 
-def _read_parquet(path: Path, column: str, override: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
+def load_hub(
+    path: str,
+    name: str | None,
+    split: str,
+    revision: str | None,
+    data_files: str | None,
+    *,
+    columns: Iterable[str],
+    override: str,
+) -> Any:
+    """A data set of the Hugging Face hub, with the columns that are asked for.
+
+    Raises:
+        L2VError: it cannot be loaded, or has not the columns.
+    """
+    import datasets
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise L2VError(f"{path}: not Parquet ({error})") from None
-    if column not in file.schema_arrow.names:
-        names = ", ".join(file.schema_arrow.names)
-        raise L2VError(f"{path}: no column {column!r}; it has {names}; name the column with {override}")
-    for batch in file.iter_batches(columns=[column]):
-        yield from (_text({column: text}, column, str(path), override) for text in batch.column(0).to_pylist() if text)
-
-
-_READERS = {
-    ".txt": _read_lines,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
-_LONGEST_FIELD = 2**31 - 1
-"""Characters in a field of a CSV file; Python's own limit of 131,072 is shorter than a book."""
+        data: Any = datasets.load_dataset(path, name, split=split, revision=revision, data_files=data_files)
+    except Exception as error:  # datasets raises a dozen unrelated types here
+        raise L2VError(
+            f"{override}={path}: cannot be loaded from the hub ({first_line(error)}); choose another data=, or use "
+            "local files (data=files, data=triplets)"
+        ) from error
+    check_columns(data.column_names, columns, f"{override}={path}", "data.train.column")
+    return data
 
 
 def _text(row: Any, column: str, where: str, override: str) -> str:

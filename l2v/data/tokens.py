@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -74,7 +76,7 @@ def _cached(
     if not (folder / _FILE).exists():
         with draft_folder(folder) as draft:
             rows = make(_chunks(track(source.texts(), "tokenizing", show=show)))
-            if _write(rows, str(draft / _FILE)) == 0:
+            if write_rows(((ids,) for ids in rows), draft / _FILE, _SCHEMA) == 0:
                 raise L2VError(f"the data gives no {kind}; give more text or lower the length in stage=")
     return datasets.Dataset.from_file(str(folder / _FILE))
 
@@ -84,17 +86,23 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _write(rows: Iterator[list[int]], path: str) -> int:
-    """Write rows as an Arrow stream, some at a time, and count them."""
+def write_rows(rows: Iterator[tuple[Any, ...]], path: Path, schema: pyarrow.Schema) -> int:
+    """Write rows, a value a column of the schema, as an Arrow stream, some at a time, and count them."""
     count = 0
-    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, _SCHEMA) as writer:
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
         while chunk := list(itertools.islice(rows, _CHUNK)):
-            writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, _SCHEMA.field(0).type)], schema=_SCHEMA))
+            columns = zip(*chunk, strict=True)
+            arrays = [pyarrow.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pyarrow.record_batch(arrays, schema=schema))
             count += len(chunk)
     return count
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What pins a tokenizer's output: its vocabulary, merges and special tokens."""
-    state = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True) + tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(state.encode()).hexdigest()
+    """What pins a tokenizer's output: its vocabulary, merges and special tokens.
+
+    How it last truncated and padded is no part of it: a call changes that.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    pinned = json.dumps([tokenizer.special_tokens_map, state], default=str, sort_keys=True)
+    return hashlib.sha256(pinned.encode()).hexdigest()

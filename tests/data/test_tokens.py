@@ -90,6 +90,11 @@ def test_rows_are_read_a_batch_at_a_time_in_the_order_asked_for() -> None:
 
 def test_spread_takes_rows_from_the_whole_data() -> None:
     data = text_rows(Counted([str(number) for number in range(100)], "spread"), TOKENIZER, 8, show=False)
-    chosen = spread(data, 4)["input_ids"][:]
-    assert chosen == [data[row]["input_ids"] for row in (0, 33, 66, 99)]
+    assert spread(data, 4)["input_ids"][:] == [data[row]["input_ids"] for row in (0, 33, 66, 99)]
     assert len(spread(data, 1000)) == 100
+    chosen = Rows(data).spread(4)
+    assert chosen.__getitems__([Pick(n, n) for n in range(4)]) == [
+        (data[row]["input_ids"], n) for n, row in enumerate((0, 33, 66, 99))
+    ]
+    assert [row for row, _ in chosen.spread(2).__getitems__([Pick(1, 0)])] == [data[99]["input_ids"]]
+    assert len(Rows(data).spread(1000)) == 100

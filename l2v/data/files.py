@@ -1,0 +1,155 @@
+"""A user's files as records: .jsonl, .csv, .tsv and .parquet, one at a time, each with the place it stands at."""
+
+import csv
+import functools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from l2v.errors import L2VError, first_line
+from l2v.sources import file_hash
+
+RECORD_FILES = (".jsonl", ".csv", ".tsv", ".parquet")
+_LONGEST_FIELD = 2**31 - 1
+"""Characters in a field of a CSV file; Python's own limit of 131,072 is shorter than a book."""
+
+
+class Record(NamedTuple):
+    """A row of a file, or what is wrong with it."""
+
+    where: str
+    """file:line, or file:row for Parquet, both from 1."""
+    values: Any
+    """What the row holds: a dictionary, if all is well."""
+    problem: str | None = None
+    """Why the row cannot be read, e.g. not JSON."""
+
+
+def find(files: str | list[str], override: str, endings: Iterable[str] = RECORD_FILES) -> list[Path]:
+    """The files of a path, a glob pattern or a list of them: they exist, are not empty, and end in one of ``endings``.
+
+    Raises:
+        L2VError: naming ``override``.
+    """
+    found: list[Path] = []
+    for pattern in [files] if isinstance(files, str) else files:
+        path = Path(pattern).expanduser()
+        matches = [path] if path.is_file() else sorted(m for m in _glob(path) if m.is_file())
+        if not matches:
+            raise L2VError(f"{override}={pattern}: no such file")
+        found += matches
+    for path in found:
+        if path.suffix.lower() not in endings:
+            raise L2VError(f"{override}={path}: expected {', '.join(endings)}, found {path.suffix or 'no ending'}")
+        if path.stat().st_size == 0:
+            raise L2VError(f"{override}={path}: the file is empty; expected at least one text")
+    return found
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    root, parts = (pattern.anchor, pattern.parts[1:]) if pattern.is_absolute() else (".", pattern.parts)
+    return Path(root).glob(str(Path(*parts))) if parts else iter(())
+
+
+def content(paths: Iterable[Path]) -> str:
+    """What pins the content of files: a hash of the bytes and the ending of each. A file is hashed once a process."""
+    return ":".join(_hash(p, p.stat().st_size, p.stat().st_mtime_ns) + p.suffix.lower() for p in paths)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
+
+
+def records(path: Path, columns: Iterable[str], override: str) -> Iterator[Record]:
+    """The rows of a file, in order; a row that cannot be read is yielded with its problem.
+
+    Args:
+        path: of one of ``RECORD_FILES``, in UTF-8, with or without a byte order mark.
+        columns: to read; the others are passed over where the format allows it.
+        override: what names the columns, for errors.
+
+    Raises:
+        L2VError: the whole file cannot be read: it is not Parquet, not UTF-8, or its header has not the columns.
+    """
+    if path.suffix.lower() == ".jsonl":
+        return _jsonl(path)
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path, list(columns), override)
+    return _csv(path, list(columns), override)
+
+
+def count_records(path: Path) -> int | None:
+    """About how many rows a file has, where that is known without parsing it."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_metadata(path).num_rows
+    if path.suffix.lower() == ".jsonl":
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    return None
+
+
+def check_columns(have: Iterable[Any], columns: Iterable[str], where: str, override: str) -> None:
+    """Raise an L2VError for the first column that is not there, with those that are."""
+    names = list(have)
+    for column in columns:
+        if column not in names:
+            told = ", ".join(map(str, names))
+            raise L2VError(f"{where}: no column {column!r}; it has {told}; name the column with {override}")
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield Record(where, json.loads(text))
+            except UnicodeDecodeError as error:
+                yield Record(where, None, not_utf8(error))
+            except json.JSONDecodeError as error:
+                yield Record(where, None, f"not JSON ({error.msg})")
+
+
+def _csv(path: Path, columns: list[str], override: str) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            check_columns(reader.fieldnames or (), columns, str(path), override)
+            while True:
+                try:
+                    values = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield Record(f"{path}:{reader.line_num}", None, f"not CSV ({error})")
+                else:
+                    yield Record(f"{path}:{reader.line_num}", values)
+        except UnicodeDecodeError as error:
+            raise L2VError(f"{path}: {not_utf8(error)}") from None
+
+
+def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise L2VError(f"{path}: not Parquet ({first_line(error)})") from None
+    check_columns(file.schema_arrow.names, columns, str(path), override)
+    number = 0
+    for batch in file.iter_batches(batch_size=1000, columns=columns):
+        for values in batch.to_pylist():
+            number += 1
+            yield Record(f"{path}:{number}", values)
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What to tell a user whose file is in another encoding."""
+    return f"not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
