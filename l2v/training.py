@@ -81,6 +81,10 @@ class Training:
     callbacks: list[Callback] = field(default_factory=list)
     show: bool = True
 
+    def __post_init__(self) -> None:
+        for source in (self.train, self.validation):
+            self.stage.check_data(source)
+
 
 def train(training: Training, run: Run, start: Start, *, resume: bool = False) -> None:
     """Train a stage in ``run`` and export its encoder.

@@ -101,8 +101,20 @@ class Stage(L.LightningModule):
 
     # what a stage defines
 
-    def rows(self, source: TextSource, *, show: bool) -> Any:
-        """The token rows that this stage trains on, as a ``datasets.Dataset`` with the column ``input_ids``."""
+    def check_data(self, source: Any) -> None:
+        """That the stage reads this kind of data: texts, where it does not say otherwise.
+
+        Raises:
+            L2VError: it does not.
+        """
+        if not isinstance(source, TextSource):
+            raise L2VError(
+                f"stage={self.name} trains on texts, and data= has triplets; choose other data, e.g. data=files "
+                "data.train.files=my.txt data.validation.files=held_out.txt"
+            )
+
+    def rows(self, source: Any, *, show: bool) -> Any:
+        """The token rows that this stage trains on, of the kind of data that it reads."""
         raise NotImplementedError
 
     def collator(self, *, training: bool) -> Collator:

@@ -75,6 +75,13 @@ class Supervised(Stage):
                     f"which are always trained; found {size}"
                 )
 
+    def check_data(self, source: Any) -> None:
+        if not isinstance(source, TripletMix):
+            raise L2VError(
+                f"stage={self.name} trains on triplets, and data= has texts; choose other data: data=triplets "
+                "data.train.files=my.jsonl, or data=e5 data.folder=..."
+            )
+
     def rows(self, source: TripletMix, *, show: bool) -> TripletRows:
         return triplet_rows(
             source, self.backbone.tokenizer, max_length=self.max_length, separator=self.separator, show=show
@@ -97,7 +104,7 @@ class Supervised(Stage):
         losses = self.loss(everyone, own)[everyone.counted[own]]
         # the mean over the queries of all ranks: DDP averages the ranks' losses
         loss = losses.sum() / everyone.counted.sum().clamp(min=1) * self.trainer.world_size
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", self.trainer.strategy.reduce(loss.detach(), reduce_op="mean"), prog_bar=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
