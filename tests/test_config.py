@@ -44,9 +44,15 @@ def test_a_model_chooses_its_trainer(model: str) -> None:
 def test_every_other_option_composes(group: str, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("a text\n")
+    for name in yaml.safe_load((CONF / "data" / "e5.yaml").read_text())["sets"]:
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    data = {
+        "files": [f"data.{part}.files={texts}" for part in ("train", "validation")],
+        "e5": [f"data.folder={tmp_path}"],
+        "triplets": [f"data.folder={tmp_path}"],
+    }
     for option in options(group):
-        files = [f"data.{part}.files={texts}" for part in ("train", "validation")] if option == "files" else []
-        training = build(f"{group}={option}", f"runs_dir={tmp_path}", *files)
+        training = build(f"{group}={option}", f"runs_dir={tmp_path}", *data.get(option, []))
         assert (training.lora is None) == (group == "adapter" and option == "none")
         assert len(training.loggers) == (1 if group == "logger" and option != "csv" else 0)
 
@@ -114,6 +120,13 @@ MISTAKES = [
     (["model.dtype=float8"], "model.dtype=float8"),
     (["+model.stages.mntp.batch=3"], r"model.stages.mntp.batch: no such setting \(did you mean batch_size\?\)"),
     (["data=files"], "data.train.files: must be given"),
+    (["data=triplets"], "data.train.files: must be given"),
+    (["data=e5"], "data.folder: must be given"),
+    (["data=triplets", "data.train.hub=a/b", "data.held_out=0"], "data.held_out=0: nothing to validate on"),
+    (["data=triplets", "data.train.hub=a/b", "data.validation.hub=a/c"], "data.validation has .*set data.held_out=0"),
+    (["data=triplets", "data.train.hub=a/b", "data.train.alpha=2"], "data.train.alpha=2"),
+    (["data=triplets", "+data.sets.a.shar=1"], r"sets.a.shar: no such setting \(did you mean share\?\)"),
+    (["data=triplets", "+data.sets.a.share=2"], "sets.a.share=2: .*less than or equal to 1"),
     (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
     (["stage=simcse", "trainer=fsdp", "stage.micro_batch_tokens=100"], "stage.micro_batch_tokens: sharded"),
     (["quirks=llm2vec", "stage.schedule_steps=100"], "exclude each other"),

@@ -212,8 +212,9 @@ class MixedOrder(Sampler[list[Pick]]):
 
     def _deal(self, number: int) -> np.ndarray:
         """(batches a round, 2): the set of each batch of a round, and which of its batches in this round."""
-        dealt = np.array([(one, place) for one, share in enumerate(self.shares) for place in range(share)])
-        return dealt[_shuffled(len(dealt), seed_of(self.seed, "round", number))]
+        dealt = np.repeat(np.arange(len(self.shares)), self.shares)
+        dealt = dealt[_shuffled(len(dealt), seed_of(self.seed, "round", number))]
+        return np.stack([dealt, _rank(dealt)], axis=1)
 
 
 def _shares(batches: list[int], alpha: float) -> list[int]:
@@ -233,11 +234,12 @@ def _shuffled(count: int, seed: int) -> np.ndarray:
 class SetBatches:
     """The batches of one data set, pass after pass; each is free of equal texts.
 
-    A pass is a shuffle cut into batches. A row that clashes with an earlier one of its batch makes place for a row from
-    the pool: the rows that clashed elsewhere and those that were left over. Where the pool has none that fits, some
-    batches are given up and fill the others. Only texts that can clash at all are looked at, so that clean data cost a
-    shuffle. Every pass has the number of batches that the first has, so that a batch can be found without making the
-    passes before; one that comes out short is filled up with batches of the first.
+    A pass is a shuffle dealt out into batches, rows of a common text to different ones. A row that clashes with an
+    earlier one of its batch makes place for a row from the pool: the rows that clashed elsewhere and those that were
+    left over. Where the pool has none that fits, some batches are given up and fill the others. Only texts that can
+    clash at all are looked at, so that clean data cost a shuffle. Every pass has the number of batches that the first
+    has, so that a batch can be found without making the passes before; one that comes out short is filled up with
+    batches of the first.
 
     Args:
         texts: of all rows.
@@ -250,13 +252,17 @@ class SetBatches:
         self.rows, self.size, self.seed = rows, size, seed
         own = texts.take(rows)
         # (rows,): numbers of the texts, the same for equal ones
-        _, numbers = np.unique(np.concatenate([own.queries, own.documents]), return_inverse=True)
+        distinct, numbers = np.unique(np.concatenate([own.queries, own.documents]), return_inverse=True)
+        self._texts = len(distinct)
         self._queries, documents = numbers[: len(rows)], numbers[len(rows) :]
         self._positives = documents[own.offsets[:-1]]
         self._clash = _Clashes(self._queries, self._positives, documents, own.offsets)
         self._most = min(self._bound(self._queries), self._bound(self._positives))
         # more rows of a text than batches cannot be placed
         self._frequent = [t for t in (self._queries, self._positives) if np.bincount(t).max(initial=0) > self._most]
+        # the kind of text that more rows have in common
+        most_common = min((self._queries, self._positives), key=lambda texts: np.count_nonzero(np.bincount(texts)))
+        self._grouping = most_common if np.bincount(most_common).max(initial=0) > 1 else None
         self._pass, self._made = 0, self._make(0)
         self.batches = len(self._made)
         """Batches a pass."""
@@ -289,7 +295,10 @@ class SetBatches:
         count = min(self._most, len(order) // self.size)
         if count == 0:
             return np.empty((0, self.size), dtype=np.int32)
-        table, spare = order[: count * self.size].reshape(count, self.size), order[count * self.size :]
+        if self._grouping is not None:  # rows of a text side by side, so that they are dealt to different batches
+            groups = _shuffled(self._texts, seed_of(self.seed, "groups", number))
+            order = order[np.argsort(groups[self._grouping[order]], kind="stable")]
+        table, spare = order[: count * self.size].reshape(self.size, count).T.copy(), order[count * self.size :]
         clashing = self._clash.within(table)
         if not clashing.any():
             return table

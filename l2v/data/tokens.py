@@ -103,6 +103,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
     How it last truncated and padded is no part of it: a call changes that.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    pinned = json.dumps([tokenizer.special_tokens_map, state], default=str, sort_keys=True)
-    return hashlib.sha256(pinned.encode()).hexdigest()
+    before, _, after = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')  # truncation, padding; the rest
+    state = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True) + (after or before)
+    return hashlib.sha256(state.encode()).hexdigest()

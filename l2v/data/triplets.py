@@ -91,8 +91,10 @@ class TripletSet(SetOptions):
     symmetric_documents: bool
 
     def __post_init__(self) -> None:
-        if (self.files is None) == (self.hub is None):
-            raise L2VError(f"{self.override}.files: must be given (or {self.override}.hub, but not both)")
+        if self.files is None and self.hub is None:
+            raise L2VError(f"{self.override}.files: must be given (or {self.override}.hub)")
+        if self.files is not None and self.hub is not None:
+            raise L2VError(f"{self.override}.files and {self.override}.hub exclude each other; give one")
         self.paths()
         wordings = self.wordings
         if isinstance(self.symmetric, list) and len(self.symmetric) != len(wordings):
@@ -222,8 +224,9 @@ class TripletMix(SetOptions):
         if self.sets:
             return {name: (self._placed(name, own), f"{group}.sets.{name}") for name, own in self.sets.items()}
         if self.files is not None or self.hub is not None:
-            name = self.hub or (self.files if isinstance(self.files, str) else ", ".join(self.files or []))
-            return {Path(name).stem if self.hub is None else name: (SetOptions(), self.override)}
+            one_file = isinstance(self.files, str) and Path(self.files).expanduser().is_file()
+            name = Path(str(self.files)).stem if one_file else self.hub or "triplets"
+            return {name: (SetOptions(), self.override)}
         if self.folder is None:
             raise L2VError(f"{self.override}.files: must be given (or {group}.folder, or {group}.sets)")
         files = sorted(file for file in self._folder().iterdir() if file.suffix.lower() in RECORD_FILES)
@@ -235,7 +238,9 @@ class TripletMix(SetOptions):
 
     def _folder(self) -> Path:
         group = self.override.partition(".")[0]
-        if self.folder is None or not (folder := Path(self.folder).expanduser()).is_dir():
+        if self.folder is None:
+            raise L2VError(f"{group}.folder: must be given: the folder with the files of {group}.sets")
+        if not (folder := Path(self.folder).expanduser()).is_dir():
             raise L2VError(f"{group}.folder={self.folder}: no such folder; it holds the files of {group}.sets")
         return folder
 
@@ -246,7 +251,8 @@ class TripletMix(SetOptions):
         folder = self._folder()
         found = [folder / (name + ending) for ending in RECORD_FILES if (folder / (name + ending)).is_file()]
         if not found:
-            raise L2VError(f"data.folder={self.folder}: no {name}.jsonl (.csv, .tsv, .parquet) in it")
+            group = self.override.partition(".")[0]
+            raise L2VError(f"{group}.folder={self.folder}: no {name}.jsonl (.csv, .tsv, .parquet) in it")
         return replace(own, files=str(found[0]))
 
     def fingerprint(self) -> str:
