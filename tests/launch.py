@@ -66,7 +66,7 @@ class Tiny:
             (folder / f"{part}.txt").write_text("\n".join(texts if part == "train" else texts[:20]) + "\n")
         triplets = [
             {
-                "query": f"{row}: {SENTENCES[row % 6][:10]}",
+                "query": f"{row}: {SENTENCES[row % 6][:10].strip()}",
                 "positive": f"{SENTENCES[row % 6]} {row}",
                 "negative": [f"{SENTENCES[(row + shift) % 6]} {row}" for shift in range(1, 1 + row % 3)],
             }

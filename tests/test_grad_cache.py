@@ -12,7 +12,7 @@ from l2v.losses import info_nce
 from l2v.tokenization import pad, tokenize
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # the processes that it starts import it too
-import grad_cache as benchmark  # noqa: E402
+import grad_cache as benchmark
 
 SIZE = {"hidden": 64, "layers": 1, "rows": 8, "length": 48}
 

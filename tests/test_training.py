@@ -410,7 +410,7 @@ def test_supervised_validation_searches_each_set_by_itself(tiny: Tiny) -> None:
         queries = encoder.encode([row["query"] for row in rows])
         texts = [row["positive"] for row in rows] + [text for row in rows for text in row["negative"]]
         scores = encoder.similarity(queries, encoder.encode(texts))
-        places = 1 + (scores > scores.diagonal()[:, None] + 1e-6).sum(axis=1)
+        places = (scores >= scores.diagonal()[:, None] - 1e-6).sum(axis=1)  # of texts that are cut to the same, too
         accuracies.append((places == 1).mean())
         assert len(set(places)) > 1
         assert found[f"validation/accuracy/{name}"] == pytest.approx(accuracies[-1])
