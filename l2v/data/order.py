@@ -251,18 +251,21 @@ class SetBatches:
     def __init__(self, texts: RowTexts, rows: np.ndarray, size: int, seed: int) -> None:
         self.rows, self.size, self.seed = rows, size, seed
         own = texts.take(rows)
+        hashes = np.sort(np.concatenate([own.queries, own.documents]))
+        repeated = hashes[1:][hashes[1:] == hashes[:-1]]
+        common = repeated[np.append(True, repeated[1:] != repeated[:-1])[: len(repeated)]]
+        del hashes, repeated
         # (rows,): numbers of the texts, the same for equal ones
-        distinct, numbers = np.unique(np.concatenate([own.queries, own.documents]), return_inverse=True)
-        self._texts = len(distinct)
-        self._queries, documents = numbers[: len(rows)], numbers[len(rows) :]
-        self._positives = documents[own.offsets[:-1]]
-        self._clash = _Clashes(self._queries, self._positives, documents, own.offsets)
+        self._queries = _numbered(own.queries, common)
+        self._positives = _numbered(own.documents[own.offsets[:-1]], common)
+        self._clash = _Clashes(self._queries, self._positives, own, common)
+        self._texts = len(common) + len(rows)
         self._most = min(self._bound(self._queries), self._bound(self._positives))
         # more rows of a text than batches cannot be placed
         self._frequent = [t for t in (self._queries, self._positives) if np.bincount(t).max(initial=0) > self._most]
         # the kind of text that more rows have in common
-        most_common = min((self._queries, self._positives), key=lambda texts: np.count_nonzero(np.bincount(texts)))
-        self._grouping = most_common if np.bincount(most_common).max(initial=0) > 1 else None
+        shared = min((self._queries, self._positives), key=lambda texts: np.count_nonzero(np.bincount(texts)))
+        self._grouping = shared if np.bincount(shared).max(initial=0) > 1 else None
         self._pass, self._made = 0, self._make(0)
         self.batches = len(self._made)
         """Batches a pass."""
@@ -279,7 +282,7 @@ class SetBatches:
 
     def _bound(self, texts: np.ndarray) -> int:
         """The most batches that rows can fill of which only one with the same text is in a batch."""
-        counts = np.sort(np.unique(texts, return_counts=True)[1])
+        counts = np.bincount(texts)
         low, high = 0, len(texts) // self.size
         while low < high:
             middle = (low + high + 1) // 2
@@ -341,14 +344,13 @@ class SetBatches:
 class _Clashes:
     """Which rows must not be in one batch: those that share a text that is query or positive of one of them."""
 
-    def __init__(self, queries: np.ndarray, positives: np.ndarray, documents: np.ndarray, offsets: np.ndarray) -> None:
+    def __init__(self, queries: np.ndarray, positives: np.ndarray, texts: RowTexts, common: np.ndarray) -> None:
         rows = len(queries)
-        row = np.concatenate([np.arange(rows), np.arange(rows), np.repeat(np.arange(rows), np.diff(offsets))])
-        text = np.concatenate([queries, positives, documents])
-        own = np.arange(len(row)) < 2 * rows  # query or positive, not a hard negative
-        uses = np.bincount(text)
-        several = uses[text] > 1
-        row, text, own = row[several], text[several], own[several]
+        places = [np.flatnonzero(numbers < len(common)) for numbers in (queries, positives)]
+        document, number = _found(texts.documents, common)
+        row = np.concatenate([*places, np.searchsorted(texts.offsets, document, side="right") - 1])
+        text = np.concatenate([queries[places[0]], positives[places[1]], number])
+        own = np.arange(len(row)) < len(places[0]) + len(places[1])  # query or positive, not a hard negative
         # once a row and text; an own text counts as own
         order = np.lexsort((~own, text, row))
         row, text, own = row[order], text[order], own[order]
@@ -397,6 +399,23 @@ class _Clashes:
     def _of(self, row: int) -> list[tuple[int, bool]]:
         span = slice(self.begins[row], self.begins[row + 1])
         return list(zip(self.text[span].tolist(), self.own[span].tolist(), strict=True))
+
+
+def _found(texts: np.ndarray, common: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the texts that are among the common ones, which are sorted, and the numbers they have there."""
+    if not len(common):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    number = np.searchsorted(common, texts).clip(max=len(common) - 1)
+    place = np.flatnonzero(common[number] == texts)
+    return place, number[place]
+
+
+def _numbered(texts: np.ndarray, common: np.ndarray) -> np.ndarray:
+    """A number for each text: that of the common ones, and one of its own for each of the others (int32)."""
+    numbers = np.arange(len(common), len(common) + len(texts), dtype=np.int32)
+    place, number = _found(texts, common)
+    numbers[place] = number
+    return numbers
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
