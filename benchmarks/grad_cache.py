@@ -151,10 +151,10 @@ def peak_memory(step: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=256, help="width of the model")
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=128, help="width of the model")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rows", type=int, default=8, help="rows a micro-batch")
-    parser.add_argument("--length", type=int, default=128, help="tokens a row")
+    parser.add_argument("--length", type=int, default=64, help="tokens a row")
     size = vars(parser.parse_args())
     print("processes  checkpointing  micro-batches  plain MB  GradCache MB  of one  difference  plain s  GradCache s")
     for processes in (1, 2):

@@ -420,6 +420,18 @@ def test_supervised_validation_searches_each_set_by_itself(tiny: Tiny) -> None:
     assert found["validation/sts"] == pytest.approx(task.run(encoder)["Spearman"])
 
 
+def test_supervised_training_reads_the_files_of_e5(tiny: Tiny) -> None:
+    folder = Path(__file__).parents[2] / "shared" / "data" / "e5-sample"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    settings = ["stage.max_steps=3", "stage.negatives=1", "stage.micro_batch_tokens=256", "stage.grad_cache=true"]
+    run = tiny.train("run", "supervised", *settings, f"data.folder={folder}", "stage.validation_rows=40")
+    found = Run(run).record()["metrics"]
+    for name in ("allnli", "squad", "trec_qa", "wikiqa"):
+        assert 0 < found[f"validation/mrr/{name}"] <= 1
+    assert Encoder.from_pretrained(run).encode("a text").shape == (32,)
+
+
 def test_a_matryoshka_size_must_be_smaller_than_the_model(tiny: Tiny) -> None:
     with pytest.raises(L2VError, match=r"stage\.loss\.dimensions: expected sizes below 32.*found 64"):
         tiny.train("one", "supervised", "stage.loss.dimensions=[16,64]", "stage.max_steps=1")

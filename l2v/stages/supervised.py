@@ -104,7 +104,7 @@ class Supervised(Stage):
         losses = self.loss(everyone, own)[everyone.counted[own]]
         # the mean over the queries of all ranks: DDP averages the ranks' losses
         loss = losses.sum() / everyone.counted.sum().clamp(min=1) * self.trainer.world_size
-        self.log("train/loss", self.trainer.strategy.reduce(loss.detach(), reduce_op="mean"), prog_bar=True)
+        self.log("train/loss", self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"), prog_bar=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
