@@ -420,6 +420,16 @@ def test_supervised_validation_searches_each_set_by_itself(tiny: Tiny) -> None:
     assert found["validation/sts"] == pytest.approx(task.run(encoder)["Spearman"])
 
 
+@pytest.mark.parametrize("stage", ["simcse", "supervised"])
+def test_grad_cache_changes_no_training(tiny: Tiny, stage: str) -> None:
+    settings = ["stage.max_steps=3", "stage.attention_dropout=0.3", "stage.micro_batch_tokens=48"]
+    plain = tiny.train("plain", stage, *settings)
+    cached = tiny.train("cached", stage, *settings, "stage.grad_cache=true")
+    first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (plain, cached))
+    assert any(value.any() for name, value in first.items() if "lora_B" in name)
+    assert all(torch.allclose(value, second[name], rtol=1e-4, atol=1e-6) for name, value in first.items())
+
+
 def test_supervised_training_reads_the_files_of_e5(tiny: Tiny) -> None:
     folder = Path(__file__).parents[2] / "shared" / "data" / "e5-sample"
     if not folder.exists():
