@@ -36,6 +36,7 @@ from l2v.bidirectional import (
     set_attention,
 )
 from l2v.errors import L2VError, first_line
+from l2v.grad_cache import embed_in_parts
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.progress import say
@@ -231,25 +232,34 @@ class Backbone(nn.Module):
         *,
         pooling: Pooling = "mean",
         micro_batch_tokens: int | None = None,
+        grad_cache: bool = False,
     ) -> Float[Tensor, "batch hidden"]:
         """One float32 vector per row.
 
         With ``micro_batch_tokens`` the rows run sorted by length in several forward passes of at most that many
         tokens each, padding included: the same vectors, without computing a short text's padding up to the longest.
+        With ``grad_cache`` a backward pass needs the memory of one of these passes (:mod:`l2v.grad_cache`).
         """
+
+        def run(ids: Tensor, mask: Tensor, text: Tensor, positions: Tensor | None) -> Tensor:
+            return pool(self(ids, mask, positions), text, mask, pooling)
+
         if micro_batch_tokens is None:
-            states = self(input_ids, attention_mask, position_ids)
-            return pool(states, pool_mask, attention_mask, pooling)
+            return run(input_ids, attention_mask, pool_mask, position_ids)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(descending=True)
         parts = []
         for rows in row_groups(order, lengths.tolist(), micro_batch_tokens):
             width = int(lengths[rows[0]])
             columns = slice(width) if position_ids is None else slice(-width, None)
-            ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
             positions = None if position_ids is None else position_ids[rows, columns]
-            parts.append(pool(self(ids, mask, positions), text, mask, pooling))
-        return torch.cat(parts)[order.argsort()]
+            ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
+            parts.append((ids, mask, text, positions))
+        if grad_cache and torch.is_grad_enabled():
+            vectors = embed_in_parts(run, parts, self.parameters())
+        else:
+            vectors = torch.cat([run(*part) for part in parts])
+        return vectors[order.argsort()]
 
     def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
         """Vocabulary scores of token states, scaled and capped as the model's own forward does."""

@@ -325,12 +325,16 @@ _SET_BY_L2V = {
 }
 
 
+_OF_OTHER_GROUPS = ("text_unit", "adapter_init")
+"""What a stage says to its data and its adapter."""
+
+
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.Training` from a resolved ``train`` config. Loads no model and no data."""
     from l2v.data.triplets import check_parts
     from l2v.training import Model, Training
 
-    stage_settings = {k: v for k, v in config["stage"].items() if k != "text_unit"}
+    stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
     own = config["model"]["stages"].get(config["stage"]["name"], {})
     for key in own:
         if key not in config["stage"]:
@@ -339,8 +343,8 @@ def build_training(config: dict[str, Any]) -> "Training":
             )
     model = Model(**check(Model, config["model"], "model"))
     lora = build(config["adapter"]["lora"], "adapter.lora")
-    if config["adapter"]["init"] not in ("new", "continue"):
-        raise L2VError(f"adapter.init={config['adapter']['init']}: expected new or continue")
+    if config["adapter"]["init"] not in ("new", "continue", "simcse"):
+        raise L2VError(f"adapter.init={config['adapter']['init']}: expected new, continue or simcse")
     stage = build(stage_settings, "stage")
     trainer = dict(config["trainer"])
     strategy = trainer.get("strategy")

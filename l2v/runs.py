@@ -28,7 +28,8 @@ from l2v.sources import (
     write_text,
 )
 
-Init = Literal["new", "continue"]
+Init = Literal["new", "continue", "simcse"]
+"""Merge the adapter of init_from and start a new one; go on with it; or go on with it if SimCSE made it."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 _INITIAL_ADAPTER = "initial_adapter"
 _PARTS = ("checkpoints", "merged", _INITIAL_ADAPTER, "adapter", "probe", "encoder", "evaluation")
@@ -216,7 +217,8 @@ class Start:
             folder: of the new run.
             base: the model of the config; the base of adapters that come without one.
             init_from: a run, a folder or hub id of a PEFT adapter, a list of such adapters, or a model.
-            init: merge the adapter and start a new one, or go on with it.
+            init: merge the adapter and start a new one; go on with it; or ``simcse``: go on with it if it is SimCSE's,
+                as supervised training does in LLM2Vec, which starts from the merged MNTP adapter either way.
             trains_adapter: whether the run trains an adapter (or all weights).
         """
         if init == "continue" and not trains_adapter:
@@ -225,6 +227,8 @@ class Start:
         if init == "continue" and previous.adapter is None:
             raise L2VError(f"adapter.init=continue: init_from={init_from} has no adapter to go on with; set it to new")
         merge, adapter = list(previous.merge), previous.adapter
+        if init == "simcse":
+            init = _init_of(previous, init_from)
         if init == "new" and adapter is not None:
             merge.append(adapter)
             adapter = None
@@ -232,12 +236,14 @@ class Start:
             AdapterRecord(previous.stages[path], f"merged/{number:02d}-{previous.stages[path]}", folder_hash(path))
             for number, path in enumerate(merge, start=1)
         ]
+        initial = AdapterRecord(previous.stages[adapter], _INITIAL_ADAPTER, folder_hash(adapter)) if adapter else None
         lineage = Lineage(
             base=_recorded(previous.base, folder),
             base_hash=source_hash(previous.base),
             revision=previous.base.revision,
             origin=_recorded(previous.head, folder) if previous.head else None,
             merged=records,
+            initial=initial,
             history=previous.history,
         )
         return Start(previous.base, lineage, merge, adapter, previous.head)
@@ -253,7 +259,8 @@ class Start:
             _copy_adapter(source, copy)
         adapter = None
         if self.adapter is not None:
-            adapter = run.folder / _INITIAL_ADAPTER
+            assert self.lineage.initial is not None
+            adapter = run.folder / self.lineage.initial.path
             _copy_adapter(self.adapter, adapter)
         self.lineage.write(run.folder / "lineage.json")
         return replace(self, merge=merge, adapter=adapter)
@@ -261,15 +268,15 @@ class Start:
     @staticmethod
     def of(run: Run) -> "Start":
         """What a run began with, from its own folder."""
-        lineage, initial = run.lineage(), run.folder / _INITIAL_ADAPTER
-        for record in lineage.merged:
+        lineage = run.lineage()
+        for record in [*lineage.merged, *([lineage.initial] if lineage.initial else [])]:
             if folder_hash(run.folder / record.path) != record.hash:
                 raise L2VError(f"{run.folder / record.path}: not the adapter of lineage.json (another hash)")
         return Start(
             lineage_base(lineage, run.folder),
             lineage,
             [run.folder / record.path for record in lineage.merged],
-            initial if initial.exists() else None,
+            run.folder / lineage.initial.path if lineage.initial else None,
             lineage_head(lineage, run.folder),
         )
 
@@ -295,6 +302,19 @@ class _Previous:
     stages: dict[Path, str]
     history: list[dict[str, str]]
     head: Source | None = None
+    is_run: bool = False
+
+
+def _init_of(previous: _Previous, init_from: str | Sequence[str] | None) -> Literal["new", "continue"]:
+    """What ``simcse`` means for an adapter: go on with SimCSE's own, merge any other."""
+    if previous.adapter is None:
+        return "new"
+    if not previous.is_run:
+        raise L2VError(
+            f"init_from={init_from}: an adapter without a run does not say which stage made it; set "
+            "stage.adapter_init=continue to go on with it (a SimCSE adapter), or =new to merge it (an MNTP adapter)"
+        )
+    return "continue" if previous.stages[previous.adapter] == "simcse" else "new"
 
 
 def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
@@ -337,7 +357,7 @@ def _previous_run(run: Run) -> _Previous:
         adapter = run.folder / lineage.adapter.path
         stages[adapter] = lineage.adapter.stage
     base = lineage_base(lineage, run.folder)
-    return _Previous(base, merge, adapter, stages, lineage.history, lineage_head(lineage, run.folder))
+    return _Previous(base, merge, adapter, stages, lineage.history, lineage_head(lineage, run.folder), is_run=True)
 
 
 def _recorded(base: Source, folder: Path) -> str:

@@ -168,6 +168,8 @@ class Lineage:
     origin: str | None = None
     """The original decoder, where the base is a fully fine-tuned one: the output head is still that one's."""
     merged: list[AdapterRecord] = field(default_factory=list)
+    initial: AdapterRecord | None = None
+    """The adapter that training went on with (adapter.init=continue)."""
     adapter: AdapterRecord | None = None
     """The adapter on top, which is trained or was trained last."""
     history: list[dict[str, str]] = field(default_factory=list)
@@ -182,8 +184,8 @@ class Lineage:
     def read(file: Path) -> "Lineage":
         raw = read_json(file)
         merged = [AdapterRecord(**record) for record in raw.pop("merged")]
-        adapter = raw.pop("adapter")
-        return Lineage(**raw, merged=merged, adapter=AdapterRecord(**adapter) if adapter else None)
+        tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
+        return Lineage(**{**raw, **tops, "merged": merged})
 
 
 def cache_folder(kind: str) -> Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ SMALL = {
     "mntp": ["stage.batch_size=4", "stage.block_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
     "word": ["stage.batch_size=4", "stage.validate_every=5", "stage.learning_rate=3e-2"],
     "simcse": ["stage.batch_size=4", "stage.max_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
+    "supervised": [
+        *("stage.batch_size=4", "stage.max_length=32", "stage.validation_rows=8", "stage.validate_every=5"),
+        *("stage.warmup_steps=0", "stage.micro_batch_tokens=null", "stage.negatives=2"),
+    ],
 }
 
 
@@ -60,16 +65,33 @@ class Tiny:
         ]
         for part in ("train", "held_out"):
             (folder / f"{part}.txt").write_text("\n".join(texts if part == "train" else texts[:20]) + "\n")
+        triplets = [
+            {
+                "query": f"{row}: {SENTENCES[row % 6][:10].strip()}",
+                "positive": f"{SENTENCES[row % 6]} {row}",
+                "negative": [f"{SENTENCES[(row + shift) % 6]} {row}" for shift in range(1, 1 + row % 3)],
+            }
+            for row in range(60)
+        ]
+        for name in ("even", "odd"):
+            rows = "".join(json.dumps(triplet) + "\n" for triplet in triplets[name == "odd" :: 2])
+            (folder / "triplets").mkdir(exist_ok=True)
+            (folder / "triplets" / f"{name}.jsonl").write_text(rows)
 
     def overrides(self, stage: str, *more: str) -> list[str]:
+        data = [
+            "data=files",
+            f"data.train.files={self.folder / 'train.txt'}",
+            f"data.validation.files={self.folder / 'held_out.txt'}",
+        ]
+        if stage == "supervised":
+            data = ["data=triplets", f"data.folder={self.folder / 'triplets'}", "data.held_out=3"]
         return [
             f"runs_dir={self.folder / 'runs'}",
             f"stage={stage}",
             f"model.source={self.model}",
             "model.max_length=32",
-            "data=files",
-            f"data.train.files={self.folder / 'train.txt'}",
-            f"data.validation.files={self.folder / 'held_out.txt'}",
+            *data,
             "trainer.precision=32-true",
             *SMALL[stage],
             *more,
@@ -103,4 +125,4 @@ class Batches(Callback):
         self.ids: list[list[list[int]]] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, stage: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        self.ids.append(batch["input_ids"].tolist())
+        self.ids.append(batch.get("queries", batch)["input_ids"].tolist())

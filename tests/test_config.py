@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from l2v import config as configs
 from l2v.errors import L2VError
+from l2v.losses import Contrastive
 
 CONF = ROOT / "conf"
 
@@ -32,13 +33,24 @@ DECODERS = [model for model in options("model") if model not in ENCODERS]
 SHARDED = ["deepspeed_zero2", "deepspeed_zero3", "fsdp"]
 
 
+@pytest.fixture(scope="session")
+def e5(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Override: a folder with the names of the E5 files."""
+    folder = tmp_path_factory.mktemp("e5")
+    for name in yaml.safe_load((CONF / "data" / "e5.yaml").read_text())["sets"]:
+        (folder / f"{name}.jsonl").write_text("{}\n")
+    return f"data.folder={folder}"
+
+
 @pytest.mark.parametrize("model", DECODERS)
-def test_every_model_stage_and_trainer_composes(model: str) -> None:
+def test_every_model_stage_and_trainer_composes(model: str, e5: str) -> None:
     embedded = model.endswith("embedded")
     for stage, trainer in itertools.product([s for s in options("stage") if s != "word"], options("trainer")):
-        training = build(f"model={model}", f"stage={stage}", f"trainer={trainer}")
+        data = ([e5, "data=e5"] if embedded else [e5]) if stage == "supervised" else []
+        training = build(f"model={model}", f"stage={stage}", f"trainer={trainer}", *data)
         assert training.stage.name == stage
-        assert type(training.train).__name__ == ("WikipediaExcerpt" if embedded else "HubTexts")
+        texts = "WikipediaExcerpt" if embedded else "HubTexts"
+        assert type(training.train).__name__ == ("TripletMix" if stage == "supervised" else texts)
         assert training.lora is not None and training.lora.rank == 16
 
 
@@ -66,11 +78,9 @@ def test_a_model_chooses_its_trainer(model: str) -> None:
 
 
 @pytest.mark.parametrize("group", ["adapter", "data", "logger", "quirks"])
-def test_every_other_option_composes(group: str, tmp_path: Path) -> None:
+def test_every_other_option_composes(group: str, tmp_path: Path, e5: str) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("a text\n")
-    for name in yaml.safe_load((CONF / "data" / "e5.yaml").read_text())["sets"]:
-        (tmp_path / f"{name}.jsonl").write_text("{}\n")
     words = {"conll": "a X I-NP O\n", "conllu": "1\ta\ta\tX\tX\n"}
     for option, line in words.items() if group == "data" else ():
         texts.with_suffix(f".{option}").write_text(line)
@@ -78,8 +88,8 @@ def test_every_other_option_composes(group: str, tmp_path: Path) -> None:
         assert type(build(f"data={option}", "task=pos", *files).test).__name__ == "ColumnWords"
     data = {
         "files": [f"data.{part}.files={texts}" for part in ("train", "validation")],
-        "e5": [f"data.folder={tmp_path}"],
-        "triplets": [f"data.folder={tmp_path}"],
+        "e5": ["stage=supervised", e5],
+        "triplets": ["stage=supervised", e5],
     }
     for option in options(group):
         if option in ("conll", "conllu", "conll2003"):
@@ -108,7 +118,7 @@ def test_every_evaluation_suite_is_built(name: str) -> None:
         assert task.label and task.metric
 
 
-def test_the_papers_settings_are_the_defaults_of_full_size_models() -> None:
+def test_the_papers_settings_are_the_defaults_of_full_size_models(e5: str) -> None:
     mntp, simcse = build("model=llama3-8b", "stage=mntp").stage, build("model=llama3-8b", "stage=simcse").stage
     assert (mntp.max_steps, mntp.batch_size, mntp.block_length, mntp.learning_rate) == (1000, 32, 512, 5e-5)
     assert (mntp.masking_strategy, mntp.masking_probability, mntp.mask_token) == ("bert", 0.2, "_")
@@ -117,6 +127,10 @@ def test_the_papers_settings_are_the_defaults_of_full_size_models() -> None:
     word = build("model=llama3-8b", "task=ner").stage
     assert (word.max_steps, word.batch_size, word.learning_rate, word.dropout) == (1500, 8, 5e-4, 0.1)
     assert (word.schedule, word.warmup_steps, word.layers) == ("linear", 0, -1)
+    supervised = build("model=llama3-8b", "stage=supervised", e5).stage
+    assert (supervised.max_steps, supervised.batch_size, supervised.max_length) == (1000, 64, 512)
+    assert (supervised.learning_rate, supervised.warmup_steps, supervised.negatives) == (2e-4, 300, 1)
+    assert supervised.loss == Contrastive(temperature=0.02)
 
 
 def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line() -> None:
@@ -127,12 +141,14 @@ def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line()
     assert build("model=s-llama-1.3b", "stage=simcse", "quirks=llm2vec").stage.batch_size == 128
 
 
-def test_the_quirks_of_the_reference_are_opt_in() -> None:
+def test_the_quirks_of_the_reference_are_opt_in(e5: str) -> None:
     assert build("stage=mntp").stage.schedule_epochs is None
     quirky = build("stage=mntp", "quirks=llm2vec").stage
     assert (quirky.schedule_epochs, quirky.padding_side) == (3, "left")
     word = build("task=ner", "quirks=llm2vec").stage
     assert (word.schedule_epochs, word.max_steps) == (10, 3000)
+    supervised = build("stage=supervised", "data=e5", e5, "quirks=llm2vec")
+    assert supervised.stage.separator == "; " and not supervised.train.symmetric_documents
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda file: file.relative_to(CONF).as_posix())
@@ -156,7 +172,7 @@ MISTAKES = [
     (["model.quantization=nf4", "trainer=fsdp"], "model.quantization: weights in 4 bits cannot be sharded"),
     (["model.quantization=nf4", "adapter=none"], "model.quantization: weights in 4 bits cannot be trained"),
     (["adapter.lora.rank=0"], "adapter.lora.rank must be at least 1"),
-    (["adapter.init=old"], "adapter.init=old: expected new or continue"),
+    (["adapter.init=old"], "adapter.init=old: expected new, continue or simcse"),
     (["model.dtype=float8"], "model.dtype=float8"),
     (["+model.stages.mntp.batch=3"], r"model.stages.mntp.batch: no such setting \(did you mean batch_size\?\)"),
     (["data=files"], "data.train.files: must be given"),
@@ -170,6 +186,22 @@ MISTAKES = [
     (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
     (["stage=simcse", "trainer=fsdp", "stage.micro_batch_tokens=100"], "stage.micro_batch_tokens: sharded"),
     (["quirks=llm2vec", "stage.schedule_steps=100"], "exclude each other"),
+    (["stage=simcse", "stage.grad_cache=true"], "stage.grad_cache=true needs stage.micro_batch_tokens"),
+    (["stage=supervised"], "data=: stage=supervised trains on triplets, as data=triplets"),
+    (["model=llama3-8b", "stage=supervised"], "data.folder: must be given"),
+    (
+        ["stage=mntp", "data=triplets", "data.train.hub=owner/name"],
+        "data=: stage=mntp trains on texts, as data=files",
+    ),
+    (["stage=supervised", "stage.adapter_init=old"], "adapter.init=old: expected new, continue or simcse"),
+    (["stage=supervised", "stage.loss.temperature=0"], "stage.loss.temperature=0: .*greater than 0"),
+    (["stage=supervised", "stage.loss.hard_negatives=some"], "stage.loss.hard_negatives=some: .*'all' or 'own'"),
+    (["stage=supervised", "stage.loss.directions=[query-doc]"], "stage.loss.directions=.*'document-query'"),
+    (["stage=supervised", "stage.loss.dimensions=[0]"], "stage.loss.dimensions=.*greater than or equal to 1"),
+    (["stage=supervised", "stage.loss.dimension_weights=[1]"], "stage.loss.dimension_weights: expected one for each"),
+    (["stage=supervised", "+stage.loss.scale=50"], "stage.loss.scale: no such setting"),
+    (["stage=supervised", "stage.sts.file=no.csv"], "no.csv: no such file of scored sentence pairs"),
+    (["stage=supervised", "stage.grad_cache=true"], "stage.grad_cache=true needs stage.micro_batch_tokens"),
     (["seed=-1"], "seed=-1"),
     (["data.workers=-1"], "data.workers=-1"),
     (["stage._target_=l2v.stages.mntp.MTNP"], "l2v.stages.mntp has no MTNP"),
@@ -186,7 +218,7 @@ def test_a_wrong_setting_is_named(overrides: list[str], message: str) -> None:
 
 TYPOS = [
     (["stage.max_step=3"], "stage.max_step: no such setting (did you mean stage.max_steps?)"),
-    (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse, word"),
+    (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse, supervised, word"),
     (["model=llama3-8"], "model=llama3-8: no such option (did you mean llama3-8b?)"),
     (["trainr=gpu"], "trainr: no such setting (did you mean trainer"),
     (

@@ -152,6 +152,58 @@ def test_simcse_takes_the_negatives_of_both_processes(tiny: Tiny) -> None:
     assert (first - second).norm() < 1e-4 * first.norm()
 
 
+IN_PARTS = ["stage.micro_batch_tokens=48", "stage.grad_cache=true"]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings"),
+    [
+        ("ddp", [*IN_PARTS, "trainer.accumulate_grad_batches=2", "model.gradient_checkpointing=true"]),
+        ("ddp", ["stage.loss.directions=[document-query,query-query]", "stage.loss.dimensions=[8]"]),
+        ("fsdp", []),
+    ],
+    ids=["grad cache", "directions", "fsdp"],
+)
+def test_supervised_on_two_processes_is_that_on_one(tiny: Tiny, trainer: str, settings: list[str]) -> None:
+    # rows have none, one or two hard negatives, and the last batch of the validation is incomplete
+    exact = [*EXACT, "stage.loss.temperature=1", "stage.max_steps=1", "trainer.log_every_n_steps=1", *settings]
+    one = tiny.train("one", "supervised", *exact)
+    finish(start(tiny.overrides("supervised", *exact, f"trainer={trainer}", *TWO, "name=two")))
+    two = tiny.folder / "runs" / "two"
+    first, second = gradient(one), gradient(two)
+    assert first.norm() > 0
+    assert (first - second).norm() < 1e-4 * first.norm()
+    assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), abs=1e-4)
+    for metric in ("validation/loss", "validation/accuracy", "validation/mrr/odd") if trainer == "ddp" else ():
+        assert len(logged(one, metric)) == 2
+        assert logged(two, metric) == pytest.approx(logged(one, metric), abs=1e-4)
+
+
+NOTHING_TO_DO = """
+from l2v.data.collate import TripletBatch
+whole = TripletBatch.__call__
+# the last two rows of a batch of four only fill it up: the second of two processes has no others
+TripletBatch.__call__ = lambda self, rows: whole(self, [(row, -1 if key % 4 > 1 else key) for row, key in rows])
+"""
+
+
+def test_a_process_without_rows_of_its_own_takes_part(tiny: Tiny) -> None:
+    exact = [*EXACT, "stage.loss.temperature=1", "trainer.log_every_n_steps=1", *IN_PARTS]
+    for name, more in (("one", []), ("two", ["trainer=ddp", *TWO])):
+        program = changed(tiny.folder / f"{name}.py", NOTHING_TO_DO)
+        finish(start(tiny.overrides("supervised", *exact, *more, f"name={name}"), program))
+    one, two = (tiny.folder / "runs" / name for name in ("one", "two"))
+    first, second = gradient(one), gradient(two)
+    assert first.norm() > 0
+    assert (first - second).norm() < 1e-4 * first.norm()
+    assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), abs=1e-4)
+
+
+def logged(run: Path, metric: str) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row[metric] for row in rows if metric in row]
+
+
 def gradient(run: Path) -> torch.Tensor:
     """The gradient of the only step, times 1 - beta1: Adam's first moment."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]

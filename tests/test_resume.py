@@ -87,10 +87,12 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["mntp", "simcse"])
+@pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
 @pytest.mark.parametrize("stop_after", [10, 13])
 def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, stop_after: int) -> None:
     settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
+    if stage == "supervised":
+        settings += ["stage.micro_batch_tokens=48", "stage.grad_cache=true"]
     whole, first, second = Batches(), Batches(), Batches()
     straight = tiny.train("straight", stage, *settings, callbacks=[whole])
     with pytest.raises(Stopped) as stop:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from l2v import Encoder
 from l2v.backbone import Backbone, Lora
 from l2v.data.collate import MaskedBlocks
 from l2v.errors import L2VError, Stopped
+from l2v.evaluation.sts import StsPairs
 from l2v.loop import AtomicCheckpointIO, RunLogger
 from l2v.runs import Run, Start
 from l2v.sources import folder_hash, locate
@@ -150,7 +152,9 @@ def test_init_continue_goes_on_with_the_adapter(tiny: Tiny) -> None:
     second = tiny.train(
         "second", "simcse", "stage.max_steps=1", f"init_from={first}", "adapter.init=continue", callbacks=[keep]
     )
-    assert Run(second).lineage().merged == []
+    lineage = Run(second).lineage()
+    assert lineage.merged == [] and lineage.initial is not None
+    assert (lineage.initial.stage, lineage.initial.hash) == ("mntp", folder_hash(first / "adapter"))
     saved = load_file(first / "adapter" / "adapter_model.safetensors")
     began = {
         key.removeprefix("backbone.decoder.").replace(".default", ""): value for key, value in keep.weights.items()
@@ -172,6 +176,36 @@ def test_init_from_an_adapter_of_another_model_is_refused(tiny: Tiny, tmp_path: 
     other.save_adapter(tmp_path / "wide-adapter")
     with pytest.raises(L2VError, match="does not fit the base model"):
         tiny.train("run", "mntp", "stage.max_steps=1", f"init_from={tmp_path / 'wide-adapter'}")
+
+
+def test_an_initial_adapter_that_was_changed_is_noticed(tiny: Tiny) -> None:
+    first = tiny.train("first", "mntp", "stage.max_steps=2", "stage.learning_rate=1e-2")
+    second = tiny.train("second", "mntp", "stage.max_steps=1", f"init_from={first}", "adapter.init=continue")
+    other = tiny.train("other", "mntp", "stage.max_steps=1")
+    shutil.copytree(other / "adapter", second / "initial_adapter", dirs_exist_ok=True)
+    with pytest.raises(L2VError, match=r"initial_adapter: not the adapter of lineage\.json"):
+        tiny.resume(second, "stage.max_steps=2")
+
+
+def test_supervised_training_starts_as_in_the_paper(tiny: Tiny) -> None:
+    mntp = tiny.train("mntp", "mntp", "stage.max_steps=2", "stage.learning_rate=1e-2")
+    simcse = tiny.train("simcse", "simcse", "stage.max_steps=2", "stage.learning_rate=1e-2", f"init_from={mntp}")
+
+    def started(name: str, *settings: str) -> tuple[list[str], str | None, bool]:
+        keep = Keep()
+        run = tiny.train(name, "supervised", "stage.max_steps=1", *settings, callbacks=[keep])
+        lineage = Run(run).lineage()
+        is_new = not any(value.any() for key, value in keep.weights.items() if "lora_B" in key)
+        return [record.stage for record in lineage.merged], lineage.initial and lineage.initial.stage, is_new
+
+    assert started("from-simcse", f"init_from={simcse}") == (["mntp"], "simcse", False)
+    assert started("from-mntp", f"init_from={mntp}") == (["mntp"], None, True)
+    assert started("new", f"init_from={simcse}", "stage.adapter_init=new") == (["mntp", "simcse"], None, True)
+    assert started("from-nothing") == ([], None, True)
+    published = simcse.rename(tiny.folder / "old") / "adapter"
+    with pytest.raises(L2VError, match=r"does not say which stage made it; set stage\.adapter_init=continue"):
+        started("published", f"init_from={published}")
+    assert started("told", f"init_from={published}", "stage.adapter_init=continue") == ([], "adapter", False)
 
 
 def test_continue_without_an_adapter_is_refused(tiny: Tiny) -> None:
@@ -353,6 +387,65 @@ def test_a_mask_token_that_is_no_token_is_refused(tiny: Tiny) -> None:
 def test_a_batch_larger_than_the_data_is_refused(tiny: Tiny) -> None:
     with pytest.raises(L2VError, match=r"stage\.batch_size=4000"):
         tiny.train("one", "simcse", "stage.batch_size=4000", "stage.max_steps=1")
+
+
+def test_supervised_validation_searches_each_set_by_itself(tiny: Tiny) -> None:
+    pairs = tiny.folder / "sts.tsv"
+    pairs.write_text("".join(f"-\t-\t-\t-\t{n}\t{a}\t{a[: 9 * n]}\n" for n, a in enumerate(SENTENCES, 1)))
+    held_out: dict[str, list[dict[str, Any]]] = {}
+    (tiny.folder / "held_out").mkdir()
+    for name in ("even", "odd"):
+        lines = (tiny.folder / "triplets" / f"{name}.jsonl").read_text().splitlines(keepends=True)[: 5 + len(name)]
+        (tiny.folder / "held_out" / f"{name}.jsonl").write_text("".join(lines))
+        held_out[name] = [json.loads(line) for line in lines]
+    keep = Keep()
+    run = tiny.train(
+        *("run", "supervised", "stage.max_steps=1", "stage.attention_dropout=0.3", "stage.validation_rows=100"),
+        *("data.held_out=0", f"data.validation.folder={tiny.folder / 'held_out'}", f"stage.sts.file={pairs}"),
+        callbacks=[keep],
+    )
+    found = Run(run).record()["metrics"]
+    encoder = Encoder(keep.backbone, max_length=32)
+    accuracies = []
+    for name, rows in held_out.items():
+        queries = encoder.encode([row["query"] for row in rows])
+        texts = [row["positive"] for row in rows] + [text for row in rows for text in row["negative"]]
+        scores = encoder.similarity(queries, encoder.encode(texts))
+        places = (scores >= scores.diagonal()[:, None] - 1e-6).sum(axis=1)  # of texts that are cut to the same, too
+        accuracies.append((places == 1).mean())
+        assert len(set(places)) > 1
+        assert found[f"validation/accuracy/{name}"] == pytest.approx(accuracies[-1])
+        assert found[f"validation/mrr/{name}"] == pytest.approx((1 / places).mean())
+    assert found["validation/accuracy"] == pytest.approx(np.mean(accuracies))
+    task = StsPairs(str(pairs), instruction="Retrieve semantically similar text")
+    assert found["validation/sts"] == pytest.approx(task.run(encoder)["Spearman"])
+
+
+@pytest.mark.parametrize("stage", ["simcse", "supervised"])
+def test_grad_cache_changes_no_training(tiny: Tiny, stage: str) -> None:
+    settings = ["stage.max_steps=3", "stage.attention_dropout=0.3", "stage.micro_batch_tokens=48"]
+    plain = tiny.train("plain", stage, *settings)
+    cached = tiny.train("cached", stage, *settings, "stage.grad_cache=true")
+    first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (plain, cached))
+    assert any(value.any() for name, value in first.items() if "lora_B" in name)
+    assert all(torch.allclose(value, second[name], rtol=1e-4, atol=1e-6) for name, value in first.items())
+
+
+def test_supervised_training_reads_the_files_of_e5(tiny: Tiny) -> None:
+    folder = Path(__file__).parents[2] / "shared" / "data" / "e5-sample"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    settings = ["stage.max_steps=3", "stage.negatives=1", "stage.micro_batch_tokens=256", "stage.grad_cache=true"]
+    run = tiny.train("run", "supervised", *settings, f"data.folder={folder}", "stage.validation_rows=40")
+    found = Run(run).record()["metrics"]
+    for name in ("allnli", "squad", "trec_qa", "wikiqa"):
+        assert 0 < found[f"validation/mrr/{name}"] <= 1
+    assert Encoder.from_pretrained(run).encode("a text").shape == (32,)
+
+
+def test_a_matryoshka_size_must_be_smaller_than_the_model(tiny: Tiny) -> None:
+    with pytest.raises(L2VError, match=r"stage\.loss\.dimensions: expected sizes below 32.*found 64"):
+        tiny.train("one", "supervised", "stage.loss.dimensions=[16,64]", "stage.max_steps=1")
 
 
 def test_stage_settings_that_exclude_each_other() -> None:

@@ -266,7 +266,7 @@ def test_a_decoder_is_no_encoder(tiny_model: Path) -> None:
 
 MISTAKES = [
     (["stage=word"], "task: must be given with stage=word"),
-    (["task=ner", "stage=mntp"], "labelled words are for stage=word; stage=mntp takes texts"),
+    (["task=ner", "stage=mntp"], "data=: stage=mntp trains on texts, as data=files"),
     (["task=ner", "data=wikipedia"], "stage=word needs labelled words: data=conll2003"),
     (["task=ner", "adapter=lora"], "adapter=lora: stage=word leaves the model as it is"),
     (["task=ner", "trainer=fsdp"], "stage=word trains one linear layer, which is not sharded"),

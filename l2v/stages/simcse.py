@@ -17,7 +17,7 @@ from l2v.errors import L2VError
 from l2v.losses import info_nce
 from l2v.pooling import Pooling
 from l2v.prompts import PooledTokens, Prompt
-from l2v.stages.stage import Stage
+from l2v.stages.stage import Stage, check_grad_cache
 
 _SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
 
@@ -35,6 +35,8 @@ class SimCSE(Stage):
         pooled_tokens: after_prompt, text or all.
         micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
             padding to compute. None runs one pass, as sharded training needs.
+        grad_cache: go through the backward pass one micro-batch at a time too: the memory of one of them, whatever the
+            batch size, for another forward pass.
         settings: see :class:`~l2v.stages.stage.Stage`.
     """
 
@@ -47,6 +49,7 @@ class SimCSE(Stage):
         template: str | None = None,
         pooled_tokens: PooledTokens = "after_prompt",
         micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
+        grad_cache: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -57,7 +60,9 @@ class SimCSE(Stage):
         self.pooling: Pooling = pooling
         self.template = template
         self.pooled_tokens: PooledTokens = pooled_tokens
+        check_grad_cache(grad_cache, micro_batch_tokens)
         self.micro_batch_tokens = micro_batch_tokens
+        self.grad_cache = grad_cache
         self._views_differ = False
 
     def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
@@ -120,7 +125,9 @@ class SimCSE(Stage):
             for name in ("input_ids", "attention_mask", "pool_mask", "position_ids")
             if name in batch
         }
-        vectors = self.backbone.embed(**twice, pooling=self.pooling, micro_batch_tokens=self.micro_batch_tokens)
+        vectors = self.backbone.embed(
+            **twice, pooling=self.pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
+        )
         first, second = vectors.chunk(2)
         return first, second
 

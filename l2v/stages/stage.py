@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -18,7 +18,6 @@ from l2v.data.collate import Collator
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
 from l2v.data.rows import Rows
 from l2v.data.texts import TextSource
-from l2v.data.words import WordSource
 from l2v.errors import L2VError
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -50,6 +49,9 @@ class Stage(L.LightningModule):
     """
 
     needs_head = False
+    reads: type = TextSource
+    """What kind of data it trains on."""
+    reads_what = "texts, as data=files data.train.files=my.txt data.validation.files=held_out.txt has"
     trains_backbone = True
     """Whether the run ends with an encoder."""
     data_keys: tuple[str, ...] = ()
@@ -118,10 +120,9 @@ class Stage(L.LightningModule):
                 f"model.kind=encoder: stage={self.name} makes encoders of decoders; choose a decoder with model=, or "
                 "stage=word"
             )
-        if any(isinstance(source, WordSource) for source in sources):
-            raise L2VError(
-                f"data=: labelled words are for stage=word; stage={self.name} takes texts, as data=files has"
-            )
+        for source in sources:
+            if not isinstance(source, self.reads):
+                raise L2VError(f"data=: stage={self.name} trains on {self.reads_what}; choose such data")
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         """Give the stage its model, with dropout on: Lightning keeps the mode in which it finds a module."""
@@ -130,8 +131,8 @@ class Stage(L.LightningModule):
 
     # what a stage defines
 
-    def rows(self, source: TextSource, *, show: bool) -> Any:
-        """The token rows that this stage trains on, as a ``datasets.Dataset`` with the column ``input_ids``."""
+    def rows(self, source: Any, *, show: bool) -> Any:
+        """The token rows that this stage trains on, of the kind of data that it reads."""
         raise NotImplementedError
 
     def collator(self, *, training: bool) -> Collator:
@@ -140,24 +141,30 @@ class Stage(L.LightningModule):
 
     # data
 
+    def training_order(self, rows: Any, **settings: Any) -> Sampler[list[Pick]]:
+        """Which rows make which batch; ``settings`` as of :class:`~l2v.data.order.TrainingOrder`."""
+        return TrainingOrder(len(rows), **settings)
+
+    def validation_order(self, rows: Any, **settings: Any) -> Sampler[list[Pick]]:
+        """Which rows are validated in which batch; ``settings`` as of :class:`~l2v.data.order.ValidationOrder`."""
+        return ValidationOrder(len(rows), **settings)
+
     def loader(self, rows: Rows, *, training: bool, workers: int = 0) -> DataLoader:
         """A loader of this rank's share of the rows."""
         trainer = self.trainer
-        rank, world_size = trainer.global_rank, trainer.world_size
+        share = {"batch_size": self.batch_size, "rank": trainer.global_rank, "world_size": trainer.world_size}
         order: Sampler[list[Pick]]
         if training:
-            order = TrainingOrder(
-                len(rows),
-                batch_size=self.batch_size,
+            order = self.training_order(
+                rows,
                 batches=self.max_steps * trainer.accumulate_grad_batches,
                 # the loop counts batches as indices: it stands one before the next batch
                 first=trainer.fit_loop.epoch_loop.total_batch_idx + 1,
                 seed=self.seed,
-                rank=rank,
-                world_size=world_size,
+                **share,
             )
         else:
-            order = ValidationOrder(len(rows), batch_size=self.batch_size, rank=rank, world_size=world_size)
+            order = self.validation_order(rows, **share)
         return DataLoader(
             rows,
             batch_sampler=order,
@@ -217,6 +224,18 @@ class Stage(L.LightningModule):
         self.log("train/tokens_per_second", tokens / (self._mark - before), prog_bar=True)
         self.log("learning_rate", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """The rows of every rank, in the order of the ranks, which may have different numbers of them.
+
+        A gradient goes back to the rank that the rows came from, summed over the ranks that used them.
+        """
+        if self.trainer.world_size == 1:
+            return [rows]
+        counts = cast(Tensor, self.all_gather(torch.tensor(len(rows), device=self.device))).tolist()
+        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+        gathered = self.all_gather(padded, sync_grads=rows.is_floating_point() and torch.is_grad_enabled())
+        return [part[:count] for part, count in zip(cast(Tensor, gathered), counts, strict=True)]
+
     def add_to_validation(self, **sums: Tensor) -> None:
         """Add sums over this batch; they are added up over all batches and ranks."""
         for name, value in sums.items():
@@ -246,3 +265,15 @@ class Stage(L.LightningModule):
                 "resume with the settings of adapter= that the run began with"
             )
         self._tokens = checkpoint["tokens"]
+
+
+def check_grad_cache(grad_cache: bool, micro_batch_tokens: int | None) -> None:
+    """GradCache works on micro-batches.
+
+    Raises:
+        L2VError: there are none.
+    """
+    if grad_cache and micro_batch_tokens is None:
+        raise L2VError(
+            "stage.grad_cache=true needs stage.micro_batch_tokens: the tokens whose activations fit in memory at once"
+        )

@@ -1,0 +1,79 @@
+"""GradCache: contrastive batches as large as time allows, in the memory of a small one (arXiv 2101.06983)."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Part = tuple[Tensor | None, ...]
+Run = Callable[..., Tensor]
+
+
+def embed_in_parts(run: Run, parts: Sequence[Part], parameters: Iterable[Tensor]) -> Tensor:
+    """``torch.cat([run(*part) for part in parts])``, with the activations of one part at a time.
+
+    The forward pass keeps no activations. The backward pass runs each part again, with the same random state and
+    autocast, and goes back through it with its share of the vectors' gradient. The gradients are those of the plain
+    form; the price is a second forward pass, and a second copy of the gradients.
+
+    A parameter gets its whole gradient at once, at the end, as from any other operation. So DistributedDataParallel
+    synchronises once a step, and accumulation, clipping, hooks and loss scaling work as they do elsewhere.
+
+    Args:
+        run: from the tensors of a part to vectors (rows, hidden), by a model with these parameters and random numbers
+            of torch's own generators.
+        parts: none of them requires a gradient.
+        parameters: those that do not require a gradient are passed over.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _Parts.apply(run, parts, *trained)
+
+
+class _Parts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Run, parts: Sequence[Part], *parameters: Tensor) -> Tensor:
+        device = parameters[0].device
+        ctx.run, ctx.parts, ctx.parameters, ctx.device = run, parts, parameters, device
+        ctx.autocast = {
+            "device_type": device.type,
+            "enabled": torch.is_autocast_enabled(device.type),
+            "dtype": torch.get_autocast_dtype(device.type),
+        }
+        ctx.states = []
+        vectors = []
+        for part in parts:
+            ctx.states.append(_random_state(device))
+            vectors.append(run(*part))
+        ctx.sizes = [len(rows) for rows in vectors]
+        return torch.cat(vectors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        sums: list[Tensor | None] = [None] * len(ctx.parameters)
+        for part, state, share in zip(ctx.parts, ctx.states, gradient.split(ctx.sizes), strict=True):
+            with _with_random_state(ctx.device, state), torch.enable_grad(), torch.autocast(**ctx.autocast):
+                vectors = ctx.run(*part)
+            for number, new in enumerate(torch.autograd.grad(vectors, ctx.parameters, share, allow_unused=True)):
+                before = sums[number]
+                # not in place: two parameters may have got the same tensor
+                sums[number] = new if before is None else before if new is None else before + new
+            del vectors
+        return None, None, *sums
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def _with_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
+    """Random numbers as they came from ``state`` on; afterwards as if nothing had happened."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], device)
+        yield
