@@ -1,0 +1,17 @@
+#!/bin/sh
+# Supervised training from three starts, scored every 25 steps (paper, figure 6). What is finished is reused.
+#   sh experiments/sample_efficiency/run.sh <folder of triplets> <sts-dev.csv> <mntp run> <mntp+simcse run> [overrides]
+set -eu
+[ $# -ge 4 ] || { sed -n 's/^#   //p' "$0" >&2; exit 2; }
+triplets=$1 sts=$2 mntp=$3 simcse=$4
+shift 4
+here=$(dirname "$0")
+
+supervised() {
+    "${PYTHON:-python}" train.py --config-dir="$here" experiment=sample_efficiency data=small_mix data.folder="$triplets" \
+        stage.sts.file="$sts" reuse=true "$@"
+}
+
+supervised name=sample-efficiency/uni model.attention=causal model.pooling=weighted_mean "$@"
+supervised name=sample-efficiency/bi-mntp init_from="$mntp" "$@"
+supervised name=sample-efficiency/bi-mntp-simcse init_from="$simcse" "$@"
