@@ -1,9 +1,7 @@
 """Pairs and corpora: files to Arrow tables of texts, memory mapped, each text with a key that equal texts share."""
 
-import csv
 import hashlib
 import itertools
-import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 from numpy.typing import NDArray
 
+from l2v.data.files import check_columns, records
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import track
@@ -128,79 +126,23 @@ def _write(rows: Iterator[dict[str, str]], columns: list[str], file: Path) -> di
     return counts
 
 
-# Files to rows of texts. A byte order mark comes first where Excel or Notepad wrote a file: utf-8-sig.
-
-
 def _rows(files: FileTexts, columns: dict[str, str]) -> Iterator[dict[str, str]]:
     for path in files.paths():
-        try:
-            for where, row in _READERS[path.suffix.lower()](path, columns):
-                yield {column: _text(row, column, where, override) for column, override in columns.items()}
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise L2VError(f"{path}: not UTF-8 (byte {byte:#04x}); convert it to UTF-8") from None
+        if path.suffix.lower() == ".txt":
+            lines = FileTexts(str(path), override=files.override).texts()
+            yield from (dict.fromkeys(columns, line) for line in lines)
+            continue
+        for where, row, problem in records(path, columns, " and ".join(columns.values())):
+            if problem:
+                raise L2VError(f"{where}: {problem}")
+            yield {column: _text(row, column, where, override) for column, override in columns.items()}
 
 
 def _text(row: Any, column: str, where: str, override: str) -> str:
     if not isinstance(row, dict):
         raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(row).__name__}")
-    if column not in row:
-        names = ", ".join(map(str, row))
-        raise L2VError(f"{where}: no column {column!r}; it has {names}; name the column with {override}")
+    check_columns(row, [column], where, override)
     if not isinstance(row[column], str):
         kind = type(row[column]).__name__
         raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
     return row[column]
-
-
-def _read_lines(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}:{number}", dict.fromkeys(columns, line.rstrip("\n"))
-
-
-def _read_jsonl(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise L2VError(f"{path}:{number}: not JSON ({error.msg})") from None
-
-
-def _read_csv(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        try:
-            for row in reader:
-                yield f"{path}:{reader.line_num}", row
-        except csv.Error as error:
-            raise L2VError(f"{path}:{reader.line_num}: not CSV ({error})") from None
-
-
-def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise L2VError(f"{path}: not Parquet ({error})") from None
-    names = file.schema_arrow.names
-    for column, override in columns.items():
-        _text(dict.fromkeys(names, ""), column, str(path), override)
-    number = 0
-    for batch in file.iter_batches(columns=list(columns), batch_size=_CHUNK):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}: row {number}", row
-
-
-_READERS = {
-    ".txt": _read_lines,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
