@@ -302,6 +302,10 @@ class Backbone(nn.Module):
             with _quiet():
                 adapted = get_peft_model(cast(PreTrainedModel, self.decoder), config)
         except ValueError as error:
+            if "lora_dropout" in str(error):  # PEFT's answer to experts that are one tensor
+                raise L2VError(
+                    f"adapter.lora.dropout={lora.dropout}: the experts of this model take none; set it to 0"
+                ) from None
             raise L2VError(f"adapter.lora.target_modules={lora.target_modules}: {error}") from None
         self.decoder = adapted.train(self.decoder.training)  # PEFT puts new modules into training mode
 

@@ -13,7 +13,7 @@ from l2v.backbone import AttnImplementation, Backbone, DType, Quantization
 from l2v.bidirectional import ATTENTIONS, Attention
 from l2v.errors import L2VError
 from l2v.pooling import POOLINGS, Pooling
-from l2v.progress import track
+from l2v.progress import say, track
 from l2v.prompts import PooledTokens, Prompt
 from l2v.published import assemble
 from l2v.runs import lineage_base, lineage_head
@@ -103,6 +103,8 @@ class Encoder:
         folder = Path(source).expanduser()
         head_source = None
         if (folder / "run.json").exists():
+            if (folder / "probe").exists():
+                raise L2VError(f"{folder}: a run of stage=word, which leaves its model as it is; name that model")
             if not (folder / "encoder" / SETTINGS_FILE).exists():
                 raise L2VError(f"{folder}: the run has no encoder yet; finish it by `python train.py resume={folder}`")
             if with_head:
@@ -249,8 +251,18 @@ class Encoder:
         return a @ b.T
 
     def save(self, folder: str | Path) -> None:
-        """Write the encoder as a folder that l2v, transformers and sentence-transformers load."""
+        """Write the encoder as a folder that l2v, transformers and sentence-transformers load.
+
+        sentence-transformers gives the same vectors unless the encoder has a template or pools other tokens than it
+        does, which is said.
+        """
         folder = Path(folder)
+        if not self.prompt.is_portable(self.backbone.tokenizer):
+            say(
+                f"{folder}: l2v reads the template and the pooled tokens of this encoder, sentence-transformers does "
+                "not: there its vectors differ",
+                style="yellow",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save(folder)
         write_json(

@@ -62,6 +62,12 @@ class Prompt:
             template = chat_template(tokenizer)
         return Prompt(template or TEXT, separator, pooled_tokens)
 
+    def is_portable(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
+        """Whether sentence-transformers, which knows no templates and pools the beginning, gives the same vectors."""
+        starts_with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        pools_alike = self.pooled_tokens == "after_prompt" or (self.pooled_tokens == "text" and not starts_with_bos)
+        return self.template == TEXT and pools_alike
+
     def frame(self, text: str, instruction: str | None) -> Framed:
         """The text with what stands before and after it."""
         head, _, tail = self.template.partition(TEXT)

@@ -246,6 +246,14 @@ def test_modules_that_the_model_has_not_are_refused(tiny_model):
         Backbone.load(str(tiny_model)).add_adapter(Lora(target_modules=["query"]))
 
 
+def test_experts_that_take_no_dropout_are_told_with_the_override(tmp_path):
+    backbone = Backbone.load(str(make_tiny_model(tmp_path, family="mixtral", num_local_experts=4)))
+    with pytest.raises(L2VError, match=r"adapter.lora.dropout=0.05: the experts of this model take none; set it to 0"):
+        backbone.add_adapter(Lora())
+    backbone.add_adapter(Lora(dropout=0.0))
+    assert any("experts" in name for name in trainable_parameters(backbone))
+
+
 def test_a_saved_adapter_gives_the_same_states(adapter, tiny_model):
     folder, expected = adapter
     backbone = Backbone.load(str(tiny_model))

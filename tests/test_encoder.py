@@ -280,6 +280,22 @@ def test_a_saved_encoder_gives_the_same_vectors(tmp_path, family, settings):
     assert again.backbone.attention == encoder.backbone.attention
 
 
+@pytest.mark.parametrize(
+    ("bos", "settings", "portable"),
+    [
+        (True, {}, True),
+        (True, {"pooled_tokens": "text"}, False),
+        (False, {"pooled_tokens": "text"}, True),
+        (False, {"pooled_tokens": "all"}, False),
+        (False, {"template": "[{text}]"}, False),
+    ],
+)
+def test_what_sentence_transformers_would_read_otherwise_is_said(tmp_path, capsys, bos, settings, portable):
+    model = make_tiny_model(tmp_path / "model", bos=bos)
+    Encoder.from_pretrained(model, device="cpu", **settings).save(tmp_path / "saved")
+    assert ("there its vectors differ" in capsys.readouterr().err) is not portable
+
+
 def test_arguments_override_what_was_saved(tmp_path, encoder):
     encoder.save(tmp_path)
     again = Encoder.from_pretrained(tmp_path, device="cpu", **SETTINGS)
