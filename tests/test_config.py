@@ -100,8 +100,9 @@ def test_every_other_option_composes(group: str, tmp_path: Path, e5: str) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in options("experiment")])
-def test_every_experiment_composes(name: str) -> None:
-    build(f"experiment={name}", *(["task=ner", "row=uni"] if name == "word_level" else []))
+def test_every_experiment_composes(name: str, e5: str) -> None:
+    more = {"word_level": ["task=ner", "row=uni"], "sample_efficiency": ["data=e5", e5]}
+    build(f"experiment={name}", *more.get(name, []))
 
 
 @pytest.mark.parametrize("name", options("recipe"))
