@@ -411,7 +411,7 @@ def test_rows_can_be_sent_to_a_loader_process_and_thinned(tmp_path: Path) -> Non
 
 
 def data(*overrides: str) -> Any:
-    return configs.build_training(configs.plain(composed("train", ["name=test", *overrides])))
+    return configs.build_training(configs.plain(composed("train", ["name=test", "stage=supervised", *overrides])))
 
 
 def test_one_file_of_ones_own_takes_one_override(tmp_path: Path) -> None:
