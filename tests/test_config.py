@@ -179,9 +179,15 @@ MISTAKES = [
     (["data=files"], "data.train.files: must be given"),
     (["data=triplets"], "data.train.files: must be given"),
     (["data=e5"], "data.folder: must be given"),
-    (["data=triplets", "data.train.hub=a/b", "data.held_out=0"], "data.held_out=0: nothing to validate on"),
-    (["data=triplets", "data.train.hub=a/b", "data.validation.hub=a/c"], "data.validation has .*set data.held_out=0"),
-    (["data=triplets", "data.train.hub=a/b", "data.train.alpha=2"], "data.train.alpha=2"),
+    (
+        ["stage=supervised", "data=triplets", "data.train.hub=a/b", "data.held_out=0"],
+        "data.held_out=0: nothing to validate on",
+    ),
+    (
+        ["stage=supervised", "data=triplets", "data.train.hub=a/b", "data.validation.hub=a/c"],
+        "data.validation has .*set data.held_out=0",
+    ),
+    (["stage=supervised", "data=triplets", "data.train.hub=a/b", "data.train.alpha=2"], "data.train.alpha=2"),
     (["data=triplets", "+data.sets.a.shar=1"], r"sets.a.shar: no such setting \(did you mean share\?\)"),
     (["data=triplets", "+data.sets.a.share=2"], "sets.a.share=2: .*less than or equal to 1"),
     (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
@@ -224,7 +230,7 @@ TYPOS = [
     (["trainr=gpu"], "trainr: no such setting (did you mean trainer"),
     (
         ["data.folder=x"],
-        "data.folder: not a setting of the chosen options; it is one of data=conll2003, so choose that",
+        "data.folder: not a setting of the chosen options; it is one of data=conll2003, data=e5, data=triplets, so choose",
     ),
     (["foo"], "foo: cannot be read; an override is key=value"),
     (["stage.max_steps="], "stage.max_steps"),
