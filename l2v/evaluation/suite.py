@@ -26,7 +26,10 @@ _VERSION = 1
 
 
 class Task(Protocol):
-    """An evaluation. ``run`` returns named numbers; the one named ``metric`` goes into tables."""
+    """An evaluation. ``run`` returns named numbers; the one named ``metric`` goes into tables.
+
+    A task may have ``evaluated_texts()`` too, for ``l2v.contamination`` to look for them in training data.
+    """
 
     label: str
     metric: str
