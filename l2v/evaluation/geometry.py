@@ -19,8 +19,8 @@ _BLOCK = 1024
 class Geometry:
     """Anisotropy and uniformity of different texts, alignment of pairs that belong together; lower is better for all.
 
-    Pairs are those of a file with a human score above ``positive``, as SimCSE takes them from STS-B (arXiv 2104.08821,
-    section 6), or an opening sentence of Wikipedia and each passage of its article.
+    Pairs are those of a file with a human score above ``positive``, as SimCSE takes them from STS-B (arXiv
+    2104.08821), or an opening sentence of Wikipedia and each passage of its article.
     """
 
     pairs: StsPairs | WikipediaRetrieval
