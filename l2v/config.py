@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -19,7 +19,7 @@ import hydra
 from annotated_types import Ge
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from l2v.errors import L2VError, Stopped, first_line
@@ -152,12 +152,22 @@ def with_model_of_init(arguments: list[str]) -> list[str]:
 # a composed config
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """The config as plain dictionaries and lists, with interpolations resolved.
+
+    Args:
+        config: as Hydra composed it.
+        without: dotted names of what is left out, where it is there.
 
     Raises:
         L2VError: a setting that must be given is missing.
     """
+    config = config.copy()
+    for key in without:
+        group, _, name = key.rpartition(".")
+        if isinstance(node := OmegaConf.select(config, group), DictConfig):
+            with open_dict(node):
+                node.pop(name, None)
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -333,6 +333,18 @@ def triplet_rows(
     return TripletRows(data, _choose(mix, data, bounds), bounds, mix)
 
 
+def triplet_texts(mix: TripletMix, *, show: bool = True) -> Iterator[str]:
+    """Queries and documents of all rows of a mix, those that are held out among them, without instructions.
+
+    Raises:
+        L2VError: a broken row, where ``on_error`` is fatal.
+    """
+    for one in mix.resolved():
+        for row in _triplets(one, Counts(), show=show):
+            yield row.query
+            yield from row.documents
+
+
 def triplet_counts(
     mix: TripletMix, tokenizer: PreTrainedTokenizerBase, *, max_length: int, prompt: Prompt | None = None
 ) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,9 @@ class LeeSimilarity:
     metric: str = "Spearman"
     needs_head: bool = False
 
+    def evaluated_texts(self) -> list[str]:
+        return lee_texts()[0]
+
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
         texts, human = lee_texts()
         vectors = encoder.encode(texts, show_progress_bar=show)

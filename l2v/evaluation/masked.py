@@ -1,5 +1,6 @@
 """How well a model fills in hidden tokens: what MNTP teaches, measured the same way for every model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,10 @@ class MaskedAccuracy:
     label: str = "Masked-token accuracy"
     metric: str = "accuracy"
     needs_head: bool = True
+
+    def evaluated_texts(self) -> Iterator[str]:
+        """All texts that rows are taken from."""
+        return self.texts.texts()
 
     @torch.inference_mode()
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:

@@ -30,6 +30,10 @@ class WikipediaRetrieval:
         relevant = np.array(owners)[None, :] == np.arange(len(queries))[:, None]
         return {"nDCG@10": ndcg(scores, relevant, k=10)}
 
+    def evaluated_texts(self) -> list[str]:
+        queries, passages, _ = self.data()
+        return [*queries, *passages]
+
     def data(self) -> tuple[list[str], list[str], list[int]]:
         """Queries, passages, and each passage's query number."""
         queries: list[str] = []

@@ -50,6 +50,10 @@ class StsPairs:
         vectors = encoder.encode([*first, *second], instruction=self.instruction, show_progress_bar=show)
         return self.rate(vectors[: len(first)], vectors[len(first) :], scores)
 
+    def evaluated_texts(self) -> list[str]:
+        first, second, _ = self.pairs()
+        return [*first, *second]
+
     def rate(
         self, first: NDArray[np.float32], second: NDArray[np.float32], scores: NDArray[np.float64]
     ) -> dict[str, float]:

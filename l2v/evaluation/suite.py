@@ -26,7 +26,11 @@ _VERSION = 1
 
 
 class Task(Protocol):
-    """An evaluation. ``run`` returns named numbers; the one named ``metric`` goes into tables."""
+    """An evaluation. ``run`` returns named numbers; the one named ``metric`` goes into tables.
+
+    A task may have ``evaluated_texts()`` too, for ``l2v.contamination`` to look for them in training data, and
+    ``higher_is_better``, which is true where it is missing.
+    """
 
     label: str
     metric: str
@@ -105,7 +109,7 @@ def evaluate(
             "label": task.label,
             "metric": task.metric,
             "value": details[task.metric],
-            "higher_is_better": True,
+            "higher_is_better": getattr(task, "higher_is_better", True),
             "details": details,
         }
     result = {
@@ -122,6 +126,13 @@ def evaluate(
 
 
 def _pinned(task: Any) -> list[Any]:
-    """A task's class and settings; texts stand for their content."""
+    """A task's class and settings; texts stand for their content, and tasks inside it for theirs."""
     values = {field.name: getattr(task, field.name) for field in fields(task)}
-    return [type(task).__name__, {k: v.fingerprint() if hasattr(v, "fingerprint") else v for k, v in values.items()}]
+    content = [task.fingerprint()] if hasattr(task, "fingerprint") else []
+    return [type(task).__name__, {name: _setting(value) for name, value in values.items()}, *content]
+
+
+def _setting(value: Any) -> Any:
+    if hasattr(value, "run"):
+        return _pinned(value)
+    return value.fingerprint() if hasattr(value, "fingerprint") else value

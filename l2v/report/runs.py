@@ -16,7 +16,7 @@ from l2v.errors import L2VError
 from l2v.sources import Lineage, read_json
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
-_FILES = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation")
+_FILES = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation", "contamination")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Record:
     """Rows of ``metrics.jsonl``; their keys differ."""
     suites: dict[str, dict[str, Any]]
     """``evaluation/<suite>.json`` by suite."""
+    contamination: dict[str, dict[str, Any]]
+    """``contamination/<suite>.json`` by suite."""
 
     def series(self, key: str) -> Series:
         """Steps and values of a metric, by step. After a resume the last row of a step counts."""
@@ -116,6 +118,7 @@ def _read_run(folder: Path, label: str) -> Record:
         lineage=_read_lineage(folder / "lineage.json"),
         metrics=_read_metrics(folder / "metrics.jsonl"),
         suites={file.stem: _read_suite(file) for file in sorted((folder / "evaluation").glob("*.json"))},
+        contamination={f.stem: _read_contamination(f) for f in sorted((folder / "contamination").glob("*.json"))},
     )
 
 
@@ -134,6 +137,13 @@ def _read_suite(file: Path) -> dict[str, Any]:
     suite = _read_object(file)
     scores = _object(suite.get("scores", {}), f"{file}: scores")
     return {**suite, "scores": {task: _object(score, f"{file}: scores.{task}") for task, score in scores.items()}}
+
+
+def _read_contamination(file: Path) -> dict[str, Any]:
+    check = _read_object(file)
+    if not {"data", "n", "training", "tasks"} <= check.keys():
+        raise L2VError(f"{file}: not a file of l2v.contamination; expected data, n, training and tasks")
+    return check
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], str]:

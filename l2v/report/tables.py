@@ -71,6 +71,7 @@ def make_document(runs: list[Record], title: str, reference: str) -> dict[str, A
                 suite: _plain({key: value for key, value in content.items() if key != "scores"})
                 for suite, content in run.suites.items()
             },
+            "contamination": _plain(run.contamination),
             "lineage": asdict(run.lineage) if run.lineage else None,
         }
         for run, row in zip(runs, summary, strict=True)
