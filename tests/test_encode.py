@@ -163,17 +163,27 @@ def test_bits_are_packed_from_the_highest_row_by_row() -> None:
 
 
 def test_int8_spreads_its_codes_over_the_ranges() -> None:
-    sample = np.array([[0, -1, 3], [255, 1, 3], [100, -0.5, 3]], np.float32)
+    sample = np.array([[0, -100, 3], [255, 155, 3], [100.9, -50.5, 3]], np.float32)
     ranges = Ranges.of(sample)
-    assert ranges.codes(sample).tolist() == [[-128, -128, -128], [127, 127, -128], [-28, -64, -128]]
-    beyond = np.array([[300, -2, 4], [-5, 9, 2], [0.6, -0.5, 3]], np.float32)
-    assert ranges.codes(beyond).tolist() == [[127, -128, -127], [-128, 127, -128], [-127, -64, -128]]
+    assert ranges.codes(sample).tolist() == [[-128, -128, -128], [127, 127, -128], [-28, -79, -128]]
+    beyond = np.array([[300, -200, 4], [-5, 900, 2], [0.6, -50.5, 3]], np.float32)
+    assert ranges.codes(beyond).tolist() == [[127, -128, -127], [-128, 127, -128], [-128, -79, -128]]
+    assert (ranges.values(ranges.codes(sample))[:, 2] == 3).all()  # a dimension that never changes
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((200, 16)).astype(np.float32)
     ranges = Ranges.read(json.loads(json.dumps(Ranges.of(vectors).record())))
     step = (vectors.max(axis=0) - vectors.min(axis=0)) / 255
     assert (np.abs(ranges.values(ranges.codes(vectors)) - vectors) <= step * 0.501).all()
-    assert (ranges.codes(vectors).min(axis=0) == -128).all() and (ranges.codes(vectors).max(axis=0) == 127).all()
+    codes = ranges.codes(vectors)
+    assert (codes.min(axis=0) == -128).all() and (codes.max(axis=0) >= 126).all()  # rounding may take the last one
+
+
+def test_codes_and_bits_are_those_of_sentence_transformers() -> None:
+    quantization = pytest.importorskip("sentence_transformers.util.quantization")
+    vectors, sample = np.random.default_rng(0).standard_normal((2, 300, 13)).astype(np.float32)
+    expected = quantization.quantize_embeddings(vectors, "int8", calibration_embeddings=sample)
+    assert (Ranges.of(sample).codes(vectors) == expected).all()
+    assert (bits(vectors) == quantization.quantize_embeddings(vectors, "ubinary")).all()
 
 
 @pytest.mark.parametrize("calibration", [None, "sample.txt"])
@@ -446,10 +456,10 @@ def test_two_processes_write_what_one_does(run, two, tmp_path, trainer) -> None:
     # a value on the border between two codes may fall on either side
     off = stored(tmp_path / "two").astype(int) - stored(tmp_path / "vectors")
     assert np.abs(off).max() <= 1 and (off == 0).mean() > 0.99
-    (tmp_path / "two" / "shard-00002.parquet").unlink()  # both processes are needed all the same
-    two("vector_dtype=int8", f"trainer={trainer}")
-    assert table(tmp_path / "two")["row"].to_pylist() == list(range(47))
-    assert "reused, nothing has changed" in two("vector_dtype=int8", f"trainer={trainer}")
+    if trainer == "ddp":
+        (tmp_path / "two" / "shard-00002.parquet").unlink()  # work for one of them only
+        two("vector_dtype=int8", f"trainer={trainer}")
+        assert table(tmp_path / "two")["row"].to_pylist() == list(range(47))
 
 
 def test_a_mistake_is_one_line(two) -> None:

@@ -16,9 +16,8 @@ _LOWEST = -128
 class Ranges:
     """The smallest and the largest value of each dimension, over a sample: what int8 codes are spread over.
 
-    A code stands for ``low + (code + 128) * (high - low) / 255``. This is the scale of sentence-transformers'
-    ``quantize_embeddings``, which cuts fractions off and lets values outside of the range wrap around; here a value
-    gets the nearest code, and one outside of the range that of its end.
+    Codes are those of ``quantize_embeddings`` of sentence-transformers 6.2 with the same ranges: steps of
+    (high - low) / 255 from low, rounded down, and a value outside of the range gets the code of its end.
     """
 
     low: NDArray[np.float32]
@@ -38,16 +37,16 @@ class Ranges:
 
     def codes(self, vectors: NDArray[np.float32]) -> NDArray[np.int8]:
         """(rows, dimension) int8 codes of vectors."""
-        places = np.rint((vectors - self.low) / self._step())
+        step = self._step()
+        places = np.floor((vectors - self.low) / np.where(step > 0, step, np.float32(1)))
         return (places.clip(0, _STEPS) + _LOWEST).astype(np.int8)
 
     def values(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
-        """What codes stand for: within half a step of the vector, where that lies inside of the ranges."""
-        return self.low + (codes.astype(np.float32) - _LOWEST) * self._step()
+        """The middle of each code's step: within half a step of the vector, where that lies inside of the ranges."""
+        return self.low + (codes.astype(np.float32) - _LOWEST + np.float32(0.5)) * self._step()
 
     def _step(self) -> NDArray[np.float32]:
-        step = (self.high - self.low) / np.float32(_STEPS)
-        return np.where(step > 0, step, np.float32(1))  # a dimension that never changes is all code -128
+        return (self.high - self.low) / np.float32(_STEPS)
 
     def record(self) -> dict[str, list[float]]:
         """As JSON holds it, without loss."""
@@ -61,8 +60,8 @@ class Ranges:
 def bits(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
     """One bit a dimension, 1 where it is above 0, 8 to a byte with the first in the highest bit.
 
-    (rows, dimension) -> (rows, dimension / 8 rounded up); the bits that are left over are 0. Where 8 divides the
-    dimension, this is ``ubinary`` of sentence-transformers.
+    (rows, dimension) -> (rows, dimension / 8 rounded up); the bits that are left over are 0. sentence-transformers
+    calls this ubinary.
     """
     return np.packbits(vectors > 0, axis=1)
 
@@ -79,7 +78,7 @@ def stored(vectors: NDArray[np.float32], kind: StoredType, ranges: Ranges | None
     if kind == "int8":
         assert ranges is not None
         return ranges.codes(vectors)
-    return vectors.astype(kind)
+    return vectors.astype(kind, copy=False)
 
 
 def restored(values: NDArray[Any], kind: StoredType, ranges: Ranges | None, dimension: int) -> NDArray[np.float32]:
@@ -89,4 +88,4 @@ def restored(values: NDArray[Any], kind: StoredType, ranges: Ranges | None, dime
     if kind == "int8":
         assert ranges is not None
         return ranges.values(values)
-    return values.astype(np.float32)
+    return values.astype(np.float32, copy=False)

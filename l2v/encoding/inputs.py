@@ -77,7 +77,7 @@ class Inputs:
         plain = path.suffix.lower() == ".txt"
         if plain and self.keep:
             raise L2VError(f"keep=[{', '.join(self.keep)}]: {path} has no columns; expected {', '.join(RECORD_FILES)}")
-        for where, values, problem in _lines(path, self.column) if plain else records(path, columns, "column, keep"):
+        for where, values, problem in _lines(path, self.column) if plain else records(path, columns, "column or keep"):
             if problem is not None:
                 raise L2VError(f"{where}: {problem}")
             text = clean(text_of(values, self.column, where, "column"))
