@@ -41,6 +41,8 @@ _VERSION = 1
 """Raise it when the same settings would give other shards."""
 _CALIBRATION, _FILLER = -1, -2
 """Batches that belong to no shard: for the ranges of int8; and for a rank that waits for the others."""
+_PATIENCE = 10.0
+"""Seconds: the loader of a command that was killed ends within that time."""
 _FEW = 100
 """Ranges of fewer rows are told to the user."""
 
@@ -130,8 +132,9 @@ def encode(subject: Subject, encoding: Encoding, trainer: dict[str, Any], *, sho
         enable_progress_bar=False,
         default_root_dir=encoding.folder,
     )
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    with _alone(encoding) if first else contextlib.nullcontext():
+    rank = getattr(rank_zero_only, "rank", 0)
+    first = rank == 0
+    with _alone(encoding, rank):
         if first:
             manifest = _prepare(subject, encoding, str(running.precision), shards, show)
         else:  # the first process has written it, or will have before the model is loaded
@@ -159,12 +162,12 @@ def describe(manifest: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _alone(encoding: Encoding) -> Iterator[None]:
-    """Nobody else writes to the folder meanwhile."""
+def _alone(encoding: Encoding, rank: int) -> Iterator[None]:
+    """No process of this number, of another command, writes to the folder meanwhile."""
     encoding.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(encoding.folder / ".lock")
+    lock = FileLock(encoding.folder / f".lock-{rank}")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise L2VError(f"output={encoding.output}: another encode.py is writing there; wait for its end") from None
     try:
