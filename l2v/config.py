@@ -375,14 +375,7 @@ def build_training(config: dict[str, Any]) -> "Training":
         raise L2VError("model.quantization: weights in 4 bits cannot be trained; choose adapter=lora")
     for key in trainer.keys() & _SET_BY_L2V.keys():
         raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
-    target = _find(trainer.pop("_target_"), "trainer")
-    # Trainer knows no "auto" for the precision, and a strategy is checked here but made when training begins
-    kept: dict[str, Any] = {}
-    if trainer["precision"] == "auto":
-        kept["precision"] = trainer.pop("precision")
-    if isinstance(strategy, dict):
-        trainer.pop("strategy")
-        kept["strategy"] = _later(strategy, "trainer.strategy")
+    trainer_settings = _build_trainer(trainer)
     for group, known in (("data", _DATA | {*stage.data_keys}), ("adapter", {"lora", "init"})):
         for key in config[group].keys() - known:
             raise L2VError(f"{group}.{key}: no such setting{_guess(key, sorted(known))}")
@@ -393,11 +386,37 @@ def build_training(config: dict[str, Any]) -> "Training":
         lora=lora,
         **sources,
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
-        trainer={**check(target, trainer, "trainer"), **kept},
+        trainer=trainer_settings,
         loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],
         seed=check_value(Annotated[int, Ge(0)], config["seed"], "seed"),
         config=config,
     )
+
+
+_OF_PREDICTION = {"_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"}
+_OF_TRAINING = {"accumulate_grad_batches", "gradient_clip_val", "log_every_n_steps"}
+"""What every option of the group ``trainer`` says, and only training reads."""
+
+
+def build_predictor(trainer: dict[str, Any]) -> dict[str, Any]:
+    """What encode.py takes of the group ``trainer``, as keyword arguments of ``lightning.Trainer``, checked."""
+    kept = {key: value for key, value in trainer.items() if key not in _OF_TRAINING}
+    for key in kept.keys() - _OF_PREDICTION:
+        known = sorted(_OF_PREDICTION - {"_target_"})
+        raise L2VError(f"trainer.{key}: not used here{_guess(key, known)}; there are {', '.join(known)}")
+    return _build_trainer(kept)
+
+
+def _build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of ``lightning.Trainer``, checked; the strategy is what makes it, once it is needed."""
+    trainer = dict(trainer)
+    target = _find(trainer.pop("_target_"), "trainer")
+    kept: dict[str, Any] = {}
+    if trainer["precision"] == "auto":  # which Trainer does not know
+        kept["precision"] = trainer.pop("precision")
+    if isinstance(trainer.get("strategy"), dict):
+        kept["strategy"] = _later(trainer.pop("strategy"), "trainer.strategy")
+    return {**check(target, trainer, "trainer"), **kept}
 
 
 def _later(node: dict[str, Any], where: str) -> Callable[[], Any]:

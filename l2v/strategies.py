@@ -4,6 +4,10 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+
+from l2v.backbone import Backbone
+from l2v.bidirectional import decoder_layers
 
 
 class FullySharded(ModelParallelStrategy):
@@ -22,3 +26,13 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(self.model, options=options)
+
+
+def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
+    """Split a backbone's weights over processes, layer by layer (FSDP2). Its padded forward pass gathers them."""
+    from torch.distributed.fsdp import fully_shard
+
+    data_parallel = mesh["data_parallel"]
+    for layer in decoder_layers(backbone.decoder):
+        fully_shard(layer, mesh=data_parallel)
+    fully_shard(backbone, mesh=data_parallel)

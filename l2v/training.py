@@ -160,7 +160,6 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
     stage = training.stage
     checkpoint = run.last_checkpoint() if resume else None
     L.seed_everything(training.seed, verbose=False)
-    _quiet()
     logger = RunLogger(run.folder)
     stop = GracefulStop()
     trainer = _trainer(training, run, logger, stop)
@@ -198,18 +197,8 @@ def _train(training: Training, run: Run, start: Start, resume: bool) -> None:
 
 
 def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
-    try:
-        return _make_trainer(training, run, logger, stop)
-    except MisconfigurationException as error:
-        raise L2VError(f"trainer: {first_line(error)}") from error
-
-
-def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
-    stage, settings = training.stage, dict(training.trainer)
-    batches = settings.get("accumulate_grad_batches", 1)
-    settings["precision"] = resolve_precision(settings.get("precision", "auto"), settings.get("accelerator", "auto"))
-    if callable(settings.get("strategy")):
-        settings["strategy"] = settings["strategy"]()
+    stage = training.stage
+    batches = training.trainer.get("accumulate_grad_batches", 1)
     loggers = [make() for make in training.loggers]
     for extra in loggers:
         extra.log_hyperparams(training.config)
@@ -217,8 +206,8 @@ def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: Gracefu
     def saved(step: int) -> None:
         run.update(step=step, seconds=round(logger.seconds, 1), metrics=logger.last())
 
-    trainer = L.Trainer(
-        **settings,
+    trainer = make_trainer(
+        training.trainer,
         max_steps=stage.max_steps,
         val_check_interval=min(stage.validate_every, stage.max_steps) * batches,
         check_val_every_n_epoch=None,
@@ -231,14 +220,33 @@ def _make_trainer(training: Training, run: Run, logger: RunLogger, stop: Gracefu
             stop,
         ],
         enable_progress_bar=training.show,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         default_root_dir=run.folder,
     )
     if not isinstance(trainer.strategy, DeepSpeedStrategy):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return trainer
+
+
+def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
+    """Lightning's trainer, without the notes that tell a user of l2v nothing.
+
+    Args:
+        settings: of ``lightning.Trainer``; the precision may be auto, and the strategy what makes it.
+        of_l2v: what no override sets.
+
+    Raises:
+        L2VError: the machine has no such accelerator, or settings exclude each other.
+    """
+    quiet_lightning()
+    settings = dict(settings)
+    settings["precision"] = resolve_precision(settings.get("precision", "auto"), settings.get("accelerator", "auto"))
+    try:
+        if callable(settings.get("strategy")):
+            settings["strategy"] = settings["strategy"]()
+        return L.Trainer(**settings, **of_l2v, enable_model_summary=False, use_distributed_sampler=False)
+    except MisconfigurationException as error:
+        raise L2VError(f"trainer: {first_line(error)}") from error
 
 
 def load_backbone(
@@ -364,7 +372,7 @@ def _note_model(run: Run, start: Start, backbone: Backbone) -> None:
     )
 
 
-def _quiet() -> None:
+def quiet_lightning() -> None:
     """Without the notes of Lightning and transformers that tell a user of l2v nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _KNOWN_WARNINGS:

@@ -101,6 +101,21 @@ def check_columns(have: Iterable[Any], columns: Iterable[str], where: str, overr
             raise L2VError(f"{where}: no column {column!r}; it has {told}; name the column with {override}")
 
 
+def text_of(values: Any, column: str, where: str, override: str) -> str:
+    """The text in a column of a row.
+
+    Raises:
+        L2VError: the row is no object, has no such column, or something else in it.
+    """
+    if not isinstance(values, dict):
+        raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(values).__name__}")
+    check_columns(values, [column], where, override)
+    if not isinstance(values[column], str):
+        kind = type(values[column]).__name__
+        raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
+    return values[column]
+
+
 def _jsonl(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from l2v.data.files import RECORD_FILES, check_columns, content, find, not_utf8, records
+from l2v.data.files import RECORD_FILES, check_columns, content, find, not_utf8, records, text_of
 from l2v.errors import L2VError, first_line
 from l2v.sources import file_hash, package_file
 
@@ -51,7 +51,7 @@ class HubTexts:
             self.path, self.name, self.split, self.revision, self.data_files, columns=[self.column], override="data"
         ):
             if row[self.column]:
-                yield _text(row, self.column, f"data={self.path}", "data.train.column")
+                yield text_of(row, self.column, f"data={self.path}", "data.train.column")
 
     def fingerprint(self) -> str:
         return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}"
@@ -93,7 +93,7 @@ class FileTexts:
                 raise L2VError(f"{where}: {problem}")
             if path.suffix.lower() == ".parquet" and row[self.column] is None:
                 continue
-            yield _text(row, self.column, where, self.column_override)
+            yield text_of(row, self.column, where, self.column_override)
 
     @property
     def column_override(self) -> str:
@@ -140,18 +140,6 @@ def load_hub(
         ) from error
     check_columns(data.column_names, columns, f"{override}={path}", "data.train.column")
     return data
-
-
-def _text(row: Any, column: str, where: str, override: str) -> str:
-    if not isinstance(row, dict):
-        raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(row).__name__}")
-    if column not in row:
-        names = ", ".join(map(str, row))
-        raise L2VError(f"{where}: no column {column!r}; it has {names}; name the column with {override}")
-    if not isinstance(row[column], str):
-        kind = type(row[column]).__name__
-        raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
-    return row[column]
 
 
 _WIKIPEDIA = "package:gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

@@ -15,7 +15,7 @@ from l2v.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.pooling import Pooling
 from l2v.progress import say
-from l2v.published import assemble
+from l2v.published import Assembly, assemble
 from l2v.quantization import Quantization
 from l2v.sources import folder_hash, read_json, source_hash, write_json
 
@@ -63,11 +63,15 @@ class Subject:
     """Accept layers that stay causal."""
     trust_remote_code: bool = False
 
-    def fingerprint(self) -> list[Any]:
-        """What pins the vectors: the weights' hash and the settings."""
+    def parts(self) -> Assembly:
+        """The decoder and the adapters that it is put together from."""
         folder = Path(self.source).expanduser()
         source = str(folder / "encoder") if (folder / "run.json").exists() else self.source
-        parts = assemble(source, self.adapters, revision=self.revision, override="encoder")
+        return assemble(source, self.adapters, revision=self.revision, override="encoder")
+
+    def fingerprint(self) -> list[Any]:
+        """What pins the vectors: the weights' hash and the settings."""
+        parts = self.parts()
         beside = None
         if parts.base.is_local and not parts.base.gguf_file:
             beside = folder_hash(Path(parts.base.path), _BESIDE_WEIGHTS)

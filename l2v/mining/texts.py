@@ -6,14 +6,13 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
-from l2v.data.files import check_columns, records
+from l2v.data.files import records, text_of
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import track
@@ -135,14 +134,4 @@ def _rows(files: FileTexts, columns: dict[str, str]) -> Iterator[dict[str, str]]
         for where, row, problem in records(path, columns, " and ".join(columns.values())):
             if problem:
                 raise L2VError(f"{where}: {problem}")
-            yield {column: _text(row, column, where, override) for column, override in columns.items()}
-
-
-def _text(row: Any, column: str, where: str, override: str) -> str:
-    if not isinstance(row, dict):
-        raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(row).__name__}")
-    check_columns(row, [column], where, override)
-    if not isinstance(row[column], str):
-        kind = type(row[column]).__name__
-        raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
-    return row[column]
+            yield {column: text_of(row, column, where, override) for column, override in columns.items()}

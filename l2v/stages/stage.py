@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import get_scheduler
 
 from l2v.backbone import Backbone, trainable_parameters
-from l2v.bidirectional import decoder_layers
 from l2v.data.collate import Collator
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
 from l2v.data.rows import Rows
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
+from l2v.strategies import shard
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -195,12 +195,7 @@ class Stage(L.LightningModule):
         """Shard the decoder layer by layer under FSDP2; nothing to do elsewhere."""
         if self.device_mesh is None or getattr(self, "_sharded", False):
             return
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = self.device_mesh["data_parallel"]
-        for layer in decoder_layers(self.backbone.decoder):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self.backbone, mesh=mesh)
+        shard(self.backbone, self.device_mesh)
         self._sharded = True
 
     # randomness and bookkeeping
