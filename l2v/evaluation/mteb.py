@@ -397,9 +397,7 @@ class ClusteringSet(LocalSet):
         if self.labels:
             texts, labels = (_lines(self._find(files)) for files in (self.files, self.labels))
             if len(texts) != len(labels):
-                raise L2VError(
-                    f"{self.name}: {len(texts)} texts in {self.files}, {len(labels)} labels in {self.labels}"
-                )
+                raise L2VError(f"{self.name}: {len(texts)} texts, but {len(labels)} labels in {self.labels}")
             rows = list(zip(texts, labels, strict=True))
         else:
             rows = _rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)

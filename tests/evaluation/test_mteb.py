@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,8 @@ def test_without_a_hub_one_line_names_the_tasks_and_the_place_for_their_data(tin
     assert "\n" not in str(error.value) and f"evaluation.folder={tmp_path / 'mirror'}" in str(error.value)
     with pytest.raises(L2VError, match="has no task ArguAnna"):
         Benchmark(benchmark="MTEB(eng, v1)", tasks=["ArguAnna"]).check(Kept(tmp_path, "l2v/x", "f"))
-    with pytest.raises(L2VError, match="benchmark=MTEB: mteb has none"):
-        Benchmark(benchmark="MTEB").check(Kept(tmp_path, "l2v/x", "f"))
+    with pytest.raises(L2VError, match="benchmark=quux: mteb has none"):
+        Benchmark(benchmark="quux").check(Kept(tmp_path, "l2v/x", "f"))
 
 
 def test_without_mteb_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +336,18 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "content", "settings", "message"), WRONG)
 def test_a_wrong_file_is_named_before_a_model_is_loaded(
-    tmp_path: Path, name: str, content: str, settings: dict[str, Any], message: str
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str,
+    settings: dict[str, Any],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(Encoder, "from_pretrained", lambda *given, **settings: pytest.fail("a model was loaded"))
     task = make(StsSet, tmp_path / name, content, **settings)
     with pytest.raises(L2VError, match=message) as error:
-        evaluate(Subject("owner/no-such-model"), {"mine": task}, suite="s", folder=tmp_path / "out", show=False)
+        score(tiny_model, {"mine": task}, tmp_path / "out")
     assert "\n" not in str(error.value)
 
 
@@ -359,24 +367,26 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         ClassificationSet(name="mine", train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))._task()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last_token"])
+@pytest.mark.parametrize(
+    ("pooling", "separator", "instructed"),
+    [("mean", ": ", False), ("weighted_mean", ": ", False), ("last_token", ": ", True), ("mean", ":\n", True)],
+)
 def test_the_sentence_transformers_folder_scores_the_same_in_mteb(
-    tiny_model: Path, tmp_path: Path, quick: dict[str, Any], pooling: str
+    tiny_model: Path, tmp_path: Path, quick: dict[str, Any], pooling: Any, separator: str, instructed: bool
 ) -> None:
-    scores = score_with_pooling(tiny_model, quick, tmp_path, pooling)
+    tasks = quick if instructed else {name: replace(task, instruction=None) for name, task in quick.items()}
     exported = tmp_path / "exported"
-    Encoder.from_pretrained(tiny_model, pooling=pooling).save(exported)
-    model = sentence_transformers.SentenceTransformer(str(exported), device="cpu")
-    prompts = {}
-    for task in quick.values():
+    Encoder.from_pretrained(tiny_model, pooling=pooling, separator=separator).save(exported)
+    ours = score(exported, tasks, tmp_path)
+    model = mteb.models.SentenceTransformerEncoderWrapper(
+        sentence_transformers.SentenceTransformer(str(exported), device="cpu")
+    )
+    model.model_prompts = {}
+    for task in tasks.values():
         name = task._task().metadata.name
-        prompts[f"{name}-query" if isinstance(task, RetrievalSet) else name] = f"{task.instruction}: "
-    wrapped = mteb.models.SentenceTransformerEncoderWrapper(model)
-    wrapped.model_prompts = prompts
-    for name, task in quick.items():
-        result = mteb.evaluate(wrapped, task._task(), cache=None, show_progress_bar=False, co2_tracker=False)
-        assert result.task_results[0].get_score() == pytest.approx(scores[name]["value"], abs=1e-4), name
-
-
-def score_with_pooling(model: Path, tasks: dict[str, Any], folder: Path, pooling: Any) -> dict[str, Any]:
-    return evaluate(Subject(str(model), pooling=pooling), tasks, suite="s", folder=folder, show=False)["scores"]
+        if task.instruction:
+            key = f"{name}-query" if isinstance(task, RetrievalSet) else name
+            model.model_prompts[key] = task.instruction + separator
+    for name, task in tasks.items():
+        result = mteb.evaluate(model, task._task(), cache=None, show_progress_bar=False, co2_tracker=False)
+        assert result.task_results[0].get_score() == pytest.approx(ours[name]["value"], abs=1e-4), name
