@@ -72,7 +72,7 @@ def instruction_of(metadata: TaskMetadata) -> str | None:
     """The paper's instruction for a task, else mteb's own; None where there is neither."""
     if known := paper_instruction(metadata.name):
         return known
-    prompt = metadata.prompt
+    prompt: Any = metadata.prompt
     if isinstance(prompt, dict):
         prompt = prompt.get(PromptType.query.value)
     if prompt is None:

@@ -17,8 +17,8 @@ from l2v import Encoder
 from l2v import config as configs
 from l2v.errors import L2VError
 from l2v.evaluation.instructions import INSTRUCTIONS
-from l2v.evaluation.mteb import (
-    Benchmark,
+from l2v.evaluation.mteb import Benchmark
+from l2v.evaluation.mteb_files import (
     ClassificationSet,
     ClusteringSet,
     LocalSet,
@@ -213,12 +213,12 @@ def test_a_benchmark_runs_from_a_folder_and_is_averaged_by_category(
     names = ["STSBenchmark", "SICK-R", "SciFact"]
     benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=names, folder=str(tmp_path / "mirror"))
     scores = score(tiny_model, {"mteb": benchmark}, tmp_path)
-    assert list(scores) == ["mteb_retrieval", "mteb_sts", "mteb"]
-    assert [entry["label"] for entry in scores.values()] == ["Retrieval", "STS", "Average"]
+    assert list(scores) == ["mteb", "mteb_retrieval", "mteb_sts"]
+    assert [entry["label"] for entry in scores.values()] == ["Average", "Retrieval", "STS"]
     details = scores["mteb"]["details"]
     assert list(details) == names and details["STSBenchmark"] == details["SICK-R"]
     assert scores["mteb"]["value"] == pytest.approx(np.mean(list(details.values())))
-    assert scores["mteb_sts"]["value"] == details["SICK-R"] and scores["mteb_sts"]["metric"] == "2 task(s)"
+    assert scores["mteb_sts"]["value"] == details["SICK-R"] and scores["mteb_sts"]["metric"] == "2 tasks"
     assert {instruction for _, instruction in calls} == {INSTRUCTIONS["SICK-R"], INSTRUCTIONS["SciFact"], None}
     done = len(calls)
     shorter = Benchmark(benchmark="MTEB(eng, v1)", tasks=names[:2], folder=None)  # kept scores need no data
@@ -241,7 +241,7 @@ def test_an_aggregated_task_is_the_mean_of_its_parts(tiny_model: Path, tmp_path:
         cache.save_to_cache(result, model.mteb_model_meta)
         return result
 
-    monkeypatch.setattr("l2v.evaluation.mteb._run", scored)
+    monkeypatch.setattr("l2v.evaluation.mteb.run_task", scored)
     monkeypatch.setattr(Benchmark, "check", lambda self, kept: None)
     scores = score(tiny_model, {"mteb": benchmark}, tmp_path)
     assert scores["mteb"]["details"] == {"CQADupstackRetrieval": pytest.approx(0.055)}
