@@ -327,9 +327,9 @@ class RetrievalSet(LocalSet):
 
         judged: dict[str, dict[str, int]] = {}
         columns = ("query-id", "corpus-id")
-        for query, document, score in _rows(self._find(self.qrels), columns, "score", int, None, self.name):
+        for query, document, score in _rows(self._find(self.qrels), columns, "score", int, None, self.name, 1):
             judged.setdefault(query, {})[document] = score
-        queries = [row for row in _rows(self._find(self.queries), ("_id",), "text", str, None, self.name)
+        queries = [row for row in _rows(self._find(self.queries), ("_id",), "text", str, None, self.name, 1)
                    if any(score > 0 for score in judged.get(row[0], {}).values())]  # fmt: skip
         queries = self._drawn(queries, self.sample_queries, "queries")
         if not queries:
@@ -368,11 +368,12 @@ def _rows(
     kind: Callable[[Any], Any],
     delimiter: str | None,
     name: str,
+    least: int = 2,
 ) -> list[tuple[Any, ...]]:
     """Texts and a value converted by ``kind`` of each row of the files.
 
     Raises:
-        L2VError: a column is missing, or a value is not what it should be.
+        L2VError: a column is missing, a value is not what it should be, or there are fewer than ``least`` rows.
     """
     found: list[tuple[Any, ...]] = []
     for path in paths:
@@ -383,8 +384,8 @@ def _rows(
                 found.append((*row[:-1], kind(row[-1])))
             except (TypeError, ValueError) as error:
                 raise L2VError(f"{where}: {first_line(error)}") from None
-    if len(found) < 2:
-        raise L2VError(f"{name}: {len(found)} row(s) in {', '.join(map(str, paths))}; expected two or more")
+    if len(found) < least:
+        raise L2VError(f"{name}: {len(found)} row(s) in {', '.join(map(str, paths))}; expected at least {least}")
     return found
 
 
