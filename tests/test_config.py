@@ -10,6 +10,7 @@ import pytest
 import yaml
 from launch import ROOT, composed
 from omegaconf import OmegaConf
+from quick_folder import write_quick_folder
 
 from l2v import config as configs
 from l2v.errors import L2VError
@@ -113,8 +114,9 @@ def test_every_stage_of_every_recipe_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", options("evaluation"))
-def test_every_evaluation_suite_is_built(name: str) -> None:
-    suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none"]))["evaluation"]
+def test_every_evaluation_suite_is_built(name: str, tmp_path: Path) -> None:
+    data = [f"evaluation.folder={write_quick_folder(tmp_path)}"] if name == "quick" else []
+    suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none", *data]))["evaluation"]
     for task in configs.build(suite["tasks"], "evaluation.tasks").values():
         assert task.label and task.metric
 
@@ -230,7 +232,7 @@ TYPOS = [
     (["trainr=gpu"], "trainr: no such setting (did you mean trainer"),
     (
         ["data.folder=x"],
-        "data.folder: not a setting of the chosen options; it is one of data=conll2003, data=e5, data=triplets, so choose",
+        "data.folder: not a setting of the chosen options; it is one of data=conll2003, data=e5, data=triplets",
     ),
     (["foo"], "foo: cannot be read; an override is key=value"),
     (["stage.max_steps="], "stage.max_steps"),

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from annotated_types import Ge
 
@@ -37,6 +38,34 @@ class Task(Protocol):
     needs_head: bool
 
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the scores of one encoder are kept one by one."""
+
+    folder: Path
+    encoder: str
+    """owner/name, for the folder of its scores."""
+    fingerprint: str
+    """What pins its vectors."""
+
+
+@runtime_checkable
+class TaskSet(Protocol):
+    """Evaluations that keep each score for itself as soon as it is there, so that a crash loses one of them."""
+
+    label: str
+    metric: str
+    needs_head: bool
+
+    def check(self, kept: Kept) -> None:
+        """Raise an L2VError where something is missing; called before the encoder is loaded."""
+        ...
+
+    def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
+        """Entries of a suite's scores; ``name`` is the key of the first, and begins the others'."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +110,7 @@ class Subject:
 
 
 def evaluate(
-    subject: Subject, tasks: dict[str, Task], *, suite: str, folder: Path, show: bool = True
+    subject: Subject, tasks: dict[str, Task | TaskSet], *, suite: str, folder: Path, show: bool = True
 ) -> dict[str, Any]:
     """Score an encoder on every task and write ``folder/evaluation/<suite>.json``.
 
@@ -92,8 +121,8 @@ def evaluate(
     """
     file = folder / "evaluation" / f"{suite}.json"
     pinned = {name: _pinned(task) for name, task in tasks.items()}
-    text = json.dumps([_VERSION, subject.fingerprint(), pinned], sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    vectors = subject.fingerprint()
+    fingerprint = _hash([_VERSION, vectors, pinned])
     if file.exists() and (known := read_json(file)).get("fingerprint") == fingerprint:
         say(f"{file}: reused, nothing has changed")
         return known
@@ -101,13 +130,21 @@ def evaluate(
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise L2VError(f"output={folder}: cannot be written ({error.strerror})") from None
+    name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
+    kept = Kept(file.parent / "mteb", f"l2v/{name}", _hash([_VERSION, vectors]))
+    for task in tasks.values():
+        if isinstance(task, TaskSet):
+            task.check(kept)
     begin = time.monotonic()
     encoder = Encoder.from_pretrained(
         **asdict(subject),
         with_head=any(task.needs_head for task in tasks.values()),
     )
-    scores = {}
+    scores: dict[str, dict[str, Any]] = {}
     for name, task in tasks.items():
+        if isinstance(task, TaskSet):
+            scores |= task.scores(name, encoder, kept, show=show)
+            continue
         details = task.run(encoder, show=show)
         scores[name] = {
             "label": task.label,
@@ -140,3 +177,8 @@ def _setting(value: Any) -> Any:
     if hasattr(value, "run"):
         return _pinned(value)
     return value.fingerprint() if hasattr(value, "fingerprint") else value
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,247 @@
+"""MTEB with mteb's own task classes and scorers.
+
+Scores are kept in mteb's own format under ``evaluation/mteb``, a file a task, as soon as they are there: an evaluation
+that was stopped goes on with the task it was at. mteb is imported where it is used, so that configs are checked
+without it.
+"""
+
+import importlib.util
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from l2v.encoder import Encoder
+from l2v.errors import L2VError, first_line
+from l2v.evaluation.suite import Kept
+from l2v.progress import say
+
+_CATEGORIES = {
+    "Retrieval": "Retrieval",
+    "Reranking": "Reranking",
+    "Clustering": "Clustering",
+    "PairClassification": "Pair classification",
+    "Classification": "Classification",
+    "STS": "STS",
+    "Summarization": "Summarization",
+}
+"""mteb's types of tasks, in the order of the paper's tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark of mteb: its average over tasks, and the average of each category (scores from 0 to 1).
+
+    Attributes:
+        benchmark: mteb's name of it: ``MTEB(eng, v1)`` are the 56 tasks of the paper.
+        tasks: some of its tasks by name; None: all.
+        instructions: those of the paper, and mteb's own for tasks that the paper has not; False: none.
+        folder: data sets as folders ``<owner>/<name>``, where they are not to come from the hub.
+        batch_size: texts in a batch.
+    """
+
+    benchmark: str
+    tasks: list[str] | None = None
+    instructions: bool = True
+    folder: str | None = None
+    batch_size: Annotated[int, Ge(1)] = 32
+
+    label: ClassVar[str] = "Average"
+    metric: ClassVar[str] = "main score"
+    needs_head: ClassVar[bool] = False
+
+    def check(self, kept: Kept) -> None:
+        """Raise an L2VError where mteb, a task or its data is missing. Loads nothing."""
+        pinned = self._pinned(kept)
+        missing = [t for t in self._leaves() if known_result(t, pinned) is None and not self._has_data(t)]
+        if missing and not _hub_answers():
+            absent = [task for task in missing if not _in_hub_cache(task.metadata.dataset["path"])]
+            if absent:
+                names = ", ".join(f"{task.metadata.name} ({task.metadata.dataset['path']})" for task in absent)
+                place = self.folder or "<folder>"
+                raise L2VError(
+                    f"the hub cannot be reached, and there is no data of {len(absent)} task(s): {names}; put each into "
+                    f"{place}/<owner>/<name>, as `hf download --repo-type dataset <owner>/<name> --local-dir "
+                    f"{place}/<owner>/<name>` does, and set evaluation.folder={place}"
+                )
+
+    def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
+        """The averages, as entries of a suite's scores. The average's details are the scores of the tasks."""
+        from l2v.evaluation.mteb_model import instruction_of
+
+        kept, cache = self._pinned(kept), result_cache(kept)
+        instruction = instruction_of if self.instructions else lambda task: None
+        model = wrapped(encoder, kept, instruction, self.batch_size, show)
+        results = {}
+        for task in self._tasks():
+            parts = []
+            for leaf in _leaves(task):
+                result = known_result(leaf, kept)
+                parts.append(run_task(self._with_data(leaf), model, cache) if result is None else result)
+            result = parts[0]
+            if task.is_aggregate:
+                result = task.combine_task_results(parts)
+                cache.save_to_cache(result, model.mteb_model_meta)
+            results[task.metadata.name] = (task.metadata.type, round(float(result.get_score()), 6))
+        return self._table(name, results)
+
+    def _table(self, name: str, results: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
+        """The average of all tasks, then that of each category, from each task's type and score."""
+        table = {name: _average(self.label, {task: score for task, (_, score) in results.items()})}
+        kinds = [kind for kind in _CATEGORIES if any(kind == found for found, _ in results.values())]
+        kinds += sorted({kind for kind, _ in results.values()} - set(kinds))
+        for kind in kinds:
+            scores = {task: score for task, (found, score) in results.items() if found == kind}
+            table[f"{name}_{kind.lower()}"] = _average(_CATEGORIES.get(kind, kind), scores)
+        return table
+
+    def _tasks(self) -> list[Any]:
+        mteb = mteb_package()
+        try:
+            known = {task.metadata.name: task for task in mteb.get_benchmark(self.benchmark).tasks}
+        except KeyError as error:
+            raise L2VError(f"evaluation: benchmark={self.benchmark}: mteb has none ({first_line(error)})") from None
+        for task in self.tasks or ():
+            if task not in known:
+                raise L2VError(f"evaluation: {self.benchmark} has no task {task}; it has {', '.join(known)}")
+        return [known[task] for task in self.tasks or known]
+
+    def _leaves(self) -> list[Any]:
+        return [leaf for task in self._tasks() for leaf in _leaves(task)]
+
+    def _pinned(self, kept: Kept) -> Kept:
+        """Scores with and without instructions are kept apart."""
+        return kept if self.instructions else Kept(kept.folder, kept.encoder, f"{kept.fingerprint}-plain")
+
+    def _local(self, task: Any) -> Path:
+        return Path(self.folder or "").expanduser() / task.metadata.dataset["path"]
+
+    def _has_data(self, task: Any) -> bool:
+        return self.folder is not None and self._local(task).is_dir()
+
+    def _with_data(self, task: Any) -> Any:
+        """The task with its data's place; a copy, because mteb hands the same one to all."""
+        task = deepcopy(task)
+        if self._has_data(task):
+            dataset = {**task.metadata.dataset, "path": str(self._local(task))}
+            task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+        return task
+
+
+def mteb_package() -> Any:
+    """The package.
+
+    Raises:
+        L2VError: it is not installed.
+    """
+    for package in ("mteb", "sentence_transformers"):  # mteb imports the latter at an evaluation
+        if importlib.util.find_spec(package) is None:
+            raise L2VError(f"evaluation: this suite needs the package {package}; `pip install 'l2v[mteb]'`")
+    import mteb
+
+    logging.getLogger("mteb").setLevel(logging.ERROR)
+    return mteb
+
+
+def _leaves(task: Any) -> list[Any]:
+    """The tasks that an aggregated one (CQADupstack) is made of; else itself."""
+    return list(task.metadata.tasks) if task.is_aggregate else [task]
+
+
+def result_cache(kept: Kept) -> Any:
+    """mteb's cache of results, in ``kept.folder``."""
+    from mteb.cache import ResultCache
+
+    return ResultCache(kept.folder)
+
+
+def known_result(task: Any, kept: Kept) -> Any:
+    """The result that is kept of a task on the same encoder and data; None where there is none."""
+    file = result_cache(kept).get_task_result_path(task.metadata.name, kept.encoder, kept.fingerprint)
+    if not file.exists():
+        return None
+    from mteb.results import TaskResult
+
+    try:
+        result = TaskResult.from_disk(file)
+    except (ValueError, KeyError):  # cut off while it was written
+        return None
+    same = result.dataset_revision == task.metadata.revision
+    return result if same and not result.get_missing_evaluations(task) else None
+
+
+def wrapped(encoder: Encoder, kept: Kept, instruction: Callable[[Any], str | None], batch_size: int, show: bool) -> Any:
+    """The encoder as mteb takes a model; ``instruction`` maps a task's metadata to its instruction."""
+    from l2v.evaluation.mteb_model import MtebEncoder
+
+    return MtebEncoder(
+        encoder,
+        name=kept.encoder,
+        revision=kept.fingerprint,
+        instruction=instruction,
+        batch_size=batch_size,
+        show=show,
+    )
+
+
+def run_task(task: Any, model: Any, cache: Any) -> Any:
+    """A task's result, which is kept; one line is said."""
+    import mteb
+
+    begin = time.monotonic()
+    if not task.data_loaded:
+        try:
+            task.load_data()
+        except Exception as error:  # of datasets, huggingface_hub or mteb, which have many
+            place = task.metadata.dataset["path"]
+            raise L2VError(f"{task.metadata.name}: its data {place} cannot be loaded ({first_line(error)})") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = mteb.evaluate(
+            model,
+            task,
+            cache=cache,
+            overwrite_strategy="always",
+            encode_kwargs={"batch_size": model.batch_size, "show_progress_bar": False},
+            show_progress_bar=False,
+            co2_tracker=False,
+        )
+    result = found.task_results[0]
+    say(f"{task.metadata.name}: {result.get_score():.4f} ({time.monotonic() - begin:.0f} s)")
+    return result
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10, follow_redirects=True).raise_for_status()
+    except Exception:  # offline mode, or of the HTTP library, which huggingface_hub has changed before
+        return False
+    return True
+
+
+def _in_hub_cache(path: str) -> bool:
+    """Whether a data set was downloaded before, by huggingface_hub or by datasets."""
+    import datasets
+    from huggingface_hub import constants
+
+    downloaded = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "snapshots"
+    prepared = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
+    return downloaded.is_dir() or prepared.is_dir()
+
+
+def _average(label: str, scores: dict[str, float]) -> dict[str, Any]:
+    return entry(label, f"{len(scores)} task{'s' * (len(scores) > 1)}", sum(scores.values()) / len(scores), scores)
+
+
+def entry(label: str, metric: str, value: float, details: dict[str, float]) -> dict[str, Any]:
+    """A score as a suite's file has it."""
+    return {"label": label, "metric": metric, "value": value, "higher_is_better": True, "details": details}

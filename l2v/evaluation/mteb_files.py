@@ -1,0 +1,438 @@
+"""Tasks of mteb from a user's files: similarity, pairs, classification, clustering and retrieval."""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from l2v.data.files import RECORD_FILES, check_columns, content, find, records
+from l2v.encoder import Encoder
+from l2v.errors import L2VError, first_line
+from l2v.evaluation.mteb import entry, known_result, mteb_package, result_cache, run_task, wrapped
+from l2v.evaluation.suite import Kept
+
+Column = int | str
+"""Of a file: its name, or its number from 0 in text without a header line."""
+Files = str | list[str]
+"""A path, a glob pattern, or a list of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSet:
+    """What tasks from files share.
+
+    Attributes:
+        name: of the task, in tables and of its file of scores.
+        like: a task of mteb whose settings it has, as STSBenchmark; None: those of mteb's class for such tasks.
+        instruction: put before queries and symmetric texts, without ":" at the end; None: none.
+        sample: how many of the rows to take, drawn once and for all; the name says so. None: all.
+        batch_size: texts in a batch.
+    """
+
+    name: str
+    like: str | None = None
+    instruction: str | None = None
+    sample: Annotated[int, Ge(2)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 32
+
+    metric: ClassVar[str] = ""
+    needs_head: ClassVar[bool] = False
+    sampled: ClassVar[str] = "rows"
+    kind: ClassVar[str] = ""
+    main_score: ClassVar[str] = ""
+    base: ClassVar[str] = ""
+    """mteb's class."""
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise L2VError(f"evaluation: name={self.name!r}: expected a name without /, it becomes a file's")
+        self._paths()
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.sample:,} {self.sampled})" if self.sample else self.name
+
+    def check(self, kept: Kept) -> None:
+        """Raise an L2VError where mteb is missing or a file cannot be read."""
+        self._task()
+
+    def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
+        """The task's score, as an entry of a suite's scores."""
+        task = self._task()
+        result = known_result(task, kept)
+        if result is None:
+            model = wrapped(encoder, kept, lambda _: self.instruction, self.batch_size, show)
+            result = run_task(task, model, result_cache(kept))
+        details = {key: value for key, value in result.scores["test"][0].items() if isinstance(value, int | float)}
+        return {name: entry(self.label, self.metric, round(float(result.get_score()), 6), details)}
+
+    def fingerprint(self) -> str:
+        """What pins the data: the files' content."""
+        return content(self._paths())
+
+    def _paths(self) -> list[Path]:
+        raise NotImplementedError
+
+    def _dataset(self) -> Any:
+        """The data as mteb's class wants it."""
+        raise NotImplementedError
+
+    @property
+    def _task_name(self) -> str:
+        return f"{self.name}.{self.sample}" if self.sample else self.name
+
+    def _task(self) -> Any:
+        """mteb's task with the data in it."""
+        mteb = mteb_package()
+        import mteb.abstasks as classes
+        from mteb.abstasks import task_metadata
+
+        settings = {key: value for key, value in asdict(self).items() if key != "batch_size"}
+        pinned = hashlib.sha256(json.dumps([settings, self.fingerprint()], default=str).encode()).hexdigest()[:16]
+        own: dict[str, Any] = {
+            "name": self._task_name,
+            "dataset": {"path": "local", "revision": pinned},
+            "description": f"{self.name}, from files",
+            "superseded_by": None,
+        }
+        base = getattr(classes, self.base)
+        task: Any
+        if self.like is None:
+            fields: dict[str, Any] = {
+                "type": self.kind,
+                "category": "t2t",
+                "eval_splits": ["test"],
+                "eval_langs": ["eng-Latn"],
+                "main_score": self.main_score,
+            }
+            task = type("LocalTask", (base,), {"metadata": task_metadata.TaskMetadata(**own, **fields)})()
+        else:
+            try:
+                task = deepcopy(mteb.get_task(self.like))
+            except KeyError:
+                task = None
+            if not isinstance(task, base):
+                raise L2VError(f"{self.name}: like={self.like}: mteb has no {self.kind} task of that name")
+            task.metadata = task.metadata.model_copy(update=own)
+        if self.base == "AbsTaskClustering":
+            task.max_fraction_of_documents_to_embed = None  # `sample` chooses them
+        task.dataset = self._dataset()
+        task.data_loaded = True
+        return task
+
+    def _find(self, files: Files) -> list[Path]:
+        try:
+            return find(files, self.name, (*RECORD_FILES, ".txt"))
+        except L2VError as error:
+            raise L2VError(f"{error}; to do without the task: '~evaluation.tasks.<its key>'") from None
+
+    def _drawn(self, rows: list[Any], sample: int | None, key: str = "") -> list[Any]:
+        """``sample`` of the rows, in their order."""
+        if sample is None or sample >= len(rows):
+            return rows
+        drawn = random.Random(f"{self.name}{key}").sample(range(len(rows)), sample)
+        return [rows[number] for number in sorted(drawn)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsSet(LocalSet):
+    """Sentence pairs with human scores: Spearman correlation of the cosine.
+
+    Attributes:
+        files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``.
+        first: column of the first sentence.
+        second: of the second.
+        score: of the human score.
+        delimiter: between the columns of unquoted text.
+    """
+
+    files: Files
+    first: Column = "sentence1"
+    second: Column = "sentence2"
+    score: Column = "score"
+    delimiter: str | None = None
+
+    metric: ClassVar[str] = "Spearman"
+    sampled: ClassVar[str] = "pairs"
+    kind: ClassVar[str] = "STS"
+    main_score: ClassVar[str] = "cosine_spearman"
+    base: ClassVar[str] = "AbsTaskSTS"
+
+    def _paths(self) -> list[Path]:
+        return self._find(self.files)
+
+    def _dataset(self) -> Any:
+        rows = _rows(self._paths(), (self.first, self.second), self.score, float, self.delimiter, self.name)
+        return _splits(test=_columns(self._drawn(rows, self.sample), "sentence1", "sentence2", "score"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet(LocalSet):
+    """Text pairs that belong together (1) or not (0): average precision of the cosine.
+
+    Attributes:
+        files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``.
+        first: column of the first text.
+        second: of the second.
+        label_column: of the label, 0 or 1.
+        delimiter: between the columns of unquoted text.
+    """
+
+    files: Files
+    first: Column = "sentence1"
+    second: Column = "sentence2"
+    label_column: Column = "label"
+    delimiter: str | None = None
+
+    metric: ClassVar[str] = "average precision"
+    sampled: ClassVar[str] = "pairs"
+    kind: ClassVar[str] = "PairClassification"
+    main_score: ClassVar[str] = "cosine_ap"
+    base: ClassVar[str] = "AbsTaskPairClassification"
+
+    def _paths(self) -> list[Path]:
+        return self._find(self.files)
+
+    def _dataset(self) -> Any:
+        rows = _rows(self._paths(), (self.first, self.second), self.label_column, _binary, self.delimiter, self.name)
+        return _splits(test=_columns(self._drawn(rows, self.sample), "sentence1", "sentence2", "labels"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSet(LocalSet):
+    """Labelled texts: accuracy of a logistic regression on the vectors of a few texts a label, ten times over.
+
+    ``sample`` draws that many rows of the training and of the test files each.
+
+    Attributes:
+        train: files, as of :class:`StsSet`.
+        test: files.
+        text: column of the text.
+        label_column: of the label.
+        delimiter: between the columns of unquoted text.
+    """
+
+    train: Files
+    test: Files
+    text: Column = "text"
+    label_column: Column = "label"
+    delimiter: str | None = None
+
+    metric: ClassVar[str] = "accuracy"
+    kind: ClassVar[str] = "Classification"
+    main_score: ClassVar[str] = "accuracy"
+    base: ClassVar[str] = "AbsTaskClassification"
+
+    def _paths(self) -> list[Path]:
+        return [*self._find(self.train), *self._find(self.test)]
+
+    def _dataset(self) -> Any:
+        parts = {}
+        for part, files in (("train", self.train), ("test", self.test)):
+            rows = _rows(self._find(files), (self.text,), self.label_column, str, self.delimiter, self.name)
+            parts[part] = self._drawn(rows, self.sample, part)
+        labels = {label: number for number, label in enumerate(dict.fromkeys(row[-1] for row in parts["train"]))}
+        if unknown := [label for _, label in parts["test"] if label not in labels]:
+            if self.sample is None:
+                raise L2VError(f"{self.name}: the label {unknown[0]!r} of the test files is not in the training files")
+            labels |= {label: len(labels) + number for number, label in enumerate(dict.fromkeys(unknown))}
+        numbered = {part: [(text, labels[label]) for text, label in rows] for part, rows in parts.items()}
+        return _splits(**{part: _columns(rows, "text", "label") for part, rows in numbered.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringSet(LocalSet):
+    """Labelled texts: V-measure of k-means on their vectors, over ten draws.
+
+    Attributes:
+        files: as of :class:`StsSet`; with ``labels``, text files with a text a line.
+        text: column of the text.
+        label_column: of the label.
+        labels: text files with a label a line, beside ``files``.
+        delimiter: between the columns of unquoted text.
+    """
+
+    files: Files
+    text: Column = "text"
+    label_column: Column = "label"
+    labels: Files | None = None
+    delimiter: str | None = None
+
+    metric: ClassVar[str] = "V-measure"
+    sampled: ClassVar[str] = "texts"
+    kind: ClassVar[str] = "Clustering"
+    main_score: ClassVar[str] = "v_measure"
+    base: ClassVar[str] = "AbsTaskClustering"
+
+    def _paths(self) -> list[Path]:
+        return [*self._find(self.files), *(self._find(self.labels) if self.labels else [])]
+
+    def _dataset(self) -> Any:
+        if self.labels:
+            texts, labels = (_lines(self._find(files)) for files in (self.files, self.labels))
+            if len(texts) != len(labels):
+                raise L2VError(f"{self.name}: {len(texts)} texts, but {len(labels)} labels in {self.labels}")
+            rows = list(zip(texts, labels, strict=True))
+        else:
+            rows = _rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)
+        return _splits(test=_columns(self._drawn(rows, self.sample), "sentences", "labels"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSet(LocalSet):
+    """Queries, documents and judgements in the files of BEIR: nDCG@10.
+
+    ``sample`` draws that many documents; those that are judged for one of the queries always belong to them.
+
+    Attributes:
+        corpus: .jsonl with ``_id``, ``text`` and perhaps ``title``.
+        queries: .jsonl with ``_id`` and ``text``.
+        qrels: .tsv with ``query-id``, ``corpus-id`` and ``score``.
+        sample_queries: how many of the queries that have a judgement to take; None: all.
+    """
+
+    corpus: Files
+    queries: Files
+    qrels: Files
+    sample_queries: Annotated[int, Ge(1)] | None = None
+
+    metric: ClassVar[str] = "nDCG@10"
+    sampled: ClassVar[str] = "documents"
+    kind: ClassVar[str] = "Retrieval"
+    main_score: ClassVar[str] = "ndcg_at_10"
+    base: ClassVar[str] = "AbsTaskRetrieval"
+
+    @property
+    def label(self) -> str:
+        drawn = [(self.sample, "documents"), (self.sample_queries, "queries")]
+        told = ", ".join(f"{number:,} {what}" for number, what in drawn if number)
+        return f"{self.name} ({told})" if told else self.name
+
+    @property
+    def _task_name(self) -> str:
+        return super()._task_name + (f".{self.sample_queries}q" if self.sample_queries else "")
+
+    def _paths(self) -> list[Path]:
+        return [path for files in (self.corpus, self.queries, self.qrels) for path in self._find(files)]
+
+    def _dataset(self) -> Any:
+        from datasets import Dataset
+
+        judged: dict[str, dict[str, int]] = {}
+        columns = ("query-id", "corpus-id")
+        for query, document, score in _rows(self._find(self.qrels), columns, "score", int, None, self.name, 1):
+            judged.setdefault(query, {})[document] = score
+        queries = [row for row in _rows(self._find(self.queries), ("_id",), "text", str, None, self.name, 1)
+                   if any(score > 0 for score in judged.get(row[0], {}).values())]  # fmt: skip
+        queries = self._drawn(queries, self.sample_queries, "queries")
+        if not queries:
+            raise L2VError(f"{self.name}: no query of {self.queries} has a relevant document in {self.qrels}")
+        judged = {query: judged[query] for query, _ in queries}
+        needed = {document for documents in judged.values() for document in documents}
+        documents = list(_documents(self._find(self.corpus), self.name))
+        if lost := needed - {document["id"] for document in documents}:
+            raise L2VError(f"{self.name}: {self.qrels} judges the document {min(lost)}, which {self.corpus} has not")
+        if self.sample is not None:
+            others = [document for document in documents if document["id"] not in needed]
+            kept = {document["id"] for document in self._drawn(others, max(self.sample - len(needed), 0))} | needed
+            documents = [document for document in documents if document["id"] in kept]
+        split = {
+            "corpus": Dataset.from_list(documents),
+            "queries": Dataset.from_list([{"id": key, "text": text} for key, text in queries]),
+            "relevant_docs": judged,
+            "top_ranked": None,
+        }
+        return {"default": {"test": split}}
+
+
+def _documents(paths: list[Path], name: str) -> Iterable[dict[str, str]]:
+    for path in paths:
+        for where, values, problem in records(path, ("_id", "text"), name):
+            if problem or not isinstance(values, dict):
+                raise L2VError(f"{where}: {problem or 'expected an object'}")
+            check_columns(values, ("_id", "text"), where, f"{name}: corpus")
+            yield {"id": str(values["_id"]), "title": values.get("title") or "", "text": values["text"]}
+
+
+def _rows(
+    paths: list[Path],
+    texts: Sequence[Column],
+    last: Column,
+    kind: Callable[[Any], Any],
+    delimiter: str | None,
+    name: str,
+    least: int = 2,
+) -> list[tuple[Any, ...]]:
+    """Texts and a value converted by ``kind`` of each row of the files.
+
+    Raises:
+        L2VError: a column is missing, a value is not what it should be, or there are fewer than ``least`` rows.
+    """
+    found: list[tuple[Any, ...]] = []
+    for path in paths:
+        for where, row in _raw(path, [*texts, last], delimiter, name):
+            try:
+                if odd := [value for value in row[:-1] if not isinstance(value, str)]:
+                    raise ValueError(f"expected text, found {type(odd[0]).__name__}")
+                found.append((*row[:-1], kind(row[-1])))
+            except (TypeError, ValueError) as error:
+                raise L2VError(f"{where}: {first_line(error)}") from None
+    if len(found) < least:
+        raise L2VError(f"{name}: {len(found)} row(s) in {', '.join(map(str, paths))}; expected at least {least}")
+    return found
+
+
+def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) -> Iterable[tuple[str, list[Any]]]:
+    """Where a row stands, and its values of the columns."""
+    if delimiter is None:
+        if path.suffix == ".txt" or not all(isinstance(column, str) for column in columns):
+            raise L2VError(f"{name}: {path}: text with columns by number, or .txt, needs a delimiter, as '\\t'")
+        names = [str(column) for column in columns]
+        for where, values, problem in records(path, names, name):
+            if problem or not isinstance(values, dict):
+                raise L2VError(f"{where}: {problem or 'expected an object'}")
+            check_columns(values, names, where, f"the settings of {name}")
+            yield where, [values[column] for column in names]
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        numbers = [column for column in columns if isinstance(column, int)]
+        if len(numbers) < len(columns):
+            header = next(lines, [])
+            named = [str(column) for column in columns]
+            check_columns(header, named, str(path), f"the settings of {name}")
+            numbers = [header.index(column) for column in named]
+        for row in lines:
+            if row and max(numbers) >= len(row):
+                raise L2VError(f"{path}:{lines.line_num}: {len(row)} columns; expected one with number {max(numbers)}")
+            if row:
+                yield f"{path}:{lines.line_num}", [row[number] for number in numbers]
+
+
+def _lines(paths: list[Path]) -> list[str]:
+    return [line.strip() for path in paths for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def _binary(value: Any) -> int:
+    if str(value) not in ("0", "1", "True", "False"):
+        raise ValueError(f"expected a label of 0 or 1, found {value!r}")
+    return int(str(value) in ("1", "True"))
+
+
+def _columns(rows: list[tuple[Any, ...]], *names: str) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_dict({name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)})
+
+
+def _splits(**parts: Any) -> Any:
+    from datasets import DatasetDict
+
+    return DatasetDict(parts)

@@ -1,0 +1,392 @@
+"""mteb's own tasks and scorers around an encoder: benchmarks, tasks from files, scores that outlive a crash."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from launch import composed, script
+from quick_folder import TOPICS, texts, write_quick_folder
+from scipy.stats import spearmanr
+from tiny import SENTENCES
+
+from l2v import Encoder
+from l2v import config as configs
+from l2v.errors import L2VError
+from l2v.evaluation.instructions import INSTRUCTIONS
+from l2v.evaluation.mteb import Benchmark
+from l2v.evaluation.mteb_files import (
+    ClassificationSet,
+    ClusteringSet,
+    LocalSet,
+    PairSet,
+    RetrievalSet,
+    StsSet,
+)
+from l2v.evaluation.suite import Kept, Subject, evaluate
+
+mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'l2v[mteb]'")
+sentence_transformers = pytest.importorskip("sentence_transformers", reason="mteb evaluates nothing without it")
+
+Calls = list[tuple[list[str], str | None]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What was encoded: texts and their instruction."""
+    seen: Calls = []
+    original = Encoder.encode
+
+    def encode(self: Encoder, texts: Any, *, instruction: str | None = None, **settings: Any) -> Any:
+        seen.append((list(texts), instruction))
+        return original(self, texts, instruction=instruction, **settings)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    return seen
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """The tasks of evaluation=quick on a few rows."""
+    folder = write_quick_folder(tmp_path / "data")
+    suite = configs.plain(composed("evaluate", ["evaluation=quick", "encoder=none", f"evaluation.folder={folder}"]))
+    yield configs.build(suite["evaluation"]["tasks"], "evaluation.tasks")
+
+
+def write_pairs(file: Path, sign: int = 1) -> StsSet:
+    pairs = [(a, b) for a in SENTENCES for b in SENTENCES if a < b]
+    rows = [{"sentence1": a, "sentence2": b, "score": sign * n} for n, (a, b) in enumerate(pairs)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return StsSet(name=file.stem, files=str(file))
+
+
+def score(model: Path, tasks: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return evaluate(Subject(str(model)), tasks, suite="s", folder=folder, show=False)["scores"]
+
+
+def test_the_suites_are_the_papers_and_todays(tmp_path: Path) -> None:
+    sizes = {}
+    for name in ("mteb", "mteb_subset15", "mteb_v2"):
+        suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none"]))["evaluation"]
+        tasks = configs.build(suite["tasks"], "evaluation.tasks")[name]._tasks()
+        sizes[name] = len(tasks)
+        if name == "mteb":
+            kinds = [task.metadata.type for task in tasks]
+    assert sizes == {"mteb": 56, "mteb_subset15": 15, "mteb_v2": 41}
+    # the columns of the paper's Table 1
+    assert [kinds.count(k) for k in ("Retrieval", "Reranking", "Clustering", "PairClassification")] == [15, 4, 11, 3]
+    assert [kinds.count(k) for k in ("Classification", "STS", "Summarization")] == [12, 10, 1]
+
+
+def test_every_task_of_the_paper_has_its_instruction() -> None:
+    from l2v.evaluation.mteb_model import instruction_of
+
+    leaves = Benchmark(benchmark="MTEB(eng, v1)")._leaves()
+    assert {task.metadata.name for task in leaves} == set(INSTRUCTIONS)
+    assert not [text for text in INSTRUCTIONS.values() if text[-1] in ".: "]
+    for task in leaves:  # where mteb has an instruction, it is the same
+        prompt = task.metadata.prompt
+        own = prompt["query"] if isinstance(prompt, dict) else prompt
+        assert own is None or own.rstrip(".") == instruction_of(task.metadata), task.metadata.name
+    newer = {
+        task.metadata.name: instruction_of(task.metadata) for task in Benchmark(benchmark="MTEB(eng, v2)")._leaves()
+    }
+    assert newer["ClimateFEVERHardNegatives"] == INSTRUCTIONS["ClimateFEVER"]
+    assert newer["Touche2020Retrieval.v3"] == INSTRUCTIONS["Touche2020"]
+    assert newer["STS22.v2"] == "Retrieve semantically similar text"
+    assert all(newer.values())
+
+
+def test_quick_runs_from_files_and_writes_scores_as_mteb_does(
+    tiny_model: Path, tmp_path: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_quick_folder(tmp_path / "data"), tmp_path / "out"
+    overrides = ["evaluation=quick", f"encoder={tiny_model}", f"evaluation.folder={data}", f"output={out}"]
+    script("evaluate").main(composed("evaluate", overrides))
+    scores = json.loads((out / "evaluation" / "quick.json").read_text())["scores"]
+    assert [entry["label"] for entry in scores.values()] == [
+        "STSBenchmark",
+        "SICK-R (1,000 pairs)",
+        "SciFact (500 documents)",
+        "Banking77Classification (1,500 rows)",
+        "StackOverflowTitles (1,000 texts)",
+    ]
+    assert all(-1 <= entry["value"] <= 1 for entry in scores.values())
+    kept = sorted((out / "evaluation" / "mteb" / "results").rglob("S*.json"))
+    names = ["SICK-R.1000", "STSBenchmark", "SciFact.500", "StackOverflowTitles.1000"]
+    assert [file.stem for file in kept] == names
+    for file, name in zip(kept, names, strict=True):
+        result = mteb.results.TaskResult.from_disk(file)
+        assert result.task_name == name and len(result.scores["test"]) == 1
+    asked = {instruction for _, instruction in calls}
+    known = ("STSBenchmark", "SciFact", "Banking77Classification")
+    assert {INSTRUCTIONS[name] for name in known} | {None} < asked
+    documents = [texts for texts, instruction in calls if instruction is None]
+    assert len(documents) == 1 and documents[0][0].startswith("cats the cat sat")  # title and text, no instruction
+    assert "SciFact" in capsys.readouterr().out  # the table
+
+
+def test_scores_are_those_of_the_vectors(tiny_model: Path, tmp_path: Path) -> None:
+    task = write_pairs(tmp_path / "pairs.jsonl")
+    value = score(tiny_model, {"pairs": task}, tmp_path)["pairs"]["value"]
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    encoder = Encoder.from_pretrained(tiny_model)
+    a, b = (encoder.encode([row[f"sentence{n}"] for row in rows], normalize=True) for n in (1, 2))
+    expected = spearmanr((a * b).sum(axis=1), [row["score"] for row in rows]).statistic
+    assert value == pytest.approx(expected, abs=1e-5) and abs(value) > 0.01
+
+
+def test_an_instruction_changes_a_score(tiny_model: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    tasks = {
+        str(instruction): StsSet(name="pairs", files=str(tmp_path / "pairs.jsonl"), instruction=instruction)
+        for instruction in (None, "Find the sentence that means the same")
+    }
+    plain, asked = score(tiny_model, tasks, tmp_path).values()
+    assert plain["value"] != asked["value"]
+
+
+def test_after_a_crash_only_what_is_missing_is_computed(
+    tiny_model: Path, tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {name: write_pairs(tmp_path / f"{name}.jsonl", sign) for name, sign in (("first", 1), ("second", -1))}
+    recording = Encoder.encode
+
+    def crash_at_third(self: Encoder, *given: Any, **settings: Any) -> Any:
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return recording(self, *given, **settings)
+
+    monkeypatch.setattr(Encoder, "encode", crash_at_third)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score(tiny_model, tasks, tmp_path)
+    monkeypatch.setattr(Encoder, "encode", recording)
+    assert len(calls) == 2 and not (tmp_path / "evaluation" / "s.json").exists()
+    scores = score(tiny_model, tasks, tmp_path)
+    assert len(calls) == 4 and scores["first"]["value"] == pytest.approx(-scores["second"]["value"])
+    score(tiny_model, {**tasks, "third": write_pairs(tmp_path / "third.jsonl")}, tmp_path)
+    assert len(calls) == 6
+
+
+def test_other_data_weights_or_a_broken_file_are_evaluated_again(
+    tiny_model: Path, tmp_path: Path, calls: Calls
+) -> None:
+    first = score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl")}, tmp_path)
+    other = score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, tmp_path)
+    assert len(calls) == 4 and other["pairs"]["value"] == pytest.approx(-first["pairs"]["value"])
+    (tmp_path / "evaluation" / "s.json").unlink()
+    [kept] = (tmp_path / "evaluation" / "mteb").rglob("pairs.json")
+    kept.write_text(kept.read_text()[:50])
+    assert score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, tmp_path) == other
+    assert len(calls) == 6
+    subject = Subject(str(tiny_model), "causal")
+    evaluate(subject, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, suite="s", folder=tmp_path, show=False)
+    assert len(calls) == 8
+
+
+def write_mirror(folder: Path) -> None:
+    """STSBenchmark, SICK-R and SciFact as their repositories on the hub, with a few rows each."""
+    for name in ("stsbenchmark-sts", "sickr-sts"):
+        (folder / "mteb" / name).mkdir(parents=True)
+        write_pairs(folder / "mteb" / name / "test.jsonl")
+    scifact = folder / "mteb" / "scifact"
+    (scifact / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{n}", "title": "", "text": text} for n, (text, _) in enumerate(texts(4))]
+    queries = [{"_id": f"q{n}", "text": begin} for n, begin in enumerate(TOPICS.values())]
+    qrels = [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in range(3)]
+    for name, rows in (("corpus", documents), ("queries", queries), ("qrels/test", qrels)):
+        (scifact / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = (("default", "test", "qrels/test"), ("corpus", "corpus", "corpus"), ("queries", "queries", "queries"))
+    lines = ["---", "configs:"]
+    for config, split, file in parts:
+        lines += [f"- config_name: {config}", "  data_files:", f"  - split: {split}", f"    path: {file}.jsonl"]
+    (scifact / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def test_a_benchmark_runs_from_a_folder_and_is_averaged_by_category(
+    tiny_model: Path, tmp_path: Path, calls: Calls
+) -> None:
+    write_mirror(tmp_path / "mirror")
+    names = ["STSBenchmark", "SICK-R", "SciFact"]
+    benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=names, folder=str(tmp_path / "mirror"))
+    scores = score(tiny_model, {"mteb": benchmark}, tmp_path)
+    assert list(scores) == ["mteb", "mteb_retrieval", "mteb_sts"]
+    assert [entry["label"] for entry in scores.values()] == ["Average", "Retrieval", "STS"]
+    details = scores["mteb"]["details"]
+    assert list(details) == names and details["STSBenchmark"] == details["SICK-R"]
+    assert scores["mteb"]["value"] == pytest.approx(np.mean(list(details.values())))
+    assert scores["mteb_sts"]["value"] == details["SICK-R"] and scores["mteb_sts"]["metric"] == "2 tasks"
+    assert {instruction for _, instruction in calls} == {INSTRUCTIONS["SICK-R"], INSTRUCTIONS["SciFact"], None}
+    done = len(calls)
+    shorter = Benchmark(benchmark="MTEB(eng, v1)", tasks=names[:2], folder=None)  # kept scores need no data
+    assert score(tiny_model, {"mteb": shorter}, tmp_path)["mteb"]["value"] == details["SICK-R"]
+    assert len(calls) == done
+    plain = Benchmark(benchmark="MTEB(eng, v1)", tasks=names, folder=str(tmp_path / "mirror"), instructions=False)
+    assert score(tiny_model, {"mteb": plain}, tmp_path)["mteb"]["details"] != details
+    assert {instruction for _, instruction in calls[done:]} == {None}
+
+
+def test_an_aggregated_task_is_the_mean_of_its_parts(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=["CQADupstackRetrieval"])
+    parts = [task.metadata.name for task in benchmark._leaves()]
+    assert len(parts) == 12
+
+    def scored(task: Any, model: Any, cache: Any) -> Any:
+        value = parts.index(task.metadata.name) / 100
+        scores = {"test": {"default": {"main_score": value, "ndcg_at_10": value}}}
+        result = mteb.results.TaskResult.from_task_results(task, scores, evaluation_time=1)
+        cache.save_to_cache(result, model.mteb_model_meta)
+        return result
+
+    monkeypatch.setattr("l2v.evaluation.mteb.run_task", scored)
+    monkeypatch.setattr(Benchmark, "check", lambda self, kept: None)
+    scores = score(tiny_model, {"mteb": benchmark}, tmp_path)
+    assert scores["mteb"]["details"] == {"CQADupstackRetrieval": pytest.approx(0.055)}
+    assert len(list((tmp_path / "evaluation" / "mteb").rglob("CQADupstack*.json"))) == 13
+
+
+def test_without_a_hub_one_line_names_the_tasks_and_the_place_for_their_data(tiny_model: Path, tmp_path: Path) -> None:
+    write_mirror(tmp_path / "mirror")
+    names = ["STSBenchmark", "ArguAna", "NFCorpus"]
+    benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=names, folder=str(tmp_path / "mirror"))
+    with pytest.raises(L2VError, match=r"no data of 2 task\(s\): ArguAna \(mteb/arguana\), NFCorpus") as error:
+        score(tiny_model, {"mteb": benchmark}, tmp_path)
+    assert "\n" not in str(error.value) and f"evaluation.folder={tmp_path / 'mirror'}" in str(error.value)
+    with pytest.raises(L2VError, match="has no task ArguAnna"):
+        Benchmark(benchmark="MTEB(eng, v1)", tasks=["ArguAnna"]).check(Kept(tmp_path, "l2v/x", "f"))
+    with pytest.raises(L2VError, match="benchmark=quux: mteb has none"):
+        Benchmark(benchmark="quux").check(Kept(tmp_path, "l2v/x", "f"))
+
+
+def test_without_mteb_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(L2VError, match=r"needs the package mteb; `pip install 'l2v\[mteb\]'`"):
+        Benchmark(benchmark="MTEB(eng, v1)").check(Kept(tmp_path, "l2v/x", "f"))
+
+
+def test_ones_own_sets(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_quick_folder(tmp_path / "data")
+    (tmp_path / "same.tsv").write_text(
+        "a\tb\tsame\n" + "".join(f"{x}\t{y}\t{int(p == q)}\n" for x, p in texts(2) for y, q in texts(2))
+    )
+    tasks = {
+        "pairs": PairSet(name="same", files=str(tmp_path / "same.tsv"), first="a", second="b", label_column="same"),
+        "topics": ClusteringSet(name="topics", files=str(data / "banking77/*.csv"), label_column="category"),
+        "intents": ClassificationSet(
+            name="intents",
+            train=str(data / "banking77/train.csv"),
+            test=str(data / "banking77/test.csv"),
+            label_column="category",
+        ),
+        "search": RetrievalSet(
+            name="search",
+            corpus=str(data / "scifact/corpus.jsonl"),
+            queries=str(data / "scifact/queries.test.jsonl"),
+            qrels=str(data / "scifact/qrels.test.tsv"),
+        ),
+    }
+    scores = score(tiny_model, tasks, tmp_path)
+    metrics = ["average precision", "V-measure", "accuracy", "nDCG@10"]
+    assert [entry["metric"] for entry in scores.values()] == metrics
+    assert all(0.4 < entry["value"] <= 1 for entry in scores.values()), scores  # texts of a topic begin alike
+
+
+def test_a_sample_is_the_same_each_time_and_keeps_the_judged_documents(tmp_path: Path) -> None:
+    data = write_quick_folder(tmp_path)
+    files = {
+        "corpus": str(data / "scifact/corpus.jsonl"),
+        "queries": str(data / "scifact/queries.test.jsonl"),
+        "qrels": str(data / "scifact/qrels.test.tsv"),
+    }
+    task = RetrievalSet(name="search", sample=8, sample_queries=2, **files)
+    assert task.label == "search (8 documents, 2 queries)"
+    split = task._dataset()["default"]["test"]
+    judged = {document for documents in split["relevant_docs"].values() for document in documents}
+    assert len(split["corpus"]) == 8 and len(split["queries"]) == 2 and judged <= set(split["corpus"]["id"])
+    assert task._dataset()["default"]["test"]["corpus"]["id"] == split["corpus"]["id"]
+    everything = RetrievalSet(name="search", **files)._dataset()["default"]["test"]
+    assert len(everything["corpus"]) == 12 and list(everything["queries"]["id"]) == ["q0", "q1", "q2"]
+    pairs = StsSet(name="p", sample=4, files=str(data / "stsbenchmark/sts-test.csv"), first=5, second=6, score=4,
+                   delimiter="\t")  # fmt: skip
+    rows = pairs._dataset()["test"]
+    assert len(rows) == 4 and pairs._dataset()["test"][:] == rows[:]
+    assert rows["sentence2"][0].startswith('some "quoted" ')
+
+
+def make(kind: type[LocalSet], file: Path, content: str, **settings: Any) -> Any:
+    file.write_text(content)
+    return kind(name="mine", files=str(file), **settings)
+
+
+WRONG = [
+    ("a.csv", "sentence1,sentence2,score\na,b,high\nc,d,1\n", {}, r"a.csv:2: could not convert string to float"),
+    ("a.csv", "sentence1,sentence2\na,b\n", {}, r"a.csv: no column 'score'"),
+    ("a.csv", "sentence1,sentence2,score\na,b,1\n", {}, r"mine: 1 row\(s\) in .*a.csv; expected at least 2"),
+    ("a.jsonl", '{"sentence1": 3, "sentence2": "b", "score": 1}\n', {}, r"a.jsonl:1: expected text, found int"),
+    ("a.jsonl", "{\n", {}, r"a.jsonl:1: not JSON"),
+    ("a.txt", "a\tb\t1\n", {}, r"needs a delimiter"),
+    ("a.txt", "a\tb\n", {"first": 0, "second": 1, "score": 2, "delimiter": "\t"}, r"a.txt:1: 2 columns"),
+    ("a.txt", "x\ty\n", {"delimiter": "\t"}, r"a.txt: no column 'sentence1'"),
+    ("a.csv", "sentence1,sentence2,score\na,b,1\nc,d,2\n", {"like": "SciFact"}, r"like=SciFact: mteb has no STS task"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "settings", "message"), WRONG)
+def test_a_wrong_file_is_named_before_a_model_is_loaded(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str,
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(Encoder, "from_pretrained", lambda *given, **settings: pytest.fail("a model was loaded"))
+    task = make(StsSet, tmp_path / name, content, **settings)
+    with pytest.raises(L2VError, match=message) as error:
+        score(tiny_model, {"mine": task}, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_other_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(L2VError, match=r"mine=no.csv: no such file; to do without the task: '~evaluation.tasks"):
+        StsSet(name="mine", files="no.csv")
+    with pytest.raises(L2VError, match="expected a name without /"):
+        StsSet(name="my/set", files="no.csv")
+    with pytest.raises(L2VError, match=r":2: expected a label of 0 or 1, found '2'"):
+        make(PairSet, tmp_path / "a.csv", "sentence1,sentence2,label\na,b,2\nc,d,1\n")._task()
+    (tmp_path / "labels.txt").write_text("x\ny\nz\n")
+    with pytest.raises(L2VError, match="mine: 2 texts, but 3 labels"):
+        make(ClusteringSet, tmp_path / "a.txt", "a\nb\n", labels=str(tmp_path / "labels.txt"))._task()
+    (tmp_path / "test.csv").write_text("text,label\na,new\nb,x\n")
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(L2VError, match="the label 'new' of the test files"):
+        ClassificationSet(name="mine", train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))._task()
+
+
+@pytest.mark.parametrize(
+    ("pooling", "separator", "instructed"),
+    [("mean", ": ", False), ("weighted_mean", ": ", False), ("last_token", ": ", True), ("mean", ":\n", True)],
+)
+def test_the_sentence_transformers_folder_scores_the_same_in_mteb(
+    tiny_model: Path, tmp_path: Path, quick: dict[str, Any], pooling: Any, separator: str, instructed: bool
+) -> None:
+    tasks = quick if instructed else {name: replace(task, instruction=None) for name, task in quick.items()}
+    exported = tmp_path / "exported"
+    Encoder.from_pretrained(tiny_model, pooling=pooling, separator=separator).save(exported)
+    ours = score(exported, tasks, tmp_path)
+    model = mteb.models.SentenceTransformerEncoderWrapper(
+        sentence_transformers.SentenceTransformer(str(exported), device="cpu")
+    )
+    model.model_prompts = {}
+    for task in tasks.values():
+        name = task._task().metadata.name
+        if task.instruction:
+            key = f"{name}-query" if isinstance(task, RetrievalSet) else name
+            model.model_prompts[key] = task.instruction + separator
+    for name, task in tasks.items():
+        result = mteb.evaluate(model, task._task(), cache=None, show_progress_bar=False, co2_tracker=False)
+        assert result.task_results[0].get_score() == pytest.approx(ours[name]["value"], abs=1e-4), name
