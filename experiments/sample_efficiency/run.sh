@@ -15,3 +15,4 @@ supervised() {
 supervised name=sample-efficiency/uni model.attention=causal model.pooling=weighted_mean "$@"
 supervised name=sample-efficiency/bi-mntp init_from="$mntp" "$@"
 supervised name=sample-efficiency/bi-mntp-simcse init_from="$simcse" "$@"
+"${PYTHON:-python}" "$here/results.py" runs/sample-efficiency
