@@ -421,7 +421,7 @@ def _takes_lora(family: Family, implementation: AttnImplementation, proof: Proof
     try:
         return _lora_on(Lora(rank=2), family, implementation, proof, weights)
     except (L2VError, ValueError) as error:
-        if "lora_dropout" not in str(error):
+        if "adapter.lora.dropout" not in str(error):
             raise
         # PEFT puts LoRA on the fused weights of some families' experts, and without dropout only
         return _lora_on(Lora(rank=2, dropout=0.0), family, implementation, proof, weights) + " (adapter.lora.dropout=0)"
