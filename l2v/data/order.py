@@ -28,7 +28,39 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class TrainingOrder(Sampler[list[Pick]]):
+class _GlobalBatches(Sampler[list[Pick]]):
+    """Batches for as many steps as training takes, of which each rank reads its share; see :class:`TrainingOrder`."""
+
+    def __init__(
+        self, batch_size: int, batches: int, first: int, seed: int, rank: int, world_size: int, override: str
+    ) -> None:
+        if batch_size < 1:
+            raise L2VError(f"{override}={batch_size}: expected at least 1 row")
+        self.batch_size, self.batches, self.first = batch_size, batches, first
+        self.seed, self.rank = seed, rank
+        self.global_batch = batch_size * world_size
+        self.needed = f"{override}={batch_size} on {world_size} process(es) needs {self.global_batch} rows"
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        for number in range(self.first, self.batches):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> list[Pick]:
+        """The picks of this rank in batch ``number``."""
+        begin = self.rank * self.batch_size
+        rows = self.rows_of(number)[begin : begin + self.batch_size].tolist()
+        first_key = number * self.global_batch + begin
+        return [Pick(row, first_key + n) for n, row in enumerate(rows)]
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """The rows of all ranks in batch ``number`` (global batch,)."""
+        raise NotImplementedError
+
+
+class TrainingOrder(_GlobalBatches):
     """Batches of shuffled rows, for as many steps as training takes, passing over the data as often as needed.
 
     The stream is the concatenation of one shuffle of the rows a pass; each pass drops the rows that fill no global
@@ -57,39 +89,32 @@ class TrainingOrder(Sampler[list[Pick]]):
         world_size: int = 1,
         override: str = "stage.batch_size",
     ) -> None:
-        if batch_size < 1:
-            raise L2VError(f"{override}={batch_size}: expected at least 1 row")
-        self.global_batch = batch_size * world_size
+        super().__init__(batch_size, batches, first, seed, rank, world_size, override)
         if rows < self.global_batch:
-            raise L2VError(
-                f"{override}={batch_size} on {world_size} process(es) needs {self.global_batch} rows, but the training "
-                f"data has {rows}; lower it or give more data"
-            )
-        self.rows, self.batch_size, self.batches, self.first = rows, batch_size, batches, first
-        self.seed, self.rank = seed, rank
-        self._pass, self._shuffle = -1, torch.empty(0)
+            raise L2VError(f"{self.needed}, but the training data has {rows}; lower it or give more data")
+        self.rows = rows
+        self._pass, self._shuffle = -1, np.empty(0, dtype=np.int64)
+
+    def rows_of(self, number: int) -> np.ndarray:
+        current, offset = divmod(number, self.rows // self.global_batch)
+        if current != self._pass:
+            self._pass, self._shuffle = current, _shuffled(self.rows, seed_of(self.seed, "shuffle", current))
+        return self._shuffle[offset * self.global_batch : (offset + 1) * self.global_batch]
+
+
+class _Listed(Sampler[list[Pick]]):
+    """Batches that are known beforehand."""
+
+    _batches: list[list[Pick]]
 
     def __len__(self) -> int:
-        return self.batches
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Pick]]:
-        for number in range(self.first, self.batches):
-            yield self.batch(number)
-
-    def batch(self, number: int) -> list[Pick]:
-        """The picks of this rank in batch ``number``."""
-        batches_a_pass = self.rows // self.global_batch
-        current, offset = divmod(number, batches_a_pass)
-        if current != self._pass:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "shuffle", current))
-            self._pass, self._shuffle = current, torch.randperm(self.rows, generator=generator)
-        begin = offset * self.global_batch + self.rank * self.batch_size
-        rows = self._shuffle[begin : begin + self.batch_size].tolist()
-        first_key = number * self.global_batch + self.rank * self.batch_size
-        return [Pick(row, first_key + n) for n, row in enumerate(rows)]
+        return iter(self._batches)
 
 
-class ValidationOrder(Sampler[list[Pick]]):
+class ValidationOrder(_Listed):
     """Every row once, in order, shared among the ranks in equal numbers of batches; fillers have a negative key."""
 
     def __init__(self, rows: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -97,12 +122,6 @@ class ValidationOrder(Sampler[list[Pick]]):
         numbers = range(rank * share, (rank + 1) * share)
         picks = [Pick(n, n) if n < rows else Pick(rows - 1, -1) for n in numbers]
         self._batches = [picks[begin : begin + batch_size] for begin in range(0, share, batch_size)]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        return iter(self._batches)
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,7 @@ class RowTexts:
         return RowTexts(self.sets[rows], self.queries[rows], self.documents[places], offsets)
 
 
-class MixedOrder(Sampler[list[Pick]]):
+class MixedOrder(_GlobalBatches):
     """Batches for training on several data sets, each batch from one of them and without false negatives.
 
     No two rows of a global batch have the same query or the same positive, and no document of one is the query or the
@@ -170,11 +189,7 @@ class MixedOrder(Sampler[list[Pick]]):
         alpha: float = 1.0,
         override: str = "stage.batch_size",
     ) -> None:
-        if batch_size < 1:
-            raise L2VError(f"{override}={batch_size}: expected at least 1 row")
-        self.global_batch = batch_size * world_size
-        self.batch_size, self.batches, self.first = batch_size, batches, first
-        self.seed, self.rank = seed, rank
+        super().__init__(batch_size, batches, first, seed, rank, world_size, override)
         everyone = [
             SetBatches(texts, np.flatnonzero(texts.sets == number), self.global_batch, seed_of(seed, "set", number))
             for number in range(len(names))
@@ -182,33 +197,21 @@ class MixedOrder(Sampler[list[Pick]]):
         self.sets = [one for one in everyone if one.batches]
         self.left_out = [name for name, one in zip(names, everyone, strict=True) if not one.batches]
         """Sets that have not the rows of a batch."""
-        needed = f"{override}={batch_size} on {world_size} process(es) needs {self.global_batch} rows"
         if not self.sets:
-            raise L2VError(f"{needed} without equal texts, but no data set has them; lower it or give more data")
+            raise L2VError(f"{self.needed} without equal texts, but no data set has them; lower it or give more data")
         if self.left_out and rank == 0:
-            say(f"{needed}; left out, as they have fewer: {', '.join(self.left_out)}", style="yellow")
+            say(f"{self.needed}; left out, as they have fewer: {', '.join(self.left_out)}", style="yellow")
         self.shares = _shares([one.batches for one in self.sets], alpha)
         self.round_batches = sum(self.shares)
         """Batches a round."""
         self._round, self._dealt = -1, np.empty((0, 2), dtype=np.int64)
 
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        for number in range(self.first, self.batches):
-            yield self.batch(number)
-
-    def batch(self, number: int) -> list[Pick]:
-        """The picks of this rank in batch ``number``."""
+    def rows_of(self, number: int) -> np.ndarray:
         current, offset = divmod(number, self.round_batches)
         if current != self._round:
             self._round, self._dealt = current, self._deal(current)
         chosen, place = self._dealt[offset].tolist()
-        rows = self.sets[chosen].batch(current * self.shares[chosen] + place)
-        begin = self.rank * self.batch_size
-        first_key = number * self.global_batch + begin
-        return [Pick(row, first_key + n) for n, row in enumerate(rows[begin : begin + self.batch_size].tolist())]
+        return self.sets[chosen].batch(current * self.shares[chosen] + place)
 
     def _deal(self, number: int) -> np.ndarray:
         """(batches a round, 2): the set of each batch of a round, and which of its batches in this round."""
@@ -430,7 +433,7 @@ def _rank(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-class MixedValidationOrder(Sampler[list[Pick]]):
+class MixedValidationOrder(_Listed):
     """Every row once, each batch from one data set; the ranks have equal numbers of batches, filled up as in
     :class:`ValidationOrder`."""
 
@@ -440,9 +443,3 @@ class MixedValidationOrder(Sampler[list[Pick]]):
             rows = np.flatnonzero(sets == number).tolist()
             for batch in ValidationOrder(len(rows), batch_size=batch_size, rank=rank, world_size=world_size):
                 self._batches.append([Pick(rows[row], rows[row] if key >= 0 else -1) for row, key in batch])
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        return iter(self._batches)

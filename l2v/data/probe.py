@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from l2v.backbone import DType
 from l2v.data.alignment import Aligned, Shift, align, word_vectors
 from l2v.data.order import Pick
+from l2v.data.rows import evenly
 from l2v.data.states import Frozen, States, compute_states
 from l2v.data.words import WordSource, label_list, labels_of
 from l2v.errors import L2VError
@@ -152,7 +152,6 @@ def _spread(rows: WordRows, count: int) -> WordRows:
     """At most ``count`` sentences, evenly spaced."""
     if len(rows) <= count:
         return rows
-    chosen = np.linspace(0, len(rows) - 1, count).round().astype(np.int64)
     spread = copy.copy(rows)
-    spread.rows = torch.from_numpy(chosen)
+    spread.rows = torch.tensor(evenly(len(rows), count))
     return spread

@@ -51,7 +51,7 @@ class Rows(Dataset):
         """At most ``count`` rows, evenly spaced."""
         if len(self) <= count:
             return self
-        chosen = np.array(_evenly(len(self), count))
+        chosen = np.array(evenly(len(self), count))
         fewer = copy.copy(self)
         fewer.index = chosen if self.index is None else self.index[chosen]
         return fewer
@@ -93,8 +93,9 @@ class TokenData(L.LightningDataModule):
 
 def spread(data: datasets.Dataset, count: int) -> datasets.Dataset:
     """At most ``count`` rows, evenly spaced."""
-    return data if len(data) <= count else data.select(_evenly(len(data), count))
+    return data if len(data) <= count else data.select(evenly(len(data), count))
 
 
-def _evenly(rows: int, count: int) -> list[int]:
+def evenly(rows: int, count: int) -> list[int]:
+    """Numbers of ``count`` rows, evenly spaced."""
     return torch.linspace(0, rows - 1, count).round().long().tolist()

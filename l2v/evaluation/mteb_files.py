@@ -142,67 +142,68 @@ class LocalSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StsSet(LocalSet):
-    """Sentence pairs with human scores: Spearman correlation of the cosine.
-
-    Attributes:
-        files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``.
-        first: column of the first sentence.
-        second: of the second.
-        score: of the human score.
-        delimiter: between the columns of unquoted text.
-    """
-
-    files: Files
-    first: Column = "sentence1"
-    second: Column = "sentence2"
-    score: Column = "score"
-    delimiter: str | None = None
-
-    metric: ClassVar[str] = "Spearman"
-    sampled: ClassVar[str] = "pairs"
-    kind: ClassVar[str] = "STS"
-    main_score: ClassVar[str] = "cosine_spearman"
-    base: ClassVar[str] = "AbsTaskSTS"
-
-    def _paths(self) -> list[Path]:
-        return self._find(self.files)
-
-    def _dataset(self) -> Any:
-        rows = _rows(self._paths(), (self.first, self.second), self.score, float, self.delimiter, self.name)
-        return _splits(test=_columns(self._drawn(rows, self.sample), "sentence1", "sentence2", "score"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSet(LocalSet):
-    """Text pairs that belong together (1) or not (0): average precision of the cosine.
+class _PairFiles(LocalSet):
+    """Pairs of texts with a number each.
 
     Attributes:
         files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``.
         first: column of the first text.
         second: of the second.
-        label_column: of the label, 0 or 1.
         delimiter: between the columns of unquoted text.
     """
 
     files: Files
     first: Column = "sentence1"
     second: Column = "sentence2"
-    label_column: Column = "label"
     delimiter: str | None = None
 
-    metric: ClassVar[str] = "average precision"
     sampled: ClassVar[str] = "pairs"
-    kind: ClassVar[str] = "PairClassification"
-    main_score: ClassVar[str] = "cosine_ap"
-    base: ClassVar[str] = "AbsTaskPairClassification"
 
     def _paths(self) -> list[Path]:
         return self._find(self.files)
 
+    def _pairs(self, column: Column, kind: Callable[[Any], Any], called: str) -> Any:
+        """The data set, with the numbers of ``column`` under the name that mteb has for them."""
+        rows = _rows(self._paths(), (self.first, self.second), column, kind, self.delimiter, self.name)
+        return _splits(test=_columns(self._drawn(rows, self.sample), "sentence1", "sentence2", called))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsSet(_PairFiles):
+    """Sentence pairs with human scores: Spearman correlation of the cosine.
+
+    Attributes:
+        score: column of the human score.
+    """
+
+    score: Column = "score"
+
+    metric: ClassVar[str] = "Spearman"
+    kind: ClassVar[str] = "STS"
+    main_score: ClassVar[str] = "cosine_spearman"
+    base: ClassVar[str] = "AbsTaskSTS"
+
     def _dataset(self) -> Any:
-        rows = _rows(self._paths(), (self.first, self.second), self.label_column, _binary, self.delimiter, self.name)
-        return _splits(test=_columns(self._drawn(rows, self.sample), "sentence1", "sentence2", "labels"))
+        return self._pairs(self.score, float, "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSet(_PairFiles):
+    """Text pairs that belong together (1) or not (0): average precision of the cosine.
+
+    Attributes:
+        label_column: of the label, 0 or 1.
+    """
+
+    label_column: Column = "label"
+
+    metric: ClassVar[str] = "average precision"
+    kind: ClassVar[str] = "PairClassification"
+    main_score: ClassVar[str] = "cosine_ap"
+    base: ClassVar[str] = "AbsTaskPairClassification"
+
+    def _dataset(self) -> Any:
+        return self._pairs(self.label_column, _binary, "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ class ClassificationSet(LocalSet):
     ``sample`` draws that many rows of the training and of the test files each.
 
     Attributes:
-        train: files, as of :class:`StsSet`.
+        train: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``.
         test: files.
         text: column of the text.
         label_column: of the label.
@@ -252,7 +253,7 @@ class ClusteringSet(LocalSet):
     """Labelled texts: V-measure of k-means on their vectors, over ten draws.
 
     Attributes:
-        files: as of :class:`StsSet`; with ``labels``, text files with a text a line.
+        files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``; beside ``labels``, a text a line.
         text: column of the text.
         label_column: of the label.
         labels: text files with a label a line, beside ``files``.
