@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from annotated_types import Ge
 from omegaconf import DictConfig
 
 from l2v import config as configs
@@ -19,11 +20,13 @@ def main(composed: DictConfig) -> None:
     from l2v.evaluation.suite import Subject, evaluate
     from l2v.report import print_scores
 
-    settings = {key: value for key, value in config.items() if key not in ("evaluation", "encoder", "output", "debug")}
+    own = ("evaluation", "encoder", "output", "devices", "debug")
+    settings = {key: value for key, value in config.items() if key not in own}
     subject = Subject(**configs.check(Subject, {"source": config["encoder"], **settings}, ""))
     tasks = configs.build(config["evaluation"]["tasks"], "evaluation.tasks")
     folder = Path(config["output"]) if config["output"] else _folder(subject)
-    evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder)
+    devices = configs.check_value(Annotated[int, Ge(1)], config["devices"], "devices")
+    evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder, devices=devices)
     print_scores([folder])
 
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -71,27 +71,41 @@ class Benchmark:
                     f"{place}/<owner>/<name>` does, and set evaluation.folder={place}"
                 )
 
-    def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
-        """The averages, as entries of a suite's scores. The average's details are the scores of the tasks."""
+    def parts(self, kept: Kept) -> list["Benchmark"]:
+        """A benchmark of one task for each that has no score yet."""
+        pinned = self._pinned(kept)
+        return [
+            replace(self, tasks=[task.metadata.name])
+            for task in self._tasks()
+            if any(known_result(leaf, pinned) is None for leaf in _leaves(task))
+        ]
+
+    def fill(self, encoder: Encoder, kept: Kept, *, show: bool = False) -> None:
+        """Score what has no score yet."""
         from l2v.evaluation.mteb_model import instruction_of
 
         kept, cache = self._pinned(kept), result_cache(kept)
         instruction = instruction_of if self.instructions else lambda task: None
         model = wrapped(encoder, kept, instruction, self.batch_size, show)
-        results = {}
         for task in self._tasks():
             parts = []
             for leaf in _leaves(task):
                 result = known_result(leaf, kept)
                 parts.append(run_task(self._with_data(leaf), model, cache) if result is None else result)
-            result = parts[0]
             if task.is_aggregate:
-                result = task.combine_task_results(parts)
-                cache.save_to_cache(result, model.mteb_model_meta)
-            results[task.metadata.name] = (task.metadata.type, round(float(result.get_score()), 6))
-        return self._table(name, results)
+                cache.save_to_cache(task.combine_task_results(parts), model.mteb_model_meta)
 
-    def _table(self, name: str, results: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
+    def table(self, name: str, kept: Kept) -> dict[str, dict[str, Any]]:
+        """The averages, as entries of a suite's scores. The average's details are the scores of the tasks."""
+        kept = self._pinned(kept)
+        results = {}
+        for task in self._tasks():
+            parts = [known_result(leaf, kept) for leaf in _leaves(task)]
+            result = task.combine_task_results(parts) if task.is_aggregate else parts[0]
+            results[task.metadata.name] = (task.metadata.type, round(float(result.get_score()), 6))
+        return self._averages(name, results)
+
+    def _averages(self, name: str, results: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
         """The average of all tasks, then that of each category, from each task's type and score."""
         table = {name: _average(self.label, {task: score for task, (_, score) in results.items()})}
         kinds = [kind for kind in _CATEGORIES if any(kind == found for found, _ in results.values())]

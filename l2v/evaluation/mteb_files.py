@@ -61,15 +61,22 @@ class LocalSet:
 
     def check(self, kept: Kept) -> None:
         """Raise an L2VError where mteb is missing or a file cannot be read."""
-        self._task()
+        self._task_with_data()
 
-    def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
-        """The task's score, as an entry of a suite's scores."""
-        task = self._task()
-        result = known_result(task, kept)
-        if result is None:
+    def parts(self, kept: Kept) -> list["LocalSet"]:
+        """Itself, unless its score is there."""
+        return [self] if known_result(self._task(), self._pinned(kept)) is None else []
+
+    def fill(self, encoder: Encoder, kept: Kept, *, show: bool = False) -> None:
+        """Score it, unless its score is there."""
+        if self.parts(kept):
+            kept = self._pinned(kept)
             model = wrapped(encoder, kept, lambda _: self.instruction, self.batch_size, show)
-            result = run_task(task, model, result_cache(kept))
+            run_task(self._task_with_data(), model, result_cache(kept))
+
+    def table(self, name: str, kept: Kept) -> dict[str, dict[str, Any]]:
+        """The task's score, as an entry of a suite's scores."""
+        result = known_result(self._task(), self._pinned(kept))
         details = {key: value for key, value in result.scores["test"][0].items() if isinstance(value, int | float)}
         return {name: entry(self.label, self.metric, round(float(result.get_score()), 6), details)}
 
@@ -88,17 +95,21 @@ class LocalSet:
     def _task_name(self) -> str:
         return f"{self.name}.{self.sample}" if self.sample else self.name
 
+    def _task_with_data(self) -> Any:
+        task = self._task()
+        task.dataset = self._dataset()
+        task.data_loaded = True
+        return task
+
     def _task(self) -> Any:
-        """mteb's task with the data in it."""
+        """mteb's task, without its data."""
         mteb = mteb_package()
         import mteb.abstasks as classes
         from mteb.abstasks import task_metadata
 
-        settings = {key: value for key, value in asdict(self).items() if key != "batch_size"}
-        pinned = hashlib.sha256(json.dumps([settings, self.fingerprint()], default=str).encode()).hexdigest()[:16]
         own: dict[str, Any] = {
             "name": self._task_name,
-            "dataset": {"path": "local", "revision": pinned},
+            "dataset": {"path": "local", "revision": self._pin()},
             "description": f"{self.name}, from files",
             "superseded_by": None,
         }
@@ -123,9 +134,16 @@ class LocalSet:
             task.metadata = task.metadata.model_copy(update=own)
         if self.base == "AbsTaskClustering":
             task.max_fraction_of_documents_to_embed = None  # `sample` chooses them
-        task.dataset = self._dataset()
-        task.data_loaded = True
         return task
+
+    def _pin(self) -> str:
+        """A hash of the settings and the files' content."""
+        settings = {key: value for key, value in asdict(self).items() if key != "batch_size"}
+        return hashlib.sha256(json.dumps([settings, self.fingerprint()], default=str).encode()).hexdigest()[:16]
+
+    def _pinned(self, kept: Kept) -> Kept:
+        """Scores of sets that share a name, and differ in their instruction, are kept apart."""
+        return Kept(kept.folder, kept.encoder, f"{kept.fingerprint}-{self._pin()}")
 
     def _find(self, files: Files) -> list[Path]:
         try:

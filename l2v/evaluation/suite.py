@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from annotated_types import Ge
 
 from l2v.backbone import DType
@@ -63,8 +69,16 @@ class TaskSet(Protocol):
         """Raise an L2VError where something is missing; called before the encoder is loaded."""
         ...
 
-    def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
-        """Entries of a suite's scores; ``name`` is the key of the first, and begins the others'."""
+    def parts(self, kept: Kept) -> "Sequence[TaskSet]":
+        """Those of its tasks that have no score yet, each as a set of its own, so that processes can share them."""
+        ...
+
+    def fill(self, encoder: Encoder, kept: Kept, *, show: bool = False) -> None:
+        """Score and keep what has no score yet."""
+        ...
+
+    def table(self, name: str, kept: Kept) -> dict[str, dict[str, Any]]:
+        """Entries of a suite's scores, from what is kept; ``name`` is the key of the first, and begins the others'."""
         ...
 
 
@@ -110,15 +124,31 @@ class Subject:
 
 
 def evaluate(
-    subject: Subject, tasks: dict[str, Task | TaskSet], *, suite: str, folder: Path, show: bool = True
+    subject: Subject,
+    tasks: dict[str, Task | TaskSet],
+    *,
+    suite: str,
+    folder: Path,
+    devices: int = 1,
+    show: bool = True,
 ) -> dict[str, Any]:
     """Score an encoder on every task and write ``folder/evaluation/<suite>.json``.
 
     A result that is there already, of the same weights, tasks and settings, is returned and said so.
 
+    Args:
+        subject: the encoder.
+        tasks: by name.
+        suite: their name.
+        folder: a run, or another.
+        devices: GPUs (on a machine without one: processes) that share the tasks, each with the whole encoder.
+        show: progress bars.
+
     Raises:
-        L2VError: the encoder cannot be loaded.
+        L2VError: the encoder cannot be loaded, or there are not so many GPUs.
     """
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise L2VError(f"devices={devices}: this machine has {torch.cuda.device_count()}")
     file = folder / "evaluation" / f"{suite}.json"
     pinned = {name: _pinned(task) for name, task in tasks.items()}
     vectors = subject.fingerprint()
@@ -136,34 +166,112 @@ def evaluate(
         if isinstance(task, TaskSet):
             task.check(kept)
     begin = time.monotonic()
-    encoder = Encoder.from_pretrained(
-        **asdict(subject),
-        with_head=any(task.needs_head for task in tasks.values()),
-    )
-    scores: dict[str, dict[str, Any]] = {}
-    for name, task in tasks.items():
-        if isinstance(task, TaskSet):
-            scores |= task.scores(name, encoder, kept, show=show)
-            continue
-        details = task.run(encoder, show=show)
-        scores[name] = {
-            "label": task.label,
-            "metric": task.metric,
-            "value": details[task.metric],
-            "higher_is_better": getattr(task, "higher_is_better", True),
-            "details": details,
-        }
+    with_head = any(task.needs_head for task in tasks.values())
+    jobs = [
+        _Job(subject, name, part, kept, with_head)
+        for name, task in tasks.items()
+        for part in (task.parts(kept) if isinstance(task, TaskSet) else [task])
+    ]
+    if devices > 1 and len(jobs) > 1:
+        done = _in_processes(jobs, min(devices, len(jobs)))
+    else:
+        encoder = Encoder.from_pretrained(**asdict(subject), with_head=with_head)
+        done = [_do(job, encoder, show) for job in jobs] or [
+            _Done("", None, encoder.backbone.attention, encoder.pooling)
+        ]
     result = {
         "suite": suite,
         "encoder": subject.source,
-        "attention": encoder.backbone.attention,
-        "pooling": encoder.pooling,
+        "attention": done[0].attention,
+        "pooling": done[0].pooling,
         "fingerprint": fingerprint,
         "seconds": round(time.monotonic() - begin, 1),
-        "scores": scores,
+        "scores": table(tasks, {one.name: one.details for one in done}, kept),
     }
     write_json(file, result)
     return result
+
+
+def table(
+    tasks: dict[str, Task | TaskSet], details: dict[str, dict[str, float] | None], kept: Kept
+) -> dict[str, dict[str, Any]]:
+    """A suite's scores: of a task from its details, of a set from what is kept."""
+    scores: dict[str, dict[str, Any]] = {}
+    for name, task in tasks.items():
+        if isinstance(task, TaskSet):
+            scores |= task.table(name, kept)
+        elif numbers := details.get(name):
+            scores[name] = {
+                "label": task.label,
+                "metric": task.metric,
+                "value": numbers[task.metric],
+                "higher_is_better": getattr(task, "higher_is_better", True),
+                "details": numbers,
+            }
+    return scores
+
+
+class _Job(NamedTuple):
+    """A task, or one of a set, for whichever process is free."""
+
+    subject: Subject
+    name: str
+    task: Task | TaskSet
+    kept: Kept
+    with_head: bool
+
+
+class _Done(NamedTuple):
+    name: str
+    details: dict[str, float] | None
+    """None of a set, which keeps its scores."""
+    attention: str
+    pooling: str
+
+
+def _do(job: _Job, encoder: Encoder, show: bool) -> _Done:
+    details = None
+    if isinstance(job.task, TaskSet):
+        job.task.fill(encoder, job.kept, show=show)
+    else:
+        details = job.task.run(encoder, show=show)
+    return _Done(job.name, details, encoder.backbone.attention, encoder.pooling)
+
+
+def _in_processes(jobs: list[_Job], count: int) -> list[_Done]:
+    """The jobs on so many devices, each with the encoder."""
+    context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    for number in range(count):
+        devices.put(f"cuda:{number}" if torch.cuda.is_available() else "cpu")
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with ProcessPoolExecutor(count, context, _begin_process, (devices, threads)) as pool:
+        futures = [pool.submit(_do_in_process, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise L2VError("a process of the evaluation died, perhaps for want of memory; set devices lower") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_DEVICE = "cpu"
+_ENCODER: Encoder | None = None
+"""Of a process that :func:`_in_processes` started."""
+
+
+def _begin_process(devices: Any, threads: int) -> None:
+    global _DEVICE
+    _DEVICE = devices.get()
+    torch.set_num_threads(threads)
+
+
+def _do_in_process(job: _Job) -> _Done:
+    global _ENCODER
+    if _ENCODER is None:
+        _ENCODER = Encoder.from_pretrained(**asdict(job.subject), with_head=job.with_head, device=_DEVICE)
+    return _do(job, _ENCODER, show=False)
 
 
 def _pinned(task: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from l2v import Encoder
 from l2v import config as configs
 from l2v.errors import L2VError
 from l2v.evaluation.instructions import INSTRUCTIONS
+from l2v.evaluation.lee import LeeSimilarity
 from l2v.evaluation.mteb import Benchmark
 from l2v.evaluation.mteb_files import (
     ClassificationSet,
@@ -115,7 +116,7 @@ def test_quick_runs_from_files_and_writes_scores_as_mteb_does(
         "StackOverflowTitles (1,000 texts)",
     ]
     assert all(-1 <= entry["value"] <= 1 for entry in scores.values())
-    kept = sorted((out / "evaluation" / "mteb" / "results").rglob("S*.json"))
+    kept = sorted((out / "evaluation" / "mteb" / "results").rglob("S*.json"), key=lambda file: file.name)
     names = ["SICK-R.1000", "STSBenchmark", "SciFact.500", "StackOverflowTitles.1000"]
     assert [file.stem for file in kept] == names
     for file, name in zip(kept, names, strict=True):
@@ -178,8 +179,10 @@ def test_other_data_weights_or_a_broken_file_are_evaluated_again(
     other = score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, tmp_path)
     assert len(calls) == 4 and other["pairs"]["value"] == pytest.approx(-first["pairs"]["value"])
     (tmp_path / "evaluation" / "s.json").unlink()
-    [kept] = (tmp_path / "evaluation" / "mteb").rglob("pairs.json")
-    kept.write_text(kept.read_text()[:50])
+    kept = list((tmp_path / "evaluation" / "mteb").rglob("pairs.json"))
+    assert len(kept) == 2  # one for each content of the file
+    for file in kept:
+        file.write_text(file.read_text()[:50])
     assert score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, tmp_path) == other
     assert len(calls) == 6
     subject = Subject(str(tiny_model), "causal")
@@ -357,14 +360,16 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(L2VError, match="expected a name without /"):
         StsSet(name="my/set", files="no.csv")
     with pytest.raises(L2VError, match=r":2: expected a label of 0 or 1, found '2'"):
-        make(PairSet, tmp_path / "a.csv", "sentence1,sentence2,label\na,b,2\nc,d,1\n")._task()
+        make(PairSet, tmp_path / "a.csv", "sentence1,sentence2,label\na,b,2\nc,d,1\n")._task_with_data()
     (tmp_path / "labels.txt").write_text("x\ny\nz\n")
     with pytest.raises(L2VError, match="mine: 2 texts, but 3 labels"):
-        make(ClusteringSet, tmp_path / "a.txt", "a\nb\n", labels=str(tmp_path / "labels.txt"))._task()
+        make(ClusteringSet, tmp_path / "a.txt", "a\nb\n", labels=str(tmp_path / "labels.txt"))._task_with_data()
     (tmp_path / "test.csv").write_text("text,label\na,new\nb,x\n")
     (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n")
     with pytest.raises(L2VError, match="the label 'new' of the test files"):
-        ClassificationSet(name="mine", train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))._task()
+        ClassificationSet(
+            name="mine", train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv")
+        )._task_with_data()
 
 
 @pytest.mark.parametrize(
@@ -388,5 +393,26 @@ def test_the_sentence_transformers_folder_scores_the_same_in_mteb(
             key = f"{name}-query" if isinstance(task, RetrievalSet) else name
             model.model_prompts[key] = task.instruction + separator
     for name, task in tasks.items():
-        result = mteb.evaluate(model, task._task(), cache=None, show_progress_bar=False, co2_tracker=False)
+        result = mteb.evaluate(model, task._task_with_data(), cache=None, show_progress_bar=False, co2_tracker=False)
         assert result.task_results[0].get_score() == pytest.approx(ours[name]["value"], abs=1e-4), name
+
+
+def test_processes_share_the_tasks_and_their_scores_are_those_of_one(tiny_model: Path, tmp_path: Path) -> None:
+    write_mirror(tmp_path / "mirror")
+    benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=["STSBenchmark", "SciFact"], folder=str(tmp_path / "mirror"))
+    tasks = {"pairs": write_pairs(tmp_path / "pairs.jsonl"), "mteb": benchmark, "lee": LeeSimilarity()}
+    results = [
+        evaluate(
+            Subject(str(tiny_model)), tasks, suite="s", folder=tmp_path / str(devices), devices=devices, show=False
+        )
+        for devices in (1, 2)
+    ]
+    assert results[0]["scores"] == results[1]["scores"] and len(results[0]["scores"]) == 5
+    assert all(result["attention"] == "bidirectional" and result["pooling"] == "mean" for result in results)
+
+
+def test_an_error_in_a_process_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    tasks = {name: write_pairs(tmp_path / f"{name}.jsonl") for name in ("first", "second")}
+    subject = Subject(str(tiny_model), template="no place for a text")
+    with pytest.raises(L2VError, match=r"model\.template='no place for a text'"):
+        evaluate(subject, tasks, suite="s", folder=tmp_path, devices=2, show=False)
