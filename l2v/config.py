@@ -26,6 +26,7 @@ from l2v.errors import L2VError, Stopped, first_line
 from l2v.progress import say
 
 if TYPE_CHECKING:
+    from l2v.evaluation.during import During
     from l2v.training import Training
 
 
@@ -380,6 +381,9 @@ def build_training(config: dict[str, Any]) -> "Training":
         for key in config[group].keys() - known:
             raise L2VError(f"{group}.{key}: no such setting{_guess(key, sorted(known))}")
     check_parts(sources["train"], sources["validation"])
+    during = _build_during(config)
+    if during is not None and not stage.trains_backbone:
+        raise L2VError(f"evaluate_every: stage={config['stage']['name']} leaves its encoder as it is; set it to null")
     return Training(
         stage=stage,
         model=model,
@@ -390,7 +394,26 @@ def build_training(config: dict[str, Any]) -> "Training":
         loggers=[_later(node, f"logger.{name}") for name, node in config["logger"].items()],
         seed=check_value(Annotated[int, Ge(0)], config["seed"], "seed"),
         config=config,
+        during=during,
     )
+
+
+def _build_during(config: dict[str, Any]) -> "During | None":
+    """What is evaluated while training."""
+    suite, every = config.get("evaluation"), config.get("evaluate_every")
+    if suite is None and every is None:
+        return None
+    if suite is None:
+        raise L2VError(
+            f"evaluate_every={every}: say what to evaluate: evaluation=demo, which needs no files, or evaluation=quick "
+            "evaluation.folder=<its data>"
+        )
+    if every is None:
+        raise L2VError(f"evaluation={suite['suite']}: say how often: evaluate_every=<optimizer steps>")
+    from l2v.evaluation.during import During
+
+    every = check_value(Annotated[int, Ge(1)], every, "evaluate_every")
+    return During(every, suite["suite"], build(suite["tasks"], "evaluation.tasks"))
 
 
 _OF_PREDICTION = {"_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"}

@@ -169,7 +169,7 @@ class Encoder:
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and no inference mode: FSDP2 cannot go on training after it
     def encode(
         self,
         texts: TextInput,

@@ -86,6 +86,10 @@ class RunLogger(Logger):
         writer.writerows(self._rows)
         write_text(self.file.with_suffix(".csv"), table.getvalue())
 
+    def has(self, step: int, name: str) -> bool:
+        """Whether a metric of a step is logged."""
+        return any(row["step"] == step and name in row for row in self._rows)
+
     def last(self) -> dict[str, float]:
         """The last value of every metric."""
         return {name: value for row in self._rows for name, value in row.items()}

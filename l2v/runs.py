@@ -451,7 +451,10 @@ def config_hash(config: dict[str, Any], start: Start, data: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_NOT_HASHED = ("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from")
+_NOT_HASHED = (
+    *("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from"),
+    *("evaluate_every", "evaluation"),
+)
 
 
 def _is_alive(pid: int) -> bool:

@@ -36,6 +36,7 @@ from l2v.data.texts import TextSource
 from l2v.data.words import WordSource
 from l2v.encoder import Encoder
 from l2v.errors import L2VError, Stopped, first_line
+from l2v.evaluation.during import During, Evaluations
 from l2v.loop import AtomicCheckpointIO, GracefulStop, RunLogger, SaveLast, StageProgress
 from l2v.pooling import Pooling
 from l2v.prompts import PooledTokens, Prompt
@@ -91,6 +92,7 @@ class Training:
         loggers: what makes the loggers beside the run's own.
         seed: of everything random.
         config: the whole resolved config, for the loggers.
+        during: what to evaluate while training; None: nothing.
         callbacks: more of them.
         show: progress bars.
     """
@@ -106,6 +108,7 @@ class Training:
     loggers: list[Callable[[], Logger]] = field(default_factory=list)
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    during: During | None = None
     callbacks: list[Callback] = field(default_factory=list)
     show: bool = True
 
@@ -113,6 +116,15 @@ class Training:
         """Of the data, which has to be the same for a run to be the same."""
         sources = [self.train, self.validation, *([self.test] if self.test is not None else [])]
         return [source.fingerprint() for source in sources]
+
+    def encoder(self, backbone: Backbone) -> Encoder:
+        """A backbone as the encoder that this training is about."""
+        return Encoder(
+            backbone,
+            pooling=self.model.pooling,
+            max_length=self.model.max_length,
+            prompt=self.model.prompt(backbone.tokenizer),
+        )
 
 
 def train(training: Training, run: Run, start: Start, *, resume: bool = False) -> None:
@@ -129,6 +141,8 @@ def train(training: Training, run: Run, start: Start, *, resume: bool = False) -
         Stopped: by a signal, after saving.
     """
     try:
+        if training.during is not None:
+            training.during.check()
         _train(training, run, start, resume)
         if isinstance(training.stage, WordProbe):
             if _is_first():
@@ -206,6 +220,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
     def saved(step: int) -> None:
         run.update(step=step, seconds=round(logger.seconds, 1), metrics=logger.last())
 
+    evaluations = [Evaluations(training.during, training.encoder, logger.has)] if training.during is not None else []
     trainer = make_trainer(
         training.trainer,
         max_steps=stage.max_steps,
@@ -218,6 +233,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
             ModelCheckpoint(run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False),
             SaveLast(run.checkpoints / LAST, saved),
             stop,
+            *evaluations,
         ],
         enable_progress_bar=training.show,
         num_sanity_val_steps=0,
@@ -319,13 +335,7 @@ def export(training: Training, run: Run, start: Start) -> None:
         backbone.save_adapter(run.adapter)
         backbone.merge_adapter()
     with draft_folder(run.encoder) as draft:
-        encoder = Encoder(
-            backbone,
-            pooling=training.model.pooling,
-            max_length=training.model.max_length,
-            prompt=training.model.prompt(backbone.tokenizer),
-        )
-        encoder.save(draft)
+        training.encoder(backbone).save(draft)
 
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

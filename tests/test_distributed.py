@@ -12,6 +12,7 @@ import pytest
 import torch
 from launch import ROOT, Tiny, hears_ctrl_c
 from omegaconf import OmegaConf
+from quick_folder import write_quick_folder
 from safetensors.torch import load_file
 
 from l2v.runs import Run
@@ -197,6 +198,20 @@ def test_a_process_without_rows_of_its_own_takes_part(tiny: Tiny) -> None:
     assert first.norm() > 0
     assert (first - second).norm() < 1e-4 * first.norm()
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), abs=1e-4)
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_processes_evaluate_while_they_train_as_one_does(tiny: Tiny, trainer: str) -> None:
+    suite = ["evaluate_every=2", "evaluation=quick", f"evaluation.folder={write_quick_folder(tiny.folder / 'data')}"]
+    suite += [f"~evaluation.tasks.{name}" for name in ("scifact", "banking77", "stackoverflow")]
+    exact = [*EXACT, *suite]
+    one = tiny.train("one", "mntp", *exact)
+    finish(start(tiny.overrides("mntp", *exact, f"trainer={trainer}", *TWO, "name=two")))
+    two = tiny.folder / "runs" / "two"
+    for task in ("stsbenchmark", "sickr"):
+        values = logged(one, f"evaluation/quick/{task}")
+        assert len(values) == 3 and logged(two, f"evaluation/quick/{task}") == pytest.approx(values, abs=1e-3)
+    assert_same_weights(one, two)
 
 
 def logged(run: Path, metric: str) -> list[float]:

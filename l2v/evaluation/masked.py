@@ -42,7 +42,7 @@ class MaskedAccuracy:
         """All texts that rows are taken from."""
         return self.texts.texts()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
         """``accuracy``, ``loss`` (nats a hidden token) and ``tokens`` (how many were hidden)."""
         backbone = encoder.backbone

@@ -201,9 +201,13 @@ class Stage(L.LightningModule):
     # randomness and bookkeeping
 
     def on_train_start(self) -> None:
-        self._mark = time.perf_counter()
+        self.restart_clock()
 
     def on_validation_end(self) -> None:
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """What was done since the last batch does not count into tokens per second."""
         self._mark = time.perf_counter()
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
