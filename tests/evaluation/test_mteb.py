@@ -111,13 +111,13 @@ def test_quick_runs_from_files_and_writes_scores_as_mteb_does(
     assert [entry["label"] for entry in scores.values()] == [
         "STSBenchmark",
         "SICK-R (1,000 pairs)",
-        "SciFact (500 documents)",
-        "Banking77Classification (1,500 rows)",
+        "SciFact (200 documents, 100 queries)",
+        "Banking77Classification (1,000 rows)",
         "StackOverflowTitles (1,000 texts)",
     ]
     assert all(-1 <= entry["value"] <= 1 for entry in scores.values())
     kept = sorted((out / "evaluation" / "mteb" / "results").rglob("S*.json"), key=lambda file: file.name)
-    names = ["SICK-R.1000", "STSBenchmark", "SciFact.500", "StackOverflowTitles.1000"]
+    names = ["SICK-R.1000", "STSBenchmark", "SciFact.200.100q", "StackOverflowTitles.1000"]
     assert [file.stem for file in kept] == names
     for file, name in zip(kept, names, strict=True):
         result = mteb.results.TaskResult.from_disk(file)
