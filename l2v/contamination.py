@@ -51,6 +51,15 @@ class SaysTexts(Protocol):
         ...
 
 
+@runtime_checkable
+class SaysTextsOfTasks(Protocol):
+    """A set of evaluation tasks whose texts can be looked for in training data."""
+
+    def evaluated_texts_by_task(self) -> Mapping[str, Iterable[str]]:
+        """The texts of each task by its name."""
+        ...
+
+
 @dataclass(frozen=True)
 class Grams:
     """What counts as found; the defaults are the bounds of GPT-3's analysis (arXiv 2005.14165, appendix C)."""
@@ -289,9 +298,15 @@ def main(composed: DictConfig) -> None:
     source, data, folder = _training_data(config)
     suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
     tasks = configs.build(suite["tasks"], "evaluation.tasks")
-    texts: dict[str, tuple[str, Iterable[str]]] = {
-        name: (task.label, task.evaluated_texts()) for name, task in tasks.items() if isinstance(task, SaysTexts)
-    }
+    texts: dict[str, tuple[str, Iterable[str]]] = {}
+    unknown = []
+    for name, task in tasks.items():
+        if isinstance(task, SaysTextsOfTasks):
+            texts |= {each: (each, own) for each, own in task.evaluated_texts_by_task().items()}
+        elif isinstance(task, SaysTexts):
+            texts[name] = (task.label, task.evaluated_texts())
+        else:
+            unknown.append(name)
     if config["texts"]["files"] is not None:
         given = FileTexts(**configs.check(FileTexts, {**config["texts"], "override": "texts.files"}, "texts"))
         for path in given.paths():
@@ -299,7 +314,7 @@ def main(composed: DictConfig) -> None:
             texts[path.stem if path.stem not in texts else str(path)] = (path.name, own.texts())
     if not texts:
         raise L2VError("evaluation: no texts to look for; choose a suite (evaluation=demo) or name texts.files=")
-    if unknown := [name for name in tasks if name not in texts]:
+    if unknown:
         say(f"not looked at, as they do not say their texts: {', '.join(unknown)}", style="yellow")
     begin = time.monotonic()
     found = contamination(training_texts(source, show=True), {name: own for name, (_, own) in texts.items()}, grams)

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +104,15 @@ class Benchmark:
             result = task.combine_task_results(parts) if task.is_aggregate else parts[0]
             results[task.metadata.name] = (task.metadata.type, round(float(result.get_score()), 6))
         return self._averages(name, results)
+
+    def evaluated_texts_by_task(self) -> dict[str, Iterator[str]]:
+        """The texts of each task, which are loaded when they are asked for."""
+        return {leaf.metadata.name: self._texts(leaf) for leaf in self._leaves()}
+
+    def _texts(self, task: Any) -> Iterator[str]:
+        task = self._with_data(task)
+        load(task)
+        yield from texts_of(task)
 
     def _averages(self, name: str, results: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
         """The average of all tasks, then that of each category, from each task's type and score."""
@@ -204,17 +213,59 @@ def wrapped(encoder: Encoder, kept: Kept, instruction: Callable[[Any], str | Non
     )
 
 
+def load(task: Any) -> None:
+    """Load a task's data, unless they are.
+
+    Raises:
+        L2VError: they cannot be.
+    """
+    if task.data_loaded:
+        return
+    try:
+        task.load_data()
+    except Exception as error:  # of datasets, huggingface_hub or mteb, which have many
+        place = task.metadata.dataset["path"]
+        raise L2VError(f"{task.metadata.name}: its data {place} cannot be loaded ({first_line(error)})") from error
+
+
+def texts_of(task: Any) -> Iterator[str]:
+    """The texts of a loaded task's evaluated splits: of retrieval the queries and the documents with their titles."""
+    yield from _texts_in(task.dataset, set(task.metadata.eval_splits))
+
+
+def _texts_in(node: Any, splits: set[str]) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        of_splits = splits & node.keys()
+        for key, part in node.items():
+            if key not in _JUDGEMENTS and (key in of_splits or not of_splits):
+                yield from _texts_in(part, splits)
+    elif hasattr(node, "column_names"):
+        columns = [name for name in node.column_names if not name.startswith("label") and name not in _NO_TEXT]
+        for row in node.select_columns(columns):
+            if {"title", "text"} <= row.keys():
+                row = {"text": f"{row['title'] or ''} {row['text']}".strip()}
+            yield from _strings(list(row.values()))
+
+
+_JUDGEMENTS = {"relevant_docs", "top_ranked"}
+_NO_TEXT = {"id", "_id", "lang"}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in a row, which may be in lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
 def run_task(task: Any, model: Any, cache: Any) -> Any:
     """A task's result, which is kept; one line is said."""
     import mteb
 
     begin = time.monotonic()
-    if not task.data_loaded:
-        try:
-            task.load_data()
-        except Exception as error:  # of datasets, huggingface_hub or mteb, which have many
-            place = task.metadata.dataset["path"]
-            raise L2VError(f"{task.metadata.name}: its data {place} cannot be loaded ({first_line(error)})") from error
+    load(task)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = mteb.evaluate(

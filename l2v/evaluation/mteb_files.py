@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from annotated_types import Ge
 from l2v.data.files import RECORD_FILES, check_columns, content, find, records
 from l2v.encoder import Encoder
 from l2v.errors import L2VError, first_line
-from l2v.evaluation.mteb import entry, known_result, mteb_package, result_cache, run_task, wrapped
+from l2v.evaluation.mteb import entry, known_result, mteb_package, result_cache, run_task, texts_of, wrapped
 from l2v.evaluation.suite import Kept
 
 Column = int | str
@@ -79,6 +79,10 @@ class LocalSet:
         result = known_result(self._task(), self._pinned(kept))
         details = {key: value for key, value in result.scores["test"][0].items() if isinstance(value, int | float)}
         return {name: entry(self.label, self.metric, round(float(result.get_score()), 6), details)}
+
+    def evaluated_texts(self) -> Iterator[str]:
+        """The texts that are scored; of classification without those that its classifier is trained on."""
+        yield from texts_of(self._task_with_data())
 
     def fingerprint(self) -> str:
         """What pins the data: the files' content."""

@@ -1,5 +1,6 @@
 """mteb's own tasks and scorers around an encoder: benchmarks, tasks from files, scores that outlive a crash."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -416,3 +417,20 @@ def test_an_error_in_a_process_is_one_line(tiny_model: Path, tmp_path: Path) -> 
     subject = Subject(str(tiny_model), template="no place for a text")
     with pytest.raises(L2VError, match=r"model\.template='no place for a text'"):
         evaluate(subject, tasks, suite="s", folder=tmp_path, devices=2, show=False)
+
+
+def test_the_texts_of_a_task_are_those_that_it_scores(tmp_path: Path) -> None:
+    write_mirror(tmp_path / "mirror")
+    benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=["STSBenchmark", "SciFact"], folder=str(tmp_path / "mirror"))
+    found = {name: sorted(set(own)) for name, own in benchmark.evaluated_texts_by_task().items()}
+    documents = [text for text, _ in texts(4)]
+    assert found["SciFact"] == sorted([*documents, *TOPICS.values()])
+    assert set(found["STSBenchmark"]) == set(SENTENCES)
+    data = write_quick_folder(tmp_path / "data")
+    suite = configs.plain(composed("evaluate", ["encoder=x", "evaluation=quick", f"evaluation.folder={data}"]))
+    tasks = configs.build(suite["evaluation"]["tasks"], "evaluation.tasks")
+    assert sorted(tasks["banking77"].evaluated_texts()) == sorted(text for text, _ in texts(4))  # no text to train on
+    titled = [f"{label} {text}" for text, label in texts(4)]
+    assert set(tasks["scifact"].evaluated_texts()) == {*titled, *TOPICS.values()}
+    assert sorted(tasks["stackoverflow"].evaluated_texts()) == sorted(text for text, _ in texts(6))
+    assert len(list(tasks["sickr"].evaluated_texts())) == 2 * len(list(itertools.combinations(SENTENCES, 2)))
