@@ -3,7 +3,7 @@
 import csv
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,10 @@ from l2v.sources import file_hash
 RECORD_FILES = (".jsonl", ".csv", ".tsv", ".parquet")
 _LONGEST_FIELD = 2**31 - 1
 """Characters in a field of a CSV file; Python's own limit of 131,072 is shorter than a book."""
+
+
+Column = int | str
+"""Of a file: its name, or its number from 0 in text without a header line."""
 
 
 class Record(NamedTuple):
@@ -99,6 +103,81 @@ def check_columns(have: Iterable[Any], columns: Iterable[str], where: str, overr
         if column not in names:
             told = ", ".join(map(str, names))
             raise L2VError(f"{where}: no column {column!r}; it has {told}; name the column with {override}")
+
+
+def table_rows(
+    paths: list[Path],
+    texts: Sequence[Column],
+    last: Column,
+    kind: Callable[[Any], Any],
+    delimiter: str | None,
+    name: str,
+    least: int = 2,
+) -> list[tuple[Any, ...]]:
+    """Texts and a value of each row of the files, whose columns have names or, in plain text, numbers.
+
+    Args:
+        paths: .jsonl, .csv, .tsv, .parquet; or unquoted text with a ``delimiter``.
+        texts: columns that hold text.
+        last: the column of the value.
+        kind: what converts the value; a ValueError says what it should be.
+        delimiter: between the columns of unquoted text.
+        name: of the data set, for errors.
+        least: rows that there must be.
+
+    Returns:
+        A tuple for each row: its texts and its value.
+
+    Raises:
+        L2VError: a column is missing, a value is not what it should be, or there are fewer than ``least`` rows.
+    """
+    found: list[tuple[Any, ...]] = []
+    for path in paths:
+        for where, row in _raw(path, [*texts, last], delimiter, name):
+            try:
+                if odd := [value for value in row[:-1] if not isinstance(value, str)]:
+                    raise ValueError(f"expected text, found {type(odd[0]).__name__}")
+                found.append((*row[:-1], kind(row[-1])))
+            except (TypeError, ValueError) as error:
+                raise L2VError(f"{where}: {first_line(error)}") from None
+    if len(found) < least:
+        raise L2VError(f"{name}: {len(found)} row(s) in {', '.join(map(str, paths))}; expected at least {least}")
+    return found
+
+
+def number(value: Any) -> float:
+    """What ``table_rows`` takes for a column of numbers."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a number, found {value!r}") from None
+
+
+def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) -> Iterable[tuple[str, list[Any]]]:
+    """Where a row stands, and its values of the columns."""
+    if delimiter is None:
+        if path.suffix == ".txt" or not all(isinstance(column, str) for column in columns):
+            raise L2VError(f"{name}: {path}: text with columns by number, or .txt, needs a delimiter, as '\\t'")
+        names = [str(column) for column in columns]
+        for where, values, problem in records(path, names, name):
+            if problem or not isinstance(values, dict):
+                raise L2VError(f"{where}: {problem or 'expected an object'}")
+            check_columns(values, names, where, f"the settings of {name}")
+            yield where, [values[column] for column in names]
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        numbers = [column for column in columns if isinstance(column, int)]
+        if len(numbers) < len(columns):
+            header = next(lines, [])
+            named = [str(column) for column in columns]
+            check_columns(header, named, str(path), f"the settings of {name}")
+            numbers = [header.index(column) for column in named]
+        for row in lines:
+            if row and max(numbers) >= len(row):
+                raise L2VError(f"{path}:{lines.line_num}: {len(row)} columns; expected one with number {max(numbers)}")
+            if row:
+                yield f"{path}:{lines.line_num}", [row[number] for number in numbers]
 
 
 def text_of(values: Any, column: str, where: str, override: str) -> str:

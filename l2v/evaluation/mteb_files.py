@@ -1,10 +1,9 @@
 """Tasks of mteb from a user's files: similarity, pairs, classification, clustering and retrieval."""
 
-import csv
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from l2v.data.files import RECORD_FILES, check_columns, content, find, records
+from l2v.data.files import RECORD_FILES, Column, check_columns, content, find, number, records, table_rows
 from l2v.encoder import Encoder
-from l2v.errors import L2VError, first_line
+from l2v.errors import L2VError
 from l2v.evaluation.mteb import entry, known_result, mteb_package, result_cache, run_task, texts_of, wrapped
 from l2v.evaluation.suite import Kept
 
-Column = int | str
-"""Of a file: its name, or its number from 0 in text without a header line."""
 Files = str | list[str]
 """A path, a glob pattern, or a list of them."""
 
@@ -186,7 +183,7 @@ class _PairFiles(LocalSet):
 
     def _pairs(self, column: Column, kind: Callable[[Any], Any], called: str) -> Any:
         """The data set, with the numbers of ``column`` under the name that mteb has for them."""
-        rows = _rows(self._paths(), (self.first, self.second), column, kind, self.delimiter, self.name)
+        rows = table_rows(self._paths(), (self.first, self.second), column, kind, self.delimiter, self.name)
         return _splits(test=_columns(self._drawn(rows, self.sample), "sentence1", "sentence2", called))
 
 
@@ -206,7 +203,7 @@ class StsSet(_PairFiles):
     base: ClassVar[str] = "AbsTaskSTS"
 
     def _dataset(self) -> Any:
-        return self._pairs(self.score, float, "score")
+        return self._pairs(self.score, number, "score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +256,7 @@ class ClassificationSet(LocalSet):
     def _dataset(self) -> Any:
         parts = {}
         for part, files in (("train", self.train), ("test", self.test)):
-            rows = _rows(self._find(files), (self.text,), self.label_column, str, self.delimiter, self.name)
+            rows = table_rows(self._find(files), (self.text,), self.label_column, str, self.delimiter, self.name)
             parts[part] = self._drawn(rows, self.sample, part)
         labels = {label: number for number, label in enumerate(dict.fromkeys(row[-1] for row in parts["train"]))}
         if unknown := [label for _, label in parts["test"] if label not in labels]:
@@ -304,7 +301,7 @@ class ClusteringSet(LocalSet):
                 raise L2VError(f"{self.name}: {len(texts)} texts, but {len(labels)} labels in {self.labels}")
             rows = list(zip(texts, labels, strict=True))
         else:
-            rows = _rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)
+            rows = table_rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)
         return _splits(test=_columns(self._drawn(rows, self.sample), "sentences", "labels"))
 
 
@@ -350,9 +347,9 @@ class RetrievalSet(LocalSet):
 
         judged: dict[str, dict[str, int]] = {}
         columns = ("query-id", "corpus-id")
-        for query, document, score in _rows(self._find(self.qrels), columns, "score", int, None, self.name, 1):
+        for query, document, score in table_rows(self._find(self.qrels), columns, "score", int, None, self.name, 1):
             judged.setdefault(query, {})[document] = score
-        queries = [row for row in _rows(self._find(self.queries), ("_id",), "text", str, None, self.name, 1)
+        queries = [row for row in table_rows(self._find(self.queries), ("_id",), "text", str, None, self.name, 1)
                    if any(score > 0 for score in judged.get(row[0], {}).values())]  # fmt: skip
         queries = self._drawn(queries, self.sample_queries, "queries")
         if not queries:
@@ -382,61 +379,6 @@ def _documents(paths: list[Path], name: str) -> Iterable[dict[str, str]]:
                 raise L2VError(f"{where}: {problem or 'expected an object'}")
             check_columns(values, ("_id", "text"), where, f"{name}: corpus")
             yield {"id": str(values["_id"]), "title": values.get("title") or "", "text": values["text"]}
-
-
-def _rows(
-    paths: list[Path],
-    texts: Sequence[Column],
-    last: Column,
-    kind: Callable[[Any], Any],
-    delimiter: str | None,
-    name: str,
-    least: int = 2,
-) -> list[tuple[Any, ...]]:
-    """Texts and a value converted by ``kind`` of each row of the files.
-
-    Raises:
-        L2VError: a column is missing, a value is not what it should be, or there are fewer than ``least`` rows.
-    """
-    found: list[tuple[Any, ...]] = []
-    for path in paths:
-        for where, row in _raw(path, [*texts, last], delimiter, name):
-            try:
-                if odd := [value for value in row[:-1] if not isinstance(value, str)]:
-                    raise ValueError(f"expected text, found {type(odd[0]).__name__}")
-                found.append((*row[:-1], kind(row[-1])))
-            except (TypeError, ValueError) as error:
-                raise L2VError(f"{where}: {first_line(error)}") from None
-    if len(found) < least:
-        raise L2VError(f"{name}: {len(found)} row(s) in {', '.join(map(str, paths))}; expected at least {least}")
-    return found
-
-
-def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) -> Iterable[tuple[str, list[Any]]]:
-    """Where a row stands, and its values of the columns."""
-    if delimiter is None:
-        if path.suffix == ".txt" or not all(isinstance(column, str) for column in columns):
-            raise L2VError(f"{name}: {path}: text with columns by number, or .txt, needs a delimiter, as '\\t'")
-        names = [str(column) for column in columns]
-        for where, values, problem in records(path, names, name):
-            if problem or not isinstance(values, dict):
-                raise L2VError(f"{where}: {problem or 'expected an object'}")
-            check_columns(values, names, where, f"the settings of {name}")
-            yield where, [values[column] for column in names]
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        numbers = [column for column in columns if isinstance(column, int)]
-        if len(numbers) < len(columns):
-            header = next(lines, [])
-            named = [str(column) for column in columns]
-            check_columns(header, named, str(path), f"the settings of {name}")
-            numbers = [header.index(column) for column in named]
-        for row in lines:
-            if row and max(numbers) >= len(row):
-                raise L2VError(f"{path}:{lines.line_num}: {len(row)} columns; expected one with number {max(numbers)}")
-            if row:
-                yield f"{path}:{lines.line_num}", [row[number] for number in numbers]
 
 
 def _lines(paths: list[Path]) -> list[str]:

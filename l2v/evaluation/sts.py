@@ -1,6 +1,5 @@
 """Similarity of sentence pairs against human scores (STS-B, SICK-R, ...), from a local file."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from l2v.data.files import Column, number, table_rows
 from l2v.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.sources import file_hash
@@ -20,19 +20,20 @@ class StsPairs:
     The defaults read STS-B's own files (sts-dev.csv: no header, tab-separated, unquoted).
 
     Attributes:
-        file: text with a pair a line; None: there is none, and nothing is scored.
+        file: unquoted text with a pair a line, or .jsonl, .csv, .tsv, .parquet where ``delimiter`` is None; None: there
+            is none, and nothing is scored.
         first: column of the first sentence: a number from 0, or a name, where the file has a header line.
         second: of the second sentence.
         score: of the human score.
-        delimiter: between columns.
+        delimiter: between the columns of unquoted text.
         instruction: put before both sentences.
     """
 
     file: str | None
-    first: int | str = 5
-    second: int | str = 6
-    score: int | str = 4
-    delimiter: str = "\t"
+    first: Column = 5
+    second: Column = 6
+    score: Column = 4
+    delimiter: str | None = "\t"
     instruction: str | None = None
 
     label: str = "Sentence similarity"
@@ -70,33 +71,9 @@ class StsPairs:
         """
         if self.file is None:
             raise L2VError(f"{self.label}: file: must be given")
-        file = Path(self.file).expanduser()
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE))
-        named, first_line = [self.first, self.second, self.score], 1
-        if any(isinstance(column, str) for column in named):
-            header, rows, first_line = rows[0] if rows else [], rows[1:], 2
-            for column in named:
-                if column not in header:
-                    raise L2VError(f"{file}: no column {column!r}; there are {', '.join(header)}")
-            named = [header.index(str(column)) for column in named]
-        first, second, scores = [], [], []
-        a, b, score = (int(column) for column in named)
-        for number, row in enumerate(rows, start=first_line):
-            if not row:
-                continue
-            try:
-                first.append(row[a])
-                second.append(row[b])
-                scores.append(float(row[score]))
-            except (IndexError, ValueError):
-                raise L2VError(
-                    f"{file}:{number}: expected a score in column {score} and sentences in {a} and {b} of "
-                    f"{len(row)} columns"
-                ) from None
-        if len(scores) < 2:
-            raise L2VError(f"{file}: {len(scores)} pair(s); expected two or more")
-        return first, second, np.array(scores)
+        paths = [Path(self.file).expanduser()]
+        rows = table_rows(paths, (self.first, self.second), self.score, number, self.delimiter, self.label)
+        return [row[0] for row in rows], [row[1] for row in rows], np.array([row[2] for row in rows])
 
     def fingerprint(self) -> str | None:
         """What pins the pairs: the file's hash."""

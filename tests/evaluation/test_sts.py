@@ -44,10 +44,10 @@ def test_quotes_are_text(tmp_path):
 
 
 MISTAKES = [
-    ("1\ta\tb\n", {}, "1 pair"),
-    ("1\ta\tb\nx\ta\tb\n", {}, r"pairs\.tsv:2: expected a score in column 0"),
-    ("1\ta\tb\n2\ta\n", {}, r"pairs\.tsv:2: expected .* of 2 columns"),
-    ("score\ta\tb\n", {"first": "c"}, "no column 'c'; there are score, a, b"),
+    ("1\ta\tb\n", {}, r"1 row\(s\) in .*pairs\.tsv; expected at least 2"),
+    ("1\ta\tb\nx\ta\tb\n", {}, r"pairs\.tsv:2: expected a number, found 'x'"),
+    ("1\ta\tb\n2\ta\n", {}, r"pairs\.tsv:2: 2 columns; expected one with number 2"),
+    ("score\ta\tb\n", {"first": "c"}, "no column 'c'; it has score, a, b"),
     ("", {"first": "c"}, "no column 'c'"),
 ]
 
