@@ -326,7 +326,7 @@ def make(kind: type[LocalSet], file: Path, content: str, **settings: Any) -> Any
 
 
 WRONG = [
-    ("a.csv", "sentence1,sentence2,score\na,b,high\nc,d,1\n", {}, r"a.csv:2: could not convert string to float"),
+    ("a.csv", "sentence1,sentence2,score\na,b,high\nc,d,1\n", {}, r"a.csv:2: expected a number, found 'high'"),
     ("a.csv", "sentence1,sentence2\na,b\n", {}, r"a.csv: no column 'score'"),
     ("a.csv", "sentence1,sentence2,score\na,b,1\n", {}, r"mine: 1 row\(s\) in .*a.csv; expected at least 2"),
     ("a.jsonl", '{"sentence1": 3, "sentence2": "b", "score": 1}\n', {}, r"a.jsonl:1: expected text, found int"),
