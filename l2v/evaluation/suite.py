@@ -156,6 +156,7 @@ def evaluate(
     result = {
         "suite": suite,
         "encoder": subject.source,
+        "adapters": list(subject.adapters),
         "attention": encoder.backbone.attention,
         "pooling": encoder.pooling,
         "fingerprint": fingerprint,
