@@ -77,12 +77,9 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click on the middle of an element."""
-        place = (
-            f"(() => {{const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-        )
-        box = self.run(
-            f"{place} const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]}})()"
-        )
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{element}.scrollIntoView({{block: 'center'}})")
+        box = self.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({element}.getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
@@ -108,6 +105,19 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != self._number:
+            self._events.append(answer)
+        assert "error" not in answer, f"{method}: {answer.get('error')}"
+        return answer["result"]
+
+    def _receive(self) -> dict[str, Any]:
+        end = time.monotonic() + _PATIENCE
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._answers], [], [], max(0.0, end - time.monotonic()))
+            received = os.read(self._answers, 1 << 16) if ready else b""
+            assert received, f"{PROGRAM} gives no answer"
+            self._rest += received
+        first, _, self._rest = self._rest.partition(b"\0")
         return json.loads(first)
 
 

@@ -231,7 +231,7 @@ def test_the_page_shows_the_paper_beside_the_scores(tmp_path: Path) -> None:
     assert 'title="LLaMA-2-7B, Bi + MNTP + SimCSE (Table 1)">paper 0.5536<' in page and "▼ −0.0536" in page
     tasks = page.partition("56 tasks one by one")[2].partition("</table>")[0]
     assert tasks.count("<tr>") == 57
-    assert "paper: LLaMA-2-7B, Bi + MNTP + SimCSE<small>Table 11" in tasks
+    assert "paper<small>LLaMA-2-7B, Bi + MNTP + SimCSE (Table 11)</small>" in tasks
     row = next(row for row in tasks.split("<tr>") if 'data-value="STS22"' in row)
     assert "0.7500" in row and "▲ +0.1153" in row and "0.6347" in row, "STS22 of LLaMA-2 in Table 11 is 63.47"
 

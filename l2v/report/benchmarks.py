@@ -36,7 +36,7 @@ def _suite(name: str, runs: list[Record]) -> Html:
         column_head("task"),
         column_head("category"),
         *(column_head(run.label, number=True) for run in runs),
-        *(column_head(f"paper: {row.title}", str(table_of_tasks(row)), number=True) for row in papers),
+        *(column_head("paper", f"{row.title} ({table_of_tasks(row)})", number=True) for row in papers),
     ]
     body = [
         [
@@ -49,7 +49,8 @@ def _suite(name: str, runs: list[Record]) -> Html:
     ]
     note = "The small numbers are the differences to the paper's." if papers else None
     summary = el("summary", el("b", name), f": {len(tasks)} tasks one by one")
-    return el("details", summary, el("p", note, class_="note") if note else None, table(head, body))
+    shown = [el("p", note, class_="note")] if note else []
+    return el("details", summary, *shown, table(head, body), class_="tasks")
 
 
 def _paper(papers: dict[Row, dict[str, float]], row: Row | None, task: str) -> float | None:

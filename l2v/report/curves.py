@@ -53,7 +53,7 @@ def _stage(number: int, stage: str, runs: list[Record]) -> Html:
     main = [key for key in _FIRST if key in keys]
     main += [key for key in (*logged, *plain, *_LAST) if key in keys and key not in (*main, *_FOLDED)]
     rest = [key for key in keys if key not in main]
-    title = stage if len(runs) > 1 else f"{stage}: {runs[0].label}"
+    title = stage if len(runs) > 1 or runs[0].label == stage else f"{stage}: {runs[0].label}"
     more = _plots(number, stage, runs, rest)
     folded = el("details", el("summary", f"{len(rest)} more"), more) if more else None
     shown = legend([run.label for run in runs]) if len(runs) > 1 else None

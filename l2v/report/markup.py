@@ -60,7 +60,7 @@ def row_head(label: str, note: str = "", badge: str | None = None) -> Html:
 
 def breakable(text: str) -> Html:
     """Names and paths, which are long, with places to break them; no place before less than three letters."""
-    return join(re.split(r"(?<=[./_])(?=\w{3})", text), Html("<wbr>"))
+    return join(re.split(r"(?<=[./_])(?=\w{3})|(?<=[a-z])(?=[A-Z][a-z]{2})", text), Html("<wbr>"))
 
 
 def cell(text: object, value: float | None = None) -> Html:

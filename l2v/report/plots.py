@@ -141,9 +141,9 @@ def score_plot(name: str, rows: list[dict[str, Any]], task: str, reference: str,
             weight = "bold" if score["best"] else "normal"
             axes.annotate(
                 number_text(score["value"], decimals),
-                (score["value"], place),
-                xytext=(7, 0),
-                textcoords="offset points",
+                (1, place),
+                xycoords=("axes fraction", "data"),
+                ha="right",
                 va="center",
                 fontsize=10.5,
                 fontweight=weight,
@@ -155,7 +155,7 @@ def score_plot(name: str, rows: list[dict[str, Any]], task: str, reference: str,
                 axes.plot(paper, place, "|", markersize=13, markeredgewidth=1.8, color=_COLOUR["second"], zorder=2)
         axes.set_yticks(range(len(scored)), [_clipped(label) for label, _ in scored])
         axes.tick_params(axis="y", length=0, labelcolor=_COLOUR["ink"], labelsize=10.5)
-        axes.set_xlim(min(all_values) - 0.08 * span, max(all_values) + 0.5 * span)
+        axes.set_xlim(min(all_values) - 0.08 * span, max(all_values) + 0.5 * span)  # room for the numbers
         axes.set_ylim(len(scored) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
 
