@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from browser import PROGRAM, Browser
-from report_runs import demo_runs, report, score, trained, write_suite
+from report_runs import demo_runs, evaluated, report, score, trained, write_suite
 
 from l2v.sources import Lineage, read_json, write_json
 
@@ -29,6 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four runs of the demo; one with a script in its name, two of LLaMA-2 on MTEB, and one with a long name."""
     folder = tmp_path_factory.mktemp("report")
     runs = demo_runs(folder)
+    evaluated(runs[1], 0.3322, 0.4127, 1812.4)
     for number, name in enumerate((ODD, LONG)):
         run = folder / name
         trained(run, "simcse", Lineage("meta-llama/Llama-2-7b-chat-hf", "commit:1"), learning_rate=0.1 * (number + 1))
@@ -54,7 +55,7 @@ def test_clicks_and_keys_sort_a_table(browser: Browser, page: Path) -> None:
     assert browser.run(ORDER) == unsorted
     perplexity = f"{SCORES} thead th:nth-child(4) button"
     browser.click(perplexity)
-    assert browser.run(ORDER)[:3] == ["bidirectional", "simcse", "mntp"], "812 is more than 64: by number"
+    assert browser.run(ORDER)[:3] == ["bidirectional", "simcse", "mntp"], "1812 is more than 64: by number"
     assert browser.run(ORDER)[3:] == ["causal", *unsorted[4:]], "missing values are last"
     assert browser.run(SORTED)[3] == "descending"
     browser.run(f"document.querySelector('{perplexity}').focus()")
