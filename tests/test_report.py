@@ -35,7 +35,7 @@ def test_page_shows_every_score_and_marks_the_best(demo: list[Path], tmp_path: P
 
 def test_page_shows_curves_speed_settings_and_lineage(demo: list[Path], tmp_path: Path) -> None:
     text = " ".join(Page(report(demo, tmp_path)[0]).words)
-    for words in ("Loss nats per masked token", "● simcse", "from 2.9512", "1 more"):
+    for words in ("Loss nats per masked token", "● simcse", "from 2.9512", "1 more plot"):
         assert words in " ".join(text.split())
     for words in ("steps", "Validation accuracy", "Learning rate", "mean of 3"):
         assert text.count(words) >= 2

@@ -55,7 +55,7 @@ def _stage(number: int, stage: str, runs: list[Record]) -> Html:
     rest = [key for key in keys if key not in main]
     title = stage if len(runs) > 1 or runs[0].label == stage else f"{stage}: {runs[0].label}"
     more = _plots(number, stage, runs, rest)
-    folded = el("details", el("summary", f"{len(rest)} more"), more) if more else None
+    folded = el("details", el("summary", f"{len(rest)} more plot{'s' * (len(rest) > 1)}"), more) if more else None
     shown = legend([run.label for run in runs]) if len(runs) > 1 else None
     return el(
         "div",
