@@ -6,123 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
+from report_runs import BASE, MNTP, Page, demo_runs, report, score, trained, write_suite
 
 from l2v.errors import L2VError
 from l2v.report import read_runs, summary_rows, write_report
 from l2v.report.__main__ import main
 from l2v.sources import AdapterRecord, Lineage, write_json, write_text
 
-BASE = Lineage(base="package:models/smollm2.gguf", base_hash="sha256:0123456789abcdef")
-MNTP = AdapterRecord("mntp", "adapter", "aaaabbbbccccdddd")
-SIMCSE = AdapterRecord("simcse", "adapter", "sha256:eeeeffff00001111")
-
-
-def score(label: str, metric: str, value: float | None, higher_is_better: bool = True) -> dict[str, Any]:
-    return {"label": label, "metric": metric, "value": value, "higher_is_better": higher_is_better, "details": {"n": 5}}
-
-
-def write_suite(folder: Path, suite: str = "demo", **scores: dict[str, Any]) -> None:
-    about = {"encoder": str(folder), "attention": "bidirectional", "pooling": "mean", "seconds": 41.25}
-    write_json(folder / "evaluation" / f"{suite}.json", {"suite": suite, **about, "scores": scores})
-
-
-def evaluated(folder: Path, lee: float, wikipedia: float, perplexity: float | None) -> Path:
-    write_suite(
-        folder,
-        lee=score("Lee news similarity", "Spearman", lee),
-        wikipedia=score("Wikipedia retrieval", "nDCG@10", wikipedia),
-        perplexity=score("Masked-token perplexity", "perplexity", perplexity, higher_is_better=False),
-    )
-    return folder
-
-
-def trained(folder: Path, stage: str, lineage: Lineage, *, learning_rate: float, steps: int = 60) -> None:
-    record = {
-        "name": f"demo/{stage}",
-        "stage": stage,
-        "status": "finished",
-        "seed": 7,
-        "config_hash": "sha256:c0ffee00c0ffee00",
-        "created": "2026-01-02T12:00:00+00:00",
-        "finished": "2026-01-02T12:34:56+00:00",
-        "seconds": 812.5,
-        "step": steps,
-        "choices": {"model": "smollm2-135m-embedded", "stage": stage},
-        "versions": {"l2v": "9.8.7", "torch": "2.13.0", "transformers": "5.23.0"},
-        "machine": {"cpu_count": 16},
-        "proof": {"backward_change": 0.31},
-    }
-    write_json(folder / "run.json", record)
-    config = f"seed: 7\nstage:\n  name: {stage}\n  learning_rate: {learning_rate}\ndata:\n  layers: [1, 2]\n"
-    write_text(folder / "config.yaml", config)
-    lineage.write(folder / "lineage.json")
-    rows: list[dict[str, float]] = []
-    for step in range(1, steps + 1):
-        speed = {"train/tokens_per_second": 400.0 + step % 3}
-        rows.append({"step": step, "train/loss": 2 + math.exp(-step / 20), "learning_rate": learning_rate, **speed})
-        if step % 20 == 0:
-            rows.append({"step": step, "validation/loss": 2.5, "validation/accuracy": step / 100})
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
 
 @pytest.fixture
 def demo(tmp_path: Path) -> list[Path]:
-    """Two evaluations without training, then two stages."""
-    root = tmp_path / "runs" / "demo"
-    folders = [
-        evaluated(root / "causal", 0.4717, 0.5310, None),
-        evaluated(root / "bidirectional", 0.3322, 0.4127, 812.4),
-        evaluated(root / "mntp", 0.5322, 0.4027, 27.31),
-        evaluated(root / "simcse", 0.6874, 0.4127, 64.02),
-    ]
-    trained(folders[2], "mntp", Lineage(BASE.base, BASE.base_hash, adapter=MNTP), learning_rate=0.001)
-    merged = Lineage(BASE.base, BASE.base_hash, merged=[MNTP], adapter=SIMCSE)
-    trained(folders[3], "simcse", merged, learning_rate=0.0003)
-    return folders
-
-
-def report(folders: list[Path], tmp_path: Path, **options: Any) -> tuple[str, dict[str, Any]]:
-    output = write_report(folders, tmp_path / "out" / "report.html", **options)
-    return output.read_text(encoding="utf-8"), json.loads((tmp_path / "out" / "runs.json").read_text(encoding="utf-8"))
-
-
-class Page(HTMLParser):
-    """What a page holds: its text, ids and references, and whether its elements nest."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "wbr"):
-            self.open.append(tag)
-        self._attributes(attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._attributes(attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def _attributes(self, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [str(value) for key, value in attrs if key == "id"]
-        self.references += [str(value) for key, value in attrs if key in ("src", "href", "xlink:href")]
+    return demo_runs(tmp_path)
 
 
 def test_page_shows_every_score_and_marks_the_best(demo: list[Path], tmp_path: Path) -> None:
@@ -138,15 +35,15 @@ def test_page_shows_every_score_and_marks_the_best(demo: list[Path], tmp_path: P
 
 def test_page_shows_curves_speed_settings_and_lineage(demo: list[Path], tmp_path: Path) -> None:
     text = " ".join(Page(report(demo, tmp_path)[0]).words)
-    assert "loss (nats per masked token)" in text
-    assert "loss (nats)" in text
-    for words in ("training (steps)", "validation accuracy (fraction)", "learning rate", "mean of 3"):
+    for words in ("Loss nats per masked token", "● simcse", "from 2.9512", "1 more plot"):
+        assert words in " ".join(text.split())
+    for words in ("steps", "Validation accuracy", "Learning rate", "mean of 3"):
         assert text.count(words) >= 2
     for words in ("13 min 32 s", "41.2 s", "401", "2026-01-02 12:34 UTC", "sha256:c0ffee00c0"):
         assert words in text
     for words in ("0.0003", "layers: [1, 2]", "backward_change: 0.31"):
         assert words in text
-    for words in ("package:models/smollm2.gguf", "sha256:0123456789", "aaaabbbbcc", "merged adapter"):
+    for words in ("package:models/smollm2.gguf", "sha256:0123456789", "aaaabbbbcc", "● mntp"):
         assert words in text
 
 
@@ -160,7 +57,7 @@ def test_page_stands_alone_and_nests(demo: list[Path], tmp_path: Path) -> None:
     assert "http:" not in html
     assert "https:" not in html
     assert "@import" not in html
-    assert page.tags.count("svg") == 3 + 6
+    assert page.tags.count("svg") == 3 + 2 * 4 + 1, "scores; loss, accuracy, rate and speed of two stages; lineage"
     assert 'name="viewport"' in html
     assert "prefers-color-scheme:dark" in html
 
@@ -234,6 +131,7 @@ def test_summary_rows(demo: list[Path]) -> None:
         "metric": "Spearman",
         "value": 0.4717,
         "higher_is_better": True,
+        "paper": None,
     }
     assert rows[0]["scores"]["perplexity"]["value"] is None
 
@@ -358,5 +256,104 @@ def test_word_scores_by_layer_class_and_confusion(tmp_path: Path) -> None:
     write_json(tmp_path / "run" / "evaluation" / "ner.json", {"suite": "ner", "scores": {}, "words": words})
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
     assert "<h2>Words</h2>" in page and "token accuracy 0.5000" in page and "next token" in page
-    assert "by layer: 0: 0.6667, 2: 0.6667" in page and "weight in the mix" in page
+    assert "ner F1 by layer of run" in page and "weight in the mix by layer: 0: 0.2500, 2: 0.7500" in page
     assert "PER" in page and "unseen" not in page
+
+
+def drawing(page: str, words: str) -> str:
+    """The drawing whose description begins with ``words``."""
+    found = [text for text in re.findall("<svg.*?</svg>", page, re.DOTALL) if f'aria-label="{words}' in text]
+    assert len(found) == 1, words
+    return found[0]
+
+
+def lines(plot: str) -> set[str]:
+    """Numbers of the runs that have a curve in a plot."""
+    return set(re.findall(r'<g id="[^"]*-run(\d+)"', plot))
+
+
+def test_runs_of_a_stage_share_plots(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for number, folder in enumerate(folders):
+        trained(folder, "simcse", BASE, learning_rate=0.001 * (number + 1))
+    with (folders[1] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "evaluation/quick/scifact": 0.25}\n{"step": 40, "evaluation/quick/scifact": 0.5}\n')
+    with (folders[2] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "evaluation/quick/scifact": 0.75}\n')
+    page, _ = report(folders, tmp_path)
+    assert lines(drawing(page, "Training loss of a, b, c")) == {"0", "1", "2"}
+    assert lines(drawing(page, "scifact of a, b, c")) == {"1", "2"}
+    assert "quick, evaluated during training" in page
+    assert re.findall(r'data-run="(\d)"', page) == ["0", "1", "2"]
+    colours = re.findall(r'border-top:3px ([^"]*)"', page)
+    assert colours == ["solid var(--c0)", "solid var(--c1)", "solid var(--c2)"]
+    for number in range(3):
+        assert f"stroke: var(--c{number})" in drawing(page, "Validation accuracy")
+
+
+def test_curves_of_many_steps_are_thinned(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        rows = [{"step": step, "validation/loss": step % 2} for step in range(3000)]
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    page, _ = report(folders, tmp_path)
+    curve = re.search(r'run0">\s*<path d="([^"]*)"', drawing(page, "Validation loss"))
+    assert curve is not None
+    assert 150 < curve[1].count("L") <= 200
+    assert len(page) < 100_000
+
+
+def test_runs_with_the_same_ancestor_share_its_node(demo: list[Path], tmp_path: Path) -> None:
+    for name, initial in (("merged", None), ("further", AdapterRecord("simcse", "initial_adapter", "5555"))):
+        top = AdapterRecord("supervised", "adapter", f"hash-of-{name}")
+        write_suite(demo[0].parent / name)
+        lineage = Lineage(BASE.base, BASE.base_hash, merged=[MNTP], initial=initial, adapter=top)
+        lineage.write(demo[0].parent / name / "lineage.json")
+    folders = [*demo, demo[0].parent / "merged", demo[0].parent / "further"]
+    for folder in demo[:2]:  # evaluations of the base itself, which they do not know the hash of
+        write_suite_of(folder, BASE.base)
+    graph = drawing(report(folders, tmp_path)[0], "base package:models")
+    assert graph.count(f"<title>{BASE.base_hash}</title>") == 1
+    assert graph.count(f"<title>{MNTP.hash}</title>") == 1
+    names = re.findall(r'class="name"[^>]*>([^<]*)', graph)
+    assert sorted(names) == ["mntp", "simcse", "simcse", "smollm2.gguf", "supervised", "supervised"]
+    assert graph.count('class="edge"') + graph.count('class="edge goes-on"') == 5
+    assert graph.count('class="edge goes-on"') == 1
+    base = next(box for box in graph.split("<g ") if BASE.base_hash in box and "<rect" in box)
+    assert [run for run in ("causal", "bidirectional", "mntp", "simcse") if f"● {run}" in base] == [
+        "causal",
+        "bidirectional",
+    ]
+
+
+def write_suite_of(folder: Path, encoder: str) -> None:
+    file = folder / "evaluation" / "demo.json"
+    write_json(file, {**json.loads(file.read_text()), "encoder": encoder})
+
+
+def test_full_fine_tuning_is_a_step_of_the_graph(tmp_path: Path) -> None:
+    first = {"stage": "mntp", "base": "meta/decoder", "base_hash": "commit:1"}
+    second = {"stage": "simcse", "base": "encoder", "base_hash": "sha256:2"}
+    for name, lineage in (
+        ("one", Lineage("encoder", "sha256:2", origin="meta/decoder", history=[first])),
+        ("two", Lineage("encoder", "sha256:3", origin="meta/decoder", history=[first, second])),
+    ):
+        write_suite(tmp_path / name)
+        lineage.write(tmp_path / name / "lineage.json")
+    graph = drawing(report([tmp_path / "one", tmp_path / "two"], tmp_path)[0], "base meta/decoder")
+    assert re.findall(r'class="kind"[^>]*>([^<]*)', graph) == ["base", "all weights", "all weights"]
+    assert re.findall(r'class="run"[^>]*>([^<]*)', graph) == ["● one", "● two"]
+
+
+def test_settings_that_differ_stand_before_those_that_some_runs_have(tmp_path: Path) -> None:
+    long = [{"path": "corpus/part.jsonl", "weight": 0.5}] * 5
+    for number, name in enumerate("abcd"):
+        write_suite(tmp_path / name)
+        extra = f"only: {json.dumps(long)}\n" if name == "d" else ""
+        write_text(tmp_path / name / "config.yaml", f"rate: {number // 3}\nsame: 1\n{extra}")
+    page, _ = report([tmp_path / name for name in "abcd"], tmp_path)
+    shown, _, folded = page.partition("1 setting that only some of the runs have")
+    assert re.findall(r'data-value="(rate|same|only)"', shown) == ["rate"]
+    assert re.findall(r'data-value="(rate|same|only)"', folded) == ["only"]
+    assert shown.count('<td class="common">0</td>') == 3 and "<td>1</td>" in shown
+    assert "…</summary>" in folded, "a long value is to open"

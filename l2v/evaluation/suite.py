@@ -182,6 +182,7 @@ def evaluate(
     result = {
         "suite": suite,
         "encoder": subject.source,
+        "adapters": list(subject.adapters),
         "attention": done[0].attention,
         "pooling": done[0].pooling,
         "fingerprint": fingerprint,

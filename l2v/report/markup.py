@@ -33,29 +33,34 @@ def join(children: Iterable[object], between: Html | None = None) -> Html:
     return Html((between or "").join(parts))
 
 
-def table(head: Sequence[Html], rows: Sequence[Sequence[Html]]) -> Html:
-    """A table that scrolls in its own box; a click on a header sorts it where scripts run."""
+def table(head: Sequence[Html], rows: Sequence[Sequence[Html]], *, sortable: bool = True) -> Html:
+    """A table that scrolls in its own box; a click on a header of a ``sortable`` one sorts it where scripts run."""
     body = [el("tr", join(row)) for row in rows]
-    content = el("table", el("thead", el("tr", join(head))), el("tbody", join(body)))
+    name = "sortable" if sortable else None
+    content = el("table", el("thead", el("tr", join(head))), el("tbody", join(body)), class_=name)
     return el("div", content, class_="scroll", tabindex="0")
 
 
-def column_head(text: object, note: str = "", *, number: bool = False) -> Html:
+def column_head(text: str, note: str = "", *, number: bool = False) -> Html:
     small = el("small", note) if note else None
-    return el("th", text, small, scope="col", class_="number" if number else None)
+    return el("th", breakable(text), small, scope="col", class_="number" if number else None)
 
 
 def row_head(label: str, note: str = "", badge: str | None = None) -> Html:
     mark = el("span", badge, class_="badge") if badge else None
-    name = join(re.split(r"\.(?=[a-z])", label), Html(".<wbr>"))  # the keys of settings are long
     return el(
         "th",
-        el("span", name, class_="label"),
+        el("span", breakable(label), class_="label"),
         mark,
         el("small", note) if note else None,
         scope="row",
         data_value=label,
     )
+
+
+def breakable(text: str) -> Html:
+    """Names and paths, which are long, with places to break them; no place before less than three letters."""
+    return join(re.split(r"(?<=[./_])(?=\w{3})|(?<=[a-z])(?=[A-Z][a-z]{2})", text), Html("<wbr>"))
 
 
 def cell(text: object, value: float | None = None) -> Html:
@@ -64,6 +69,17 @@ def cell(text: object, value: float | None = None) -> Html:
 
 def text_cell(value: Any) -> Html:
     return el("td", shown(value)) if value is not None else el("td", NONE, class_="none", data_value="")
+
+
+def difference(value: float | None, decimals: int, higher_is_better: bool = True) -> Html:
+    """A difference's mark and signed number; empty, but as wide, without one."""
+    if value is None:
+        return el("small", class_="difference")
+    if round(value, decimals) == 0:
+        return el("small", "= ", number_text(0.0, decimals), class_="difference")
+    better = (value > 0) == higher_is_better
+    mark, name = ("▲", "better") if better else ("▼", "worse")
+    return el("small", f"{mark} {number_text(value, decimals, '+')}", class_=f"difference {name}", title=name)
 
 
 def number_text(value: float | None, decimals: int, sign: str = "") -> str:

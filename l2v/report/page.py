@@ -1,21 +1,26 @@
-"""The page: a section each for scores, words, contamination, training, speed, settings and lineage."""
+"""The page: a section each for scores, tasks, words, contamination, training, speed, settings and lineage."""
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from l2v.errors import L2VError
+from l2v.report.benchmarks import benchmarks_section
 from l2v.report.contamination import contamination_section
+from l2v.report.curves import training_section
+from l2v.report.lineage import lineage_section, short
 from l2v.report.markup import (
     NONE,
     Html,
+    breakable,
     cell,
     column_head,
     decimals_for,
+    difference,
     duration,
     el,
     join,
@@ -25,11 +30,15 @@ from l2v.report.markup import (
     table,
     text_cell,
 )
-from l2v.report.plots import PALETTE, curve_plot, loss_plot, score_plot
+from l2v.report.plots import PALETTE, score_plot
 from l2v.report.runs import Record, finite, read_runs
-from l2v.report.tables import choose_reference, make_document, shown
+from l2v.report.tables import choose_reference, make_document
+from l2v.report.tables import shown as _written
 from l2v.report.words import words_section
-from l2v.sources import Lineage, write_json, write_text
+from l2v.sources import write_json, write_text
+
+_LONG = 80
+"""Letters of a setting's value that are shown without a click."""
 
 
 def write_report(
@@ -65,17 +74,20 @@ def _page(runs: list[Record], document: dict[str, Any]) -> str:
     made = f"Made {moment(document['made'])} from {len(runs)} run{'s' if len(runs) > 1 else ''}"
     sections = [
         ("Scores", _scores_section(document)),
+        ("Tasks", benchmarks_section(runs)),
         ("Words", words_section(runs)),
         ("Contamination", contamination_section(runs)),
-        ("Training", _training_section(runs)),
+        ("Training", training_section(runs)),
         ("Speed", _speed_section(document["runs"])),
         ("Settings", _settings_section(runs, document["settings"])),
-        ("Lineage", _lineage_section(runs)),
+        ("Lineage", lineage_section(runs)),
     ]
+    shown = [(name, content) for name, content in sections if content]
     main = el(
         "main",
         el("header", el("h1", document["title"]), el("p", " · ".join([made, *versions]), class_="note")),
-        join(el("section", el("h2", name), content) for name, content in sections if content),
+        el("nav", join(el("a", name, href=f"#{name.lower()}") for name, _ in shown), aria_label="Sections"),
+        join(el("section", el("h2", name), content, id=name.lower()) for name, content in shown),
         el("footer", "The tables in machine-readable form: ", el("a", "runs.json", href="runs.json")),
     )
     light, dark = ("".join(f"--{name}:{colours[i]};" for name, colours in PALETTE.items()) for i in (0, 1))
@@ -111,10 +123,16 @@ def _scores_section(document: dict[str, Any]) -> Html | None:
         [_run_head(row, reference)] + [_score_cell(row["scores"].get(task), decimals[task]) for task in tasks]
         for row in rows
     ]
+    papers = any(score["paper"] for row in rows for score in row["scores"].values())
     note = (
         f"Bold: the best of a column. ▲ better, ▼ worse, = same as {reference}, with the difference in the metric's "
         "own unit."
     )
+    if papers:
+        note += (
+            " Under a score: what the LLM2Vec paper (arXiv 2404.05961) has for the same model, stages, attention and "
+            "pooling, divided by 100, and the difference to it."
+        )
     plots = [
         el(
             "figure",
@@ -125,6 +143,7 @@ def _scores_section(document: dict[str, Any]) -> Html | None:
         if any(s and s["value"] is not None for s in columns[task])
     ]
     legend = f"● best, ○ other runs; the dashed line is {reference}. Each plot has its own scale."
+    legend += " ┃ the paper's number." if papers else ""
     parts = [table(head, body), el("p", note, class_="note"), el("div", join(plots), class_="plots")]
     return join([*parts, el("p", legend, class_="note") if plots else None])
 
@@ -139,50 +158,20 @@ def _run_head(row: dict[str, Any], reference: str) -> Html:
 
 def _score_cell(score: dict[str, Any] | None, decimals: int) -> Html:
     if not score or score["value"] is None:
-        return cell(join([NONE, _difference(None, decimals, True)]))
-    value, difference = score["value"], score["difference"]
+        return cell(join([NONE, difference(None, decimals)]))
+    value = score["value"]
     text = el("b", number_text(value, decimals), title="best") if score["best"] else number_text(value, decimals)
-    return cell(join([text, _difference(difference, decimals, score["higher_is_better"])]), value)
+    beside = difference(score["difference"], decimals, score["higher_is_better"])
+    return cell(join([text, beside, _beside_paper(score, decimals)]), value)
 
 
-def _difference(difference: float | None, decimals: int, higher_is_better: bool) -> Html:
-    """A difference's mark and signed number; empty, but as wide, without one."""
-    if difference is None:
-        return el("small", class_="difference")
-    if round(difference, decimals) == 0:
-        return el("small", "= ", number_text(0.0, decimals), class_="difference")
-    better = (difference > 0) == higher_is_better
-    mark, name = ("▲", "better") if better else ("▼", "worse")
-    return el("small", f"{mark} {number_text(difference, decimals, '+')}", class_=f"difference {name}", title=name)
-
-
-def _training_section(runs: list[Record]) -> Html | None:
-    parts = []
-    for number, run in enumerate(runs):
-        plots = [
-            loss_plot(f"loss-{number}", run),
-            curve_plot(f"accuracy-{number}", run, "validation/accuracy", "validation accuracy (fraction)", "o-"),
-            curve_plot(f"rate-{number}", run, "learning_rate", "learning rate", "-"),
-        ]
-        if any(plots):
-            panels = join(el("figure", plot) for plot in plots if plot)
-            parts += [el("h3", run.label), el("p", _last_values(run), class_="note")]
-            parts += [el("div", panels, class_="plots")]
-    return join(parts) if parts else None
-
-
-def _last_values(run: Record) -> str:
-    """The first and last values of the curves in words, and what a plot cannot show."""
-    facts = []
-    for key in ("train/loss", "validation/loss", "validation/accuracy", "validation/perplexity"):
-        _, values = run.series(key)
-        if len(values) and finite(values[-1]) is not None:
-            facts.append(f"{key.replace('/', ' ')} {values[0]:.4g} → {values[-1]:.4g}")
-    if facts and run.steps:
-        facts[-1] += f" (first → last of {run.steps:,} steps)"
-    if lost := int((~np.isfinite(run.series("train/loss")[1])).sum()):
-        facts.append(f"training losses that are not finite: {lost}")
-    return "; ".join(facts)
+def _beside_paper(score: dict[str, Any], decimals: int) -> Html | None:
+    """The paper's number and the difference to it."""
+    if not (paper := score["paper"]):
+        return None
+    text = f"paper {number_text(paper['value'], decimals)}"
+    told = difference(paper["difference"], decimals, score["higher_is_better"])
+    return el("div", text, told, class_="paper", title=f"{paper['row']} ({paper['source']})")
 
 
 def _speed_section(rows: list[dict[str, Any]]) -> Html | None:
@@ -202,7 +191,7 @@ def _speed_section(rows: list[dict[str, Any]]) -> Html | None:
     ]
     body = [
         [
-            row_head(row["label"], f"config {_short(str(row['config_hash']))}" if row["config_hash"] else ""),
+            row_head(row["label"], f"config {short(str(row['config_hash']))}" if row["config_hash"] else ""),
             text_cell(row["stage"]),
             text_cell(row["status"]),
             cell(NONE if row["seed"] is None else row["seed"], finite(row["seed"])),
@@ -221,47 +210,46 @@ def _settings_section(runs: list[Record], settings: dict[str, dict[str, Any]]) -
     shown = [run for run in runs if run.config or run.record.get("choices")]
     parts: list[Html] = []
     if settings:
-        head = [column_head("setting"), *(column_head(run.label) for run in shown)]
-        body = [[row_head(key), *(_text_cell_of(row, run.label) for run in shown)] for key, row in settings.items()]
-        parts = [el("p", "Settings that differ between the runs.", class_="note"), table(head, body)]
+        labels = [run.label for run in shown]
+        several = {key: row for key, row in settings.items() if len({_written(value) for value in row.values()}) > 1}
+        single = {key: row for key, row in settings.items() if key not in several}
+        note = "Settings that differ between the runs. Pale: the value that most of the runs have."
+        parts = [el("p", note, class_="note"), _settings_table(several, labels)] if several else []
+        if single:
+            summary = el("summary", f"{len(single)} setting{'s' * (len(single) > 1)} that only some of the runs have")
+            parts.append(el("details", summary, _settings_table(single, labels)))
     elif len(shown) > 1:
         parts = [el("p", "All settings are the same.", class_="note")]
     for run in runs:
         record = {key: run.record[key] for key in ("machine", "versions", "proof") if run.record.get(key)}
         about = yaml.safe_dump(record, sort_keys=False, allow_unicode=True) if record else ""
-        for name, text in (("the whole config", run.config_text), ("machine, versions and proof", about)):
-            if text:
-                parts.append(el("details", el("summary", el("b", run.label), f": {name}"), el("pre", text)))
+        found = {"config": run.config_text, "machine, versions, proof": about}
+        if named := [name for name, text in found.items() if text]:
+            summary = el("summary", el("b", run.label), f": {', '.join(named)}")
+            parts.append(el("details", summary, join(el("pre", found[name]) for name in named)))
     return join(parts) if parts else None
 
 
-def _text_cell_of(row: dict[str, Any], label: str) -> Html:
-    """A setting's cell: null is a value, and no entry is none."""
-    return el("td", shown(row[label])) if label in row else text_cell(None)
+def _settings_table(settings: dict[str, dict[str, Any]], labels: list[str]) -> Html:
+    head = [column_head("setting"), *(column_head(label) for label in labels)]
+    body = [[row_head(key), *_setting_cells(row, labels)] for key, row in settings.items()]
+    return el("div", table(head, body, sortable=False), class_="settings")
 
 
-def _lineage_section(runs: list[Record]) -> Html | None:
-    parts = [join([el("h3", run.label), _chain(run.lineage)]) for run in runs if run.lineage]
-    return join(parts) if parts else None
+def _setting_cells(row: dict[str, Any], labels: list[str]) -> list[Html]:
+    """A setting's values: null is a value, and no entry is none."""
+    texts = [_written(row[label]) if label in row else None for label in labels]
+    counts = Counter(texts)
+    most, count = counts.most_common(1)[0]
+    common = most if 2 * count > len(texts) and len(texts) > 2 else ""
+    return [
+        text_cell(None) if text is None else el("td", _folded(text), class_="common" if text == common else None)
+        for text in texts
+    ]
 
 
-def _chain(lineage: Lineage) -> Html:
-    """Base, merged adapters and adapter, in the order in which they apply."""
-    trained = " → ".join(record.get("stage", "?") for record in lineage.history)
-    name = lineage.base + (f" at {lineage.revision}" if lineage.revision else "")
-    nodes = [_node("base", name, lineage.base_hash, f"trained in full: {trained}" if trained else "")]
-    nodes += [_node("merged adapter", record.stage, record.hash) for record in lineage.merged]
-    if top := lineage.adapter:
-        nodes.append(_node("adapter", top.stage, top.hash))
-    return el("ol", join(nodes), class_="chain")
-
-
-def _node(kind: str, name: str, full_hash: str, note: str = "") -> Html:
-    parts = [el("small", kind), el("b", name), el("small", note) if note else None]
-    return el("li", *parts, el("code", _short(full_hash), title=full_hash), class_=kind.split()[-1])
-
-
-def _short(full_hash: str) -> str:
-    """The first ten digits of a hash, after its scheme where it has one."""
-    scheme, colon, digest = full_hash.rpartition(":")
-    return scheme + colon + digest[:10]
+def _folded(text: str) -> Html:
+    """A long value to open."""
+    if len(text) <= _LONG:
+        return breakable(text)
+    return el("details", el("summary", f"{text[: _LONG // 2]}…"), breakable(text))

@@ -1,10 +1,11 @@
 """Run folders as they are on disk: what is there is read, what is missing is an empty value."""
 
+import functools
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from l2v.errors import L2VError
-from l2v.sources import Lineage, read_json
+from l2v.sources import AdapterRecord, Lineage, read_json
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 _FILES = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation", "contamination")
@@ -40,13 +41,21 @@ class Record:
 
     def series(self, key: str) -> Series:
         """Steps and values of a metric, by step. After a resume the last row of a step counts."""
-        values = {
-            int(row["step"]): float(row[key])
-            for row in self.metrics
-            if isinstance(row.get("step"), int | float) and isinstance(row.get(key), int | float)
-        }
+        values = self._columns.get(key, {})
         steps = np.array(sorted(values), dtype=np.int64)
         return steps, np.array([values[step] for step in steps.tolist()], dtype=np.float64)
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, dict[int, float]]:
+        """Numbers of ``metrics`` by key, then by step."""
+        columns: dict[str, dict[int, float]] = {}
+        for row in self.metrics:
+            step = row.get("step")
+            if isinstance(step, int | float):
+                for key, value in row.items():
+                    if isinstance(value, int | float):
+                        columns.setdefault(key, {})[int(step)] = float(value)
+        return columns
 
     @property
     def steps(self) -> int | None:
@@ -81,6 +90,19 @@ def read_runs(folders: Sequence[Path]) -> list[Record]:
     if not paths:
         raise L2VError("no run folder is given; expected at least one, as in `python -m l2v.report runs/demo/*`")
     return [_read_run(unique[path], label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def weights_of(run: Record, suite: dict[str, Any]) -> Lineage | None:
+    """What an evaluated encoder is made of: the run's lineage, else that of the run or model that ``suite`` names."""
+    if run.lineage is not None:
+        return run.lineage
+    encoder = suite.get("encoder")
+    if not isinstance(encoder, str) or not encoder:
+        return None
+    known = _read_lineage(Path(encoder).expanduser() / "lineage.json") or Lineage(encoder, base_hash="")
+    adapters = [AdapterRecord(Path(str(name)).name, str(name), hash="") for name in suite.get("adapters") or ()]
+    tops = [record for record in (known.initial, known.adapter) if record] if adapters else []
+    return replace(known, merged=[*known.merged, *tops, *adapters], initial=None, adapter=None) if adapters else known
 
 
 def _labels(paths: list[Path]) -> list[str]:

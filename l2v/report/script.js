@@ -1,4 +1,4 @@
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     const button = document.createElement("button");
@@ -20,4 +20,20 @@ for (const table of document.querySelectorAll("table")) {
       table.tBodies[0].append(...rows);
     });
   });
+}
+for (const group of document.querySelectorAll(".curves")) {
+  const lines = button => group.querySelectorAll(`.plots [id$="-run${button.dataset.run}"]`);
+  for (const button of group.querySelectorAll(".legend button")) {
+    button.addEventListener("click", () => {
+      const on = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", on);
+      lines(button).forEach(line => line.classList.toggle("off", !on));
+    });
+    const pick = on => () => {
+      group.classList.toggle("picking", on);
+      lines(button).forEach(line => line.classList.toggle("picked", on));
+    };
+    button.addEventListener("pointerenter", pick(true));
+    button.addEventListener("pointerleave", pick(false));
+  }
 }

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError
+from l2v.report.paper import number_for
 from l2v.report.runs import Record, finite, read_runs
 
 
 def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Scores of runs, a row per run: ``{"label", "scores": {task: ...}, "seconds"}``.
 
-    A score is ``{"label", "metric", "value", "higher_is_better"}``; its value is None where it is not a finite number.
+    A score is ``{"label", "metric", "value", "higher_is_better", "paper"}``; its value is None where it is not a finite
+    number. ``paper`` is None, or the paper's number for it: ``{"value", "row", "source"}``.
     A task that occurs in several suites is named ``suite/task``. ``seconds`` is the training's wall time, or None.
 
     Raises:
@@ -36,12 +38,14 @@ def _summary(runs: list[Record]) -> list[dict[str, Any]]:
         for suite, content in run.suites.items():
             for task, score in content["scores"].items():
                 shared = len(suites_of[task]) > 1
+                paper = number_for(run, content, suite, score)
                 label = str(score.get("label", task))
                 scores[f"{suite}/{task}" if shared else task] = {
                     "label": f"{label} ({suite})" if shared else label,
                     "metric": str(score.get("metric", "")),
                     "value": finite(score.get("value")),
                     "higher_is_better": bool(score.get("higher_is_better", True)),
+                    "paper": asdict(paper) if paper else None,
                 }
         rows.append({"label": run.label, "scores": scores, "seconds": finite(run.record.get("seconds"))})
     return rows
@@ -89,6 +93,7 @@ def make_document(runs: list[Record], title: str, reference: str) -> dict[str, A
 def _compared(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
     """Add to every score its ``difference`` to the reference's (None without one) and whether it is the ``best``.
 
+    To the paper's number, where there is one, its ``difference`` is added too: score minus paper.
     There is a best only among two values or more; equal values share it.
     """
     base = next(row["scores"] for row in rows if row["label"] == reference)
@@ -98,8 +103,12 @@ def _compared(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]
         value, other = score["value"], base.get(task, {}).get("value")
         best = best_of(values[task], score["higher_is_better"])
         known = value is not None and other is not None and label != reference
+        paper = score["paper"]
+        if paper is not None:
+            paper = {**paper, "difference": value - paper["value"] if value is not None else None}
         return {
             **score,
+            "paper": paper,
             "difference": value - other if known else None,
             "best": value is not None and value == best and len(values[task]) > 1,
         }
