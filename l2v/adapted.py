@@ -5,7 +5,7 @@ from typing import Any
 try:
     from sentence_transformers.sentence_transformer.modules import Transformer
 except ModuleNotFoundError:  # before version 6
-    from sentence_transformers.models import Transformer
+    from sentence_transformers.models import Transformer  # type: ignore[no-redef]
 
 from l2v.bidirectional import set_attention
 

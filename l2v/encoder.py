@@ -271,7 +271,7 @@ class Encoder:
         self, folder: Path, prompts: Mapping[str, str] | None = None, *, as_adapter: bool = False
     ) -> None:
         """Write what stands beside the weights, or beside an adapter: l2v's settings and sentence-transformers'."""
-        if differences := self._not_portable():
+        if differences := self.not_portable():
             say(
                 f"{folder}: sentence-transformers reads this otherwise, so there its vectors differ: "
                 f"{'; '.join(differences)}",
@@ -322,7 +322,7 @@ class Encoder:
             },
         )
 
-    def _not_portable(self) -> list[str]:
+    def not_portable(self) -> list[str]:
         """What sentence-transformers reads otherwise than l2v."""
         found = self.prompt.not_portable(self.backbone.tokenizer)
         if self.text_max_length is not None:
