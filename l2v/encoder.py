@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from l2v.backbone import AttnImplementation, Backbone, DType, Quantization
 from l2v.bidirectional import ATTENTIONS, Attention
 from l2v.errors import L2VError
+from l2v.evaluation.instructions import mteb_prompts
 from l2v.pooling import POOLINGS, Pooling
 from l2v.progress import say, track
-from l2v.prompts import PooledTokens, Prompt
-from l2v.published import assemble
+from l2v.prompts import SEPARATOR, PooledTokens, Prompt
+from l2v.published import SETTINGS_FILE, assemble
 from l2v.runs import lineage_base, lineage_head
 from l2v.sources import Lineage, Source, model_file, read_json, write_json
 from l2v.tokenization import Tokens, pad, tokenize
 
-SETTINGS_FILE = "l2v.json"
-"""Pooling, attention and lengths, beside the weights of a saved encoder."""
+_TRANSFORMER, _POOLING = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
+_BIDIRECTIONAL_ADAPTED = "l2v.adapted.BidirectionalTransformer"
+"""Classes by the names under which sentence-transformers imports them."""
 TextInput = str | Sequence[str] | Sequence[tuple[str, str]]
 
 
@@ -83,7 +85,7 @@ class Encoder:
             dtype: float32, bfloat16 or float16.
             max_length: tokens of instruction, template and text; default: what was saved, else 512.
             text_max_length: tokens of the text alone; default: what was saved, else no limit of its own.
-            separator: between an instruction and its text; default: what was saved, else ": ".
+            separator: between an instruction and its text; default: what was saved, else ":\\n".
             template: with ``{text}`` where instruction and text go, or ``chat`` for the tokenizer's chat template;
                 default: what was saved, else none.
             pooled_tokens: after_prompt, text or all, see :class:`~l2v.prompts.Prompt`; default: what was saved, else
@@ -155,7 +157,7 @@ class Encoder:
             prompt=Prompt.of(
                 backbone.tokenizer,
                 template=settings.get("template"),
-                separator=settings.get("separator", ": "),
+                separator=settings.get("separator", SEPARATOR),
                 pooled_tokens=settings.get("pooled_tokens", "after_prompt"),
             ),
         )
@@ -250,21 +252,31 @@ class Encoder:
         a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12) for x in (np.atleast_2d(a), np.atleast_2d(b)))
         return a @ b.T
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, prompts: Mapping[str, str] | None = None) -> None:
         """Write the encoder as a folder that l2v, transformers and sentence-transformers load.
 
-        sentence-transformers gives the same vectors unless the encoder has a template or pools other tokens than it
-        does, which is said.
+        sentence-transformers gives the same vectors, with the instructions of MTEB by the names of its tasks; what it
+        reads otherwise is said.
+
+        Args:
+            folder: made where it is not there.
+            prompts: more instructions for sentence-transformers and mteb, by the name of a prompt, without separator.
         """
         folder = Path(folder)
-        if not self.prompt.is_portable(self.backbone.tokenizer):
-            say(
-                f"{folder}: l2v reads the template and the pooled tokens of this encoder, sentence-transformers does "
-                "not: there its vectors differ",
-                style="yellow",
-            )
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.save(folder)
+        self.save_settings(folder, prompts)
+
+    def save_settings(
+        self, folder: Path, prompts: Mapping[str, str] | None = None, *, as_adapter: bool = False
+    ) -> None:
+        """Write what stands beside the weights, or beside an adapter: l2v's settings and sentence-transformers'."""
+        if differences := self.not_portable():
+            say(
+                f"{folder}: sentence-transformers reads this otherwise, so there its vectors differ: "
+                f"{'; '.join(differences)}",
+                style="yellow",
+            )
         write_json(
             folder / SETTINGS_FILE,
             {
@@ -276,15 +288,17 @@ class Encoder:
                 "partial": self.backbone.attention == "bidirectional" and bool(self.backbone.proof.causal_layers),
             },
         )
-        modules = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+        # an adapter comes without the config of its decoder, which would say is_causal: false
+        by_l2v = as_adapter and self.backbone.attention == "bidirectional"
+        modules = [("0", "", _BIDIRECTIONAL_ADAPTED if by_l2v else _TRANSFORMER), ("1", "1_Pooling", _POOLING)]
         write_json(
             folder / "modules.json",
-            [
-                {"idx": int(i), "name": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
-                for i, path, kind in modules
-            ],
+            [{"idx": int(i), "name": i, "path": path, "type": kind} for i, path, kind in modules],
         )
-        write_json(folder / "sentence_bert_config.json", {"max_seq_length": self.max_length, "do_lower_case": False})
+        lengths = {"max_seq_length": self.max_length, "do_lower_case": False}
+        write_json(
+            folder / "sentence_bert_config.json", lengths | ({"model_args": {"dtype": "float32"}} if as_adapter else {})
+        )
         write_json(
             folder / "1_Pooling" / "config.json",
             {
@@ -295,9 +309,27 @@ class Encoder:
                 "pooling_mode_mean_sqrt_len_tokens": False,
                 "pooling_mode_weightedmean_tokens": self.pooling == "weighted_mean",
                 "pooling_mode_lasttoken": self.pooling == "last_token",
-                "include_prompt": False,
+                "include_prompt": self.pooling == "bos",
             },
         )
+        written = mteb_prompts() | dict(prompts or {})
+        write_json(
+            folder / "config_sentence_transformers.json",
+            {
+                "prompts": {name: text and text + self.prompt.separator for name, text in written.items()},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
+        )
+
+    def not_portable(self) -> list[str]:
+        """What sentence-transformers reads otherwise than l2v."""
+        found = self.prompt.not_portable(self.backbone.tokenizer)
+        if self.text_max_length is not None:
+            found.append("text_max_length")
+        if self.pooling == "weighted_mean":
+            found.append("weighted_mean after an instruction, whose tokens count in the weights there")
+        return found
 
 
 def _split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[str], list[str | None]]:

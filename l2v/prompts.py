@@ -12,7 +12,23 @@ PooledTokens = Literal["after_prompt", "text", "all"]
 POOLED_TOKENS: tuple[str, ...] = get_args(PooledTokens)
 TEXT = "{text}"
 CHAT = "chat"
+SEPARATOR = ":\n"
+"""Between an instruction and its text. Most tokenizers make one token of a space and the word after it, so a separator
+that ends in a space makes sentence-transformers, which counts the tokens of a prompt alone, leave out that word."""
 _MARK = "l2v-text-goes-here"
+_INSTRUCTION = "Retrieve semantically similar text"
+_ORDINARY = (
+    "A dog barks.",
+    "the weather",
+    "Über uns",
+    "3 men",
+    "2026-01-31",
+    '"Yes," she said',
+    "(a)",
+    "@user",
+    "日本語",
+)
+"""Beginnings of texts."""
 
 
 class Framed(NamedTuple):
@@ -29,7 +45,7 @@ class Prompt:
 
     template: str = TEXT
     """What stands around instruction and text, with ``{text}`` in their place: ``[INST] {text} [/INST]``."""
-    separator: str = ": "
+    separator: str = SEPARATOR
     """Between an instruction and its text."""
     pooled_tokens: PooledTokens = "after_prompt"
     """What mean, weighted_mean and last_token run over. What a template adds after a text always counts.
@@ -54,7 +70,7 @@ class Prompt:
         tokenizer: "PreTrainedTokenizerBase",
         *,
         template: str | None = None,
-        separator: str = ": ",
+        separator: str = SEPARATOR,
         pooled_tokens: PooledTokens = "after_prompt",
     ) -> "Prompt":
         """A prompt with the template written out: None stands for no template, ``chat`` for the tokenizer's own."""
@@ -62,11 +78,26 @@ class Prompt:
             template = chat_template(tokenizer)
         return Prompt(template or TEXT, separator, pooled_tokens)
 
-    def is_portable(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Whether sentence-transformers, which knows no templates and pools the beginning, gives the same vectors."""
+    def not_portable(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """What sentence-transformers reads otherwise: it knows no templates, and skips no more than its prompts."""
+        found = [] if self.template == TEXT else ["the template"]
         starts_with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-        pools_alike = self.pooled_tokens == "after_prompt" or (self.pooled_tokens == "text" and not starts_with_bos)
-        return self.template == TEXT and pools_alike
+        if self.pooled_tokens == "all" or (self.pooled_tokens == "text" and starts_with_bos):
+            found.append(f"pooled_tokens={self.pooled_tokens}")
+        if not self.stays_apart(tokenizer):
+            found.append(f"separator={self.separator!r}, which has other tokens before a text than alone")
+        return found
+
+    def stays_apart(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
+        """Whether an instruction and the separator have the same tokens alone and before a text.
+
+        sentence-transformers takes their number from the tokens that they have alone.
+        """
+        before = _INSTRUCTION + self.separator
+        alone = tokenizer(before).input_ids
+        if alone and alone[-1] in tokenizer.all_special_ids:  # an EOS, which comes after the text
+            alone = alone[:-1]
+        return all(tokenizer(before + text).input_ids[: len(alone)] == alone for text in _ORDINARY)
 
     def frame(self, text: str, instruction: str | None) -> Framed:
         """The text with what stands before and after it."""

@@ -16,6 +16,8 @@ from l2v.prompts import TEXT
 from l2v.sources import Source, locate, model_file, read_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SETTINGS_FILE = "l2v.json"
+"""Pooling, attention, lengths and prompt, beside the weights or the adapter of a saved encoder."""
 _SETTINGS = "llm2vec_config.json"
 _POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token", "last_token": "last_token"}
 _POOLINGS["bos_token"] = "bos"
@@ -41,7 +43,7 @@ class Assembly:
     adapters: list[Path] = field(default_factory=list)
     """Adapter folders to merge into it, in order."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Pooling, lengths and prompt, as the reference saved them; empty where it saved none."""
+    """Pooling, lengths and prompt, as they were saved with the last adapter that has any; empty where none has."""
 
 
 def assemble(
@@ -78,7 +80,8 @@ def assemble(
         place = locate(base, override="base") if base else _base_of(first)
     settings: dict[str, Any] = {}
     for folder in folders:
-        settings = reference_settings(folder) or settings
+        own = folder / SETTINGS_FILE
+        settings = (read_json(own) if own.is_file() else reference_settings(folder)) or settings
     return Assembly(place, folders, settings)
 
 
@@ -115,7 +118,11 @@ def adapter_folder(name: str, revision: str | None = None, override: str = "mode
         if model_file(place, ADAPTER_CONFIG) is None:
             return None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["adapter_*", _SETTINGS, "config.json"]))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["adapter_*", SETTINGS_FILE, _SETTINGS, "config.json"]
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise L2VError(
             f"{override}={name}: no such folder, and not found on the hub or the hub cannot be reached "

@@ -39,7 +39,7 @@ from l2v.errors import L2VError, Stopped, first_line
 from l2v.evaluation.during import During, Evaluations
 from l2v.loop import AtomicCheckpointIO, GracefulStop, RunLogger, SaveLast, StageProgress
 from l2v.pooling import Pooling
-from l2v.prompts import PooledTokens, Prompt
+from l2v.prompts import SEPARATOR, PooledTokens, Prompt
 from l2v.quantization import Quantization
 from l2v.runs import BEST, LAST, Run, Start, finish_lineage, now
 from l2v.sources import draft_folder, source_hash
@@ -62,7 +62,7 @@ class Model:
     pooling: Pooling = "mean"
     max_length: Annotated[int, Ge(1)] = 512
     template: str | None = None
-    separator: str = ": "
+    separator: str = SEPARATOR
     pooled_tokens: PooledTokens = "after_prompt"
     quantization: Quantization | None = None
     published: dict[str, list[str]] = field(default_factory=dict)

@@ -8,9 +8,10 @@ import torch
 from tiny import SENTENCES, make_tiny_model
 from transformers import AutoModel, AutoTokenizer
 
-from l2v.encoder import SETTINGS_FILE, Encoder
+from l2v.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.pooling import POOLINGS
+from l2v.published import SETTINGS_FILE
 
 LONG_TEXT = "the cat " * 40
 ODD_TEXTS = ["", " ", "  \n\t ", "cat", "😀 🏳️‍🌈", "\ud800", "a\udc00b", "\x00", "</s>", "مرحبا 你好", LONG_TEXT]
@@ -114,7 +115,7 @@ def test_the_same_call_gives_the_same_bits(encoder):
 
 
 def test_an_instruction_is_seen_but_not_pooled(encoder):
-    ids = encoder.backbone.tokenizer("Find: cat sat", return_tensors="pt").input_ids
+    ids = encoder.backbone.tokenizer("Find:\ncat sat", return_tensors="pt").input_ids
     with torch.no_grad():
         states = encoder.backbone.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
     close(encoder.encode("cat sat", instruction="Find"), states[-2:].mean(dim=0).numpy())
@@ -288,12 +289,18 @@ def test_a_saved_encoder_gives_the_same_vectors(tmp_path, family, settings):
         (False, {"pooled_tokens": "text"}, True),
         (False, {"pooled_tokens": "all"}, False),
         (False, {"template": "[{text}]"}, False),
+        (False, {"separator": ": "}, False),
+        (False, {"separator": " -> "}, False),
+        (True, {"separator": "\n"}, True),
+        (False, {"text_max_length": 9}, False),
+        (False, {"pooling": "last_token"}, True),
+        (False, {"pooling": "weighted_mean"}, False),
     ],
 )
 def test_what_sentence_transformers_would_read_otherwise_is_said(tmp_path, capsys, bos, settings, portable):
     model = make_tiny_model(tmp_path / "model", bos=bos)
     Encoder.from_pretrained(model, device="cpu", **settings).save(tmp_path / "saved")
-    assert ("there its vectors differ" in capsys.readouterr().err) is not portable
+    assert ("its vectors differ" in capsys.readouterr().err) is not portable
 
 
 def test_arguments_override_what_was_saved(tmp_path, encoder):

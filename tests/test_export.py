@@ -11,7 +11,7 @@ from tiny import SENTENCES, make_tiny_decoder
 from l2v import Encoder
 from l2v.backbone import Backbone
 from l2v.errors import L2VError
-from l2v.export import Merge, blend, export, main
+from l2v.export import Export, Merge, blend, export, main
 from l2v.runs import Run, lineage_base
 from l2v.sources import Lineage, folder_hash
 
@@ -51,7 +51,7 @@ def test_merged_in_order_is_as_unmerged(runs: tuple[Run, Run], tiny_model: Path)
 
 def test_the_lineage_of_an_export_leads_to_the_run(runs: tuple[Run, Run], tmp_path: Path, tiny_model: Path) -> None:
     _, run = runs
-    export(run, tmp_path / "deep" / "out", merge=Merge(base_ratio=0.25))
+    export(run, tmp_path / "deep" / "out", Export(merge=Merge(base_ratio=0.25)))
     lineage = Lineage.read(tmp_path / "deep" / "out" / "lineage.json")
     assert lineage.base_ratio == 0.25 and lineage.adapter is not None
     for record in (*lineage.merged, lineage.adapter):
@@ -62,13 +62,13 @@ def test_the_lineage_of_an_export_leads_to_the_run(runs: tuple[Run, Run], tmp_pa
 def test_base_weights_are_mixed_back_in(runs: tuple[Run, Run], tmp_path: Path, tiny_model: Path) -> None:
     _, run = runs
     adapted = dict(export(run, tmp_path / "0").backbone.decoder.named_parameters())
-    half = dict(export(run, tmp_path / "half", merge=Merge(0.5)).backbone.decoder.named_parameters())
+    half = dict(export(run, tmp_path / "half", Export(merge=Merge(0.5))).backbone.decoder.named_parameters())
     base = dict(Backbone.load(str(tiny_model)).decoder.named_parameters())
     assert max((adapted[name] - base[name]).abs().max() for name in base) > 1e-3
     for name in base:
         torch.testing.assert_close(half[name], (adapted[name] + base[name]) / 2)
     np.testing.assert_allclose(
-        export(run, tmp_path / "1", merge=Merge(1.0)).encode(SENTENCES),
+        export(run, tmp_path / "1", Export(merge=Merge(1.0))).encode(SENTENCES),
         vectors(tiny_model, template="[ {text} ]"),
         atol=1e-5,
     )
@@ -79,13 +79,13 @@ def test_a_fully_trained_run_is_mixed_with_its_original_model(tmp_path: Path, ti
     run = Run(tiny.train("full", "mntp", *WARM, "adapter=none"))
     base = dict(Backbone.load(str(tiny_model)).decoder.named_parameters())
     trained = dict(Backbone.load(str(run.encoder)).decoder.named_parameters())
-    half = dict(export(run, tmp_path / "half", merge=Merge(0.5)).backbone.decoder.named_parameters())
+    half = dict(export(run, tmp_path / "half", Export(merge=Merge(0.5))).backbone.decoder.named_parameters())
     for name in base:
         torch.testing.assert_close(half[name], (trained[name] + base[name]) / 2)
 
 
 def test_weights_are_written_in_the_dtype_that_was_asked_for(runs: tuple[Run, Run], tmp_path: Path) -> None:
-    export(runs[1], tmp_path / "16", dtype="bfloat16")
+    export(runs[1], tmp_path / "16", Export(dtype="bfloat16"))
     assert Backbone.load(str(tmp_path / "16"), dtype="bfloat16").config.dtype == torch.bfloat16
     a, b = vectors(tmp_path / "16"), vectors(runs[1].folder)
     assert np.abs(a - b).max() > 0 and np.linalg.norm(a - b) / np.linalg.norm(b) < 0.03

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tiny import SENTENCES, make_tiny_tokenizer
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from l2v.errors import L2VError
 from l2v.prompts import Prompt
@@ -25,13 +25,13 @@ def test_texts_without_an_instruction_are_pooled_whole(tokenizer):
 
 def test_only_the_text_after_an_instruction_is_pooled(tokenizer):
     [row] = tokenize(["cat sat"], tokenizer, max_length=99, instructions=["Find the sentence"])
-    assert row.input_ids == tokenizer("Find the sentence: cat sat").input_ids
-    assert pooled(tokenizer, row) == ["Ġcat", "Ġsat"]
+    assert row.input_ids == tokenizer("Find the sentence:\ncat sat").input_ids
+    assert pooled(tokenizer, row) == ["cat", "Ġsat"]
 
 
 def test_a_token_across_the_border_counts_as_text(tokenizer):
     # ": " ends in a space, and the tokenizer makes one token of the space and the word after it
-    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["the"])
+    [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["the"], prompt=Prompt(separator=": "))
     assert tokenizer.convert_ids_to_tokens(row.input_ids)[-2:] == [":", "Ġcat"]
     assert pooled(tokenizer, row) == ["Ġcat"]
 
@@ -44,12 +44,12 @@ def test_a_token_of_letters_from_both_sides_of_the_border_counts_as_text(tokeniz
 
 def test_the_border_is_found_after_letters_of_several_bytes(tokenizer):
     [row] = tokenize(["cat"], tokenizer, max_length=99, instructions=["Où est-il 😀"])
-    assert pooled(tokenizer, row) == ["Ġcat"]
+    assert pooled(tokenizer, row) == ["cat"]
 
 
 def test_each_text_has_its_own_instruction_or_none(tokenizer):
     rows = tokenize(["cat", "cat", "cat"], tokenizer, max_length=99, instructions=["Find", None, ""])
-    first = len(tokenizer("Find:").input_ids)
+    first = len(tokenizer("Find:\n").input_ids)
     assert [row.text_begin for row in rows] == [first, 0, 0]
     assert rows[1] == rows[2] == tokenize(["cat"], tokenizer, max_length=99)[0]
 
@@ -66,13 +66,13 @@ def test_texts_are_cut_on_the_right(tokenizer):
 
 
 def test_a_cut_leaves_the_instruction_whole(tokenizer):
-    instruction = len(tokenizer("Find:").input_ids)
+    instruction = len(tokenizer("Find:\n").input_ids)
     [row] = tokenize(["cat sat on the mat"], tokenizer, max_length=instruction + 2, instructions=["Find"])
-    assert pooled(tokenizer, row) == ["Ġcat", "Ġsat"]
+    assert pooled(tokenizer, row) == ["cat", "Ġsat"]
 
 
 def test_an_instruction_without_room_for_its_text_is_refused(tokenizer):
-    with pytest.raises(L2VError, match="the instruction 'Find the sentence: '.* takes all of max_length=3 tokens"):
+    with pytest.raises(L2VError, match=r"the instruction 'Find the sentence:\\n'.* takes all of max_length=3 tokens"):
         tokenize(["cat"], tokenizer, max_length=3, instructions=["Find the sentence"])
 
 
@@ -101,7 +101,23 @@ def test_a_text_that_the_tokenizer_drops_is_represented_by_its_instruction():
     tokenizer = make_tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     [row] = tokenize(["\u200b"], tokenizer, max_length=99, instructions=["Find"])
-    assert row == Tokens(tokenizer("Find: ").input_ids, 0)
+    assert row == Tokens(tokenizer("Find:\n").input_ids, 0)
+
+
+@pytest.mark.parametrize(
+    ("separator", "apart"), [(":\n", True), ("\n", True), (": ", False), (" ", False), ("", True), (":\n\n", True)]
+)
+def test_whether_a_separator_has_the_same_tokens_alone_and_before_a_text(tokenizer, separator, apart):
+    assert Prompt(separator=separator).stays_apart(tokenizer) is apart
+
+
+def test_an_end_token_after_the_separator_is_not_the_separators():
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", EOS)]
+    )
+    assert tokenizer("Find").input_ids[-1] == EOS
+    assert Prompt().stays_apart(tokenizer) and not Prompt(separator=": ").stays_apart(tokenizer)
 
 
 TEMPLATE = Prompt(template="user\n{text}</s>")
@@ -115,8 +131,8 @@ def test_a_template_stands_around_the_text_and_its_end_is_pooled(tokenizer):
 
 def test_an_instruction_goes_inside_the_template(tokenizer):
     [row] = tokenize(["cat sat"], tokenizer, max_length=99, instructions=["Find"], prompt=TEMPLATE)
-    assert row.input_ids == tokenizer("user\nFind: cat sat</s>").input_ids
-    assert pooled(tokenizer, row) == ["Ġcat", "Ġsat", "</s>"]
+    assert row.input_ids == tokenizer("user\nFind:\ncat sat</s>").input_ids
+    assert pooled(tokenizer, row) == ["cat", "Ġsat", "</s>"]
 
 
 def test_only_the_text_is_cut_and_the_template_stays_whole(tokenizer):
@@ -126,9 +142,9 @@ def test_only_the_text_is_cut_and_the_template_stays_whole(tokenizer):
 
 
 def test_a_text_alone_can_be_cut_shorter_than_its_prompt(tokenizer):
-    prefix = len(tokenizer("Find:").input_ids)
+    prefix = len(tokenizer("Find:\n").input_ids)
     [row] = tokenize(["cat sat on"], tokenizer, max_length=99, instructions=["Find"], text_max_length=2)
-    assert row.input_ids == tokenizer("Find: cat sat").input_ids and row.text_begin == prefix
+    assert row.input_ids == tokenizer("Find:\ncat sat").input_ids and row.text_begin == prefix
     special = len(tokenizer("").input_ids)
     [row] = tokenize(["The cat sat on"], tokenizer, max_length=99, text_max_length=2)
     assert row.input_ids == tokenizer("The cat sat on").input_ids[: special + 2]
@@ -143,11 +159,11 @@ def test_an_empty_text_in_a_template_is_represented_by_the_templates_end(tokeniz
     ("pooled_tokens", "instruction", "expected"),
     [
         ("after_prompt", None, ["<s>", "cat", "Ġsat"]),
-        ("after_prompt", "the", ["Ġcat", "Ġsat"]),
+        ("after_prompt", "the", ["cat", "Ġsat"]),
         ("text", None, ["cat", "Ġsat"]),
-        ("text", "the", ["Ġcat", "Ġsat"]),
+        ("text", "the", ["cat", "Ġsat"]),
         ("all", None, ["<s>", "cat", "Ġsat"]),
-        ("all", "the", ["<s>", "the", ":", "Ġcat", "Ġsat"]),
+        ("all", "the", ["<s>", "the", ":", "Ċ", "cat", "Ġsat"]),
     ],
 )
 def test_which_tokens_are_pooled(pooled_tokens, instruction, expected):
@@ -213,7 +229,7 @@ def test_clean_replaces_lone_surrogates_and_nothing_else(text, expected):
 
 def test_lone_surrogates_in_text_and_instruction_are_tokenized(tokenizer):
     [row] = tokenize(["a \ud800 cat"], tokenizer, max_length=99, instructions=["\udfff"])
-    assert row.input_ids == tokenizer("\ufffd: a \ufffd cat").input_ids
+    assert row.input_ids == tokenizer("\ufffd:\na \ufffd cat").input_ids
 
 
 def test_right_padding():

@@ -16,7 +16,7 @@ _FORUMS = (
     *("Programmers", "Stats", "Tex", "Unix", "Webmasters", "Wordpress"),
 )
 
-INSTRUCTIONS: dict[str, str] = {
+_SEARCH = {
     # retrieval
     "ArguAna": "Given a claim, find documents that refute the claim",
     "ClimateFEVER": "Given a claim about climate change, retrieve documents that support or refute the claim",
@@ -38,6 +38,8 @@ INSTRUCTIONS: dict[str, str] = {
     "MindSmallReranking": "Retrieve relevant news articles based on user browsing history",
     "SciDocsRR": "Given a title of a scientific paper, retrieve the titles of other relevant papers",
     "StackOverflowDupQuestions": "Retrieve duplicate questions from StackOverflow forum",
+}
+_SYMMETRIC = {
     # clustering
     "ArxivClusteringP2P": (
         "Identify the main and secondary category of Arxiv papers based on the titles and abstracts"
@@ -83,6 +85,9 @@ INSTRUCTIONS: dict[str, str] = {
     "SummEval": "Given a news summary, retrieve other semantically similar summaries",
 }
 
+INSTRUCTIONS: dict[str, str] = _SEARCH | _SYMMETRIC
+"""By the names that the paper's tasks have in mteb."""
+
 
 _OTHER_NAMES = {
     "ArXivHierarchicalClusteringP2P": "ArxivClusteringP2P",
@@ -91,12 +96,34 @@ _OTHER_NAMES = {
     "Touche2020Retrieval": "Touche2020",
 }
 """Today's names of the paper's tasks, without their versions."""
+_NEWER_SEARCH = (
+    *("ClimateFEVERHardNegatives", "FEVERHardNegatives", "HotpotQAHardNegatives"),
+    "Touche2020Retrieval.v3",
+)
+_NEWER_SYMMETRIC = (
+    *("ArXivHierarchicalClusteringP2P", "ArXivHierarchicalClusteringS2S", "BiorxivClusteringP2P.v2"),
+    *("MedrxivClusteringP2P.v2", "MedrxivClusteringS2S.v2", "StackExchangeClustering.v2"),
+    *("StackExchangeClusteringP2P.v2", "TwentyNewsgroupsClustering.v2", "SummEvalSummarization.v2", "STS22.v2"),
+)
+"""Tasks of MTEB(eng, v2) that the paper has under another name."""
 
 
 def paper_instruction(task: str) -> str | None:
     """The paper's instruction for a task of mteb or for a newer version of it (``.v2``, ``HardNegatives``)."""
     name = task.partition(".v")[0].removesuffix("HardNegatives")
     return INSTRUCTIONS.get(_OTHER_NAMES.get(name, name))
+
+
+def mteb_prompts() -> dict[str, str]:
+    """The instructions of MTEB(eng, v1) and (eng, v2) by the names under which mteb looks for a prompt.
+
+    ``<task>-query`` where documents get none, else ``<task>``; ``query`` and ``document`` stand for other tasks.
+    """
+    search = [*_SEARCH, *_NEWER_SEARCH]
+    symmetric = [*_SYMMETRIC, *_NEWER_SYMMETRIC]
+    found = {f"{task}-query": paper_instruction(task) for task in search}
+    found |= {task: paper_instruction(task) for task in symmetric}
+    return {"query": "", "document": ""} | {name: text for name, text in found.items() if text}
 
 
 def without_end(instruction: str) -> str:

@@ -15,7 +15,7 @@ from l2v.errors import L2VError
 from l2v.evaluation.sts import StsPairs
 from l2v.losses import Contrastive, Triplets
 from l2v.pooling import Pooling
-from l2v.prompts import PooledTokens, Prompt
+from l2v.prompts import SEPARATOR, PooledTokens, Prompt
 from l2v.stages.stage import Stage, check_grad_cache
 
 
@@ -50,7 +50,7 @@ class Supervised(Stage):
         loss: Contrastive,
         max_length: Annotated[int, Ge(1)] = 512,
         template: str | None = None,
-        separator: str = ": ",
+        separator: str = SEPARATOR,
         pooled_tokens: PooledTokens = "after_prompt",
         negatives: Annotated[int, Ge(0)] = 1,
         pooling: Pooling = "mean",

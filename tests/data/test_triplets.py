@@ -188,7 +188,7 @@ def test_what_was_left_out_is_said_once(tmp_path: Path, capsys: pytest.CaptureFi
 def test_wordings_take_turns_by_the_rows_place_in_the_file(tmp_path: Path) -> None:
     rows = [triplet(0), triplet(1), "{", triplet(3)]
     of = mix(tmp_path / "a.jsonl", rows, query_instructions=["first", "second"], on_error="skip")
-    assert [texts(row)[0] for row in read(of)] == ["first: q0", "second: q1", "second: q3"]
+    assert [texts(row)[0] for row in read(of)] == ["first:\nq0", "second:\nq1", "second:\nq3"]
     (first, *_) = read(of, prompt=Prompt(separator="; "))
     assert texts(first) == ["first; q0", "p0", "n0"]
     assert TOKENIZER.decode(first["query"][first["query_begin"] :]).strip() == "q0"
@@ -198,8 +198,8 @@ def test_wordings_take_turns_by_the_rows_place_in_the_file(tmp_path: Path) -> No
     ("symmetric", "symmetric_documents", "expected"),
     [
         (False, True, ["p0", "p1"]),
-        (True, True, ["a: p0", "b: p1"]),
-        ([False, True], True, ["p0", "b: p1"]),
+        (True, True, ["a:\np0", "b:\np1"]),
+        ([False, True], True, ["p0", "b:\np1"]),
         (True, False, ["p0", "p1"]),
     ],
 )
@@ -213,7 +213,7 @@ def test_documents_of_symmetric_sets_get_the_querys_instruction(
 
 def test_documents_may_have_an_instruction_of_their_own(tmp_path: Path) -> None:
     (row,) = read(mix(tmp_path / "a.jsonl", [triplet(0)], document_instruction="d"))
-    assert texts(row) == ["q0", "d: p0", "d: n0"]
+    assert texts(row) == ["q0", "d:\np0", "d:\nn0"]
 
 
 def test_equal_texts_have_equal_hashes_whatever_their_instructions(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_whatever_changes_the_rows_makes_new_ones(tmp_path: Path, change: str) -
     read(
         mix(tmp_path / "a.jsonl", **settings | changed.get(change, {})),
         max_length=32 if change == "length" else 64,
-        prompt=Prompt(separator="; " if change == "separator" else ": "),
+        prompt=Prompt(separator="; " if change == "separator" else ":\n"),
     )
     assert (made, len(list((tmp_path / "cache" / "triplets").iterdir()))) == (1, 2)
 
