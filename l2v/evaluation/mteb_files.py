@@ -15,8 +15,8 @@ from annotated_types import Ge
 from l2v.data.files import RECORD_FILES, check_columns, content, find, records
 from l2v.encoder import Encoder
 from l2v.errors import L2VError, first_line
-from l2v.evaluation.mteb import entry, known_result, mteb_package, result_cache, run_task, wrapped
-from l2v.evaluation.suite import Kept
+from l2v.evaluation.mteb import known_result, mteb_package, result_cache, run_task, wrapped
+from l2v.evaluation.suite import Kept, entry
 
 Column = int | str
 """Of a file: its name, or its number from 0 in text without a header line."""
@@ -275,7 +275,13 @@ class ClusteringSet(LocalSet):
     def _paths(self) -> list[Path]:
         return [*self._find(self.files), *(self._find(self.labels) if self.labels else [])]
 
-    def _dataset(self) -> Any:
+    def rows(self) -> list[tuple[str, str]]:
+        """The texts with their labels, as drawn.
+
+        Raises:
+            L2VError: a file is broken.
+        """
+        rows: list[Any]
         if self.labels:
             texts, labels = (_lines(self._find(files)) for files in (self.files, self.labels))
             if len(texts) != len(labels):
@@ -283,7 +289,10 @@ class ClusteringSet(LocalSet):
             rows = list(zip(texts, labels, strict=True))
         else:
             rows = _rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)
-        return _splits(test=_columns(self._drawn(rows, self.sample), "sentences", "labels"))
+        return self._drawn(rows, self.sample)
+
+    def _dataset(self) -> Any:
+        return _splits(test=_columns(self.rows(), "sentences", "labels"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,8 @@ class Kept:
 
 @runtime_checkable
 class TaskSet(Protocol):
-    """Evaluations that keep each score for itself as soon as it is there, so that a crash loses one of them."""
+    """What makes its entries of a suite's scores itself: several of them, kept one by one so that a crash loses one of
+    them, or with a ``plot``: numbers for the report to draw, with their ``kind`` (``l2v.report.analyses``)."""
 
     label: str
     metric: str
@@ -64,8 +65,21 @@ class TaskSet(Protocol):
         ...
 
     def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
-        """Entries of a suite's scores; ``name`` is the key of the first, and begins the others'."""
+        """Entries of a suite's scores, made by :func:`entry`; ``name`` begins their keys."""
         ...
+
+
+def entry(
+    label: str, metric: str, value: float, details: dict[str, float], *, higher_is_better: bool = True
+) -> dict[str, Any]:
+    """A score as a suite's file has it."""
+    return {
+        "label": label,
+        "metric": metric,
+        "value": value,
+        "higher_is_better": higher_is_better,
+        "details": details,
+    }
 
 
 @dataclass(frozen=True)
@@ -146,13 +160,8 @@ def evaluate(
             scores |= task.scores(name, encoder, kept, show=show)
             continue
         details = task.run(encoder, show=show)
-        scores[name] = {
-            "label": task.label,
-            "metric": task.metric,
-            "value": details[task.metric],
-            "higher_is_better": getattr(task, "higher_is_better", True),
-            "details": details,
-        }
+        better = getattr(task, "higher_is_better", True)
+        scores[name] = entry(task.label, task.metric, details[task.metric], details, higher_is_better=better)
     result = {
         "suite": suite,
         "encoder": subject.source,
@@ -174,7 +183,9 @@ def _pinned(task: Any) -> list[Any]:
 
 
 def _setting(value: Any) -> Any:
-    if hasattr(value, "run"):
+    if isinstance(value, dict):
+        return {key: _setting(item) for key, item in value.items()}
+    if hasattr(value, "run") or isinstance(value, TaskSet):
         return _pinned(value)
     return value.fingerprint() if hasattr(value, "fingerprint") else value
 
