@@ -75,7 +75,8 @@ class PoolingAblation:
                 else:
                     values[pooling] = task.run(every, show=show)[task.metric]
             tasks.append({"label": task.label, "metric": task.metric, "values": values})
-        plot = {"kind": "pooling", "poolings": [[pooling, _NAMES[pooling]] for pooling in poolings], "tasks": tasks}
+        named = [[pooling, _NAMES[pooling]] for pooling in poolings]
+        plot = {"kind": "pooling", "task": name, "poolings": named, "tasks": tasks}
         entries = {}
         for pooling in poolings:
             details = {task["label"]: task["values"][pooling] for task in tasks}

@@ -1,4 +1,4 @@
-"""The page: a section each for scores, words, contamination, training, speed, settings and lineage."""
+"""The page: a section each for scores, analyses, words, contamination, training, speed, settings and lineage."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from l2v.errors import L2VError
+from l2v.report.analyses import analyses_section
 from l2v.report.contamination import contamination_section
 from l2v.report.markup import (
     NONE,
@@ -65,6 +66,7 @@ def _page(runs: list[Record], document: dict[str, Any]) -> str:
     made = f"Made {moment(document['made'])} from {len(runs)} run{'s' if len(runs) > 1 else ''}"
     sections = [
         ("Scores", _scores_section(document)),
+        ("Analyses", analyses_section(runs)),
         ("Words", words_section(runs)),
         ("Contamination", contamination_section(runs)),
         ("Training", _training_section(runs)),

@@ -28,6 +28,14 @@ PALETTE = {
     "second": ("#b0500e", "#f0a365"),
     "better": ("#1b6a3d", "#74d09b"),
     "worse": ("#9b2c2c", "#f29090"),
+    "category-1": ("#2f6fbf", "#7db3f5"),
+    "category-2": ("#c65a11", "#f2a05e"),
+    "category-3": ("#23825a", "#63cf9c"),
+    "category-4": ("#8a4bb3", "#c79bf0"),
+    "category-5": ("#a87a00", "#e3c04f"),
+    "category-6": ("#c13b6f", "#f48fb4"),
+    "category-7": ("#12868c", "#58ccd3"),
+    "category-8": ("#6e5a4b", "#bfae9f"),
 }
 _COLOUR = {name: light for name, (light, _) in PALETTE.items()}
 _PLOT_SETTINGS: dict[Any, Any] = {
