@@ -52,7 +52,6 @@ class AttentionStates:
     def check(self, kept: Kept) -> None:
         """Everything was checked when the texts were named."""
 
-    @torch.inference_mode()
     def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
         """The mean cosine of the last layer, and ``<name>_layers``: over all layers, without the embeddings.
 
@@ -97,6 +96,7 @@ class AttentionStates:
         }
 
 
+@torch.inference_mode()
 def state_cosines(
     backbone: Backbone, ids: Int[Tensor, "batch length"], mask: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "layers batch length"]:

@@ -91,7 +91,6 @@ class PrefixTriples:
             raise L2VError(f"{self._path()}: no triple; expected one or more")
         return found
 
-    @torch.inference_mode()
     def scores(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
         """The share of triples whose positive is nearer (a tie counts half), and ``<name>_margin``: by how much.
 
@@ -116,6 +115,7 @@ class PrefixTriples:
             f"{name}_margin": entry(self.label, margin, details["margin"], {}),
         }
 
+    @torch.inference_mode()
     def cosines(self, encoder: Encoder, *, show: bool = False) -> NDArray[np.float64]:
         """(triples, 2): of the query with the positive, and with the negative.
 

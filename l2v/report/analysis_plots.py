@@ -82,7 +82,7 @@ def cosines_plot(name: str, runs: Named) -> Html:
     told = ", ".join(
         f"{label}: {np.mean(plot['positive']):.4f} and {np.mean(plot['negative']):.4f}" for label, plot in runs
     )
-    return _plot(name, f"Cosines of positives and negatives; means of {told}", draw, height=0.7 + 0.5 * len(runs))
+    return _plot(name, f"Cosines of positives and negatives; means of {told}", draw, height=0.7 + 0.6 * len(runs))
 
 
 def margins_plot(name: str, runs: Named) -> Html:
@@ -100,7 +100,7 @@ def margins_plot(name: str, runs: Named) -> Html:
 
     means = ((label, np.mean(plot["positive"]) - np.mean(plot["negative"])) for label, plot in runs)
     told = ", ".join(f"{label} {mean:+.4f}" for label, mean in means)
-    return _plot(name, f"Positive less negative; means: {told}", draw, height=0.7 + 0.5 * len(runs))
+    return _plot(name, f"Positive less negative; means: {told}", draw, height=0.7 + 0.6 * len(runs))
 
 
 def _dots(axes: Axes, values: NDArray[np.float64], place: float, colour: str, mean: bool | None = True) -> None:
@@ -201,6 +201,10 @@ def map_plot(name: str, label: str, plot: dict[str, Any]) -> Html:
             shape = MARKERS[number // len(CATEGORIES) % len(MARKERS)][0]
             chosen = points[numbers == number]
             axes.plot(*chosen.T, shape, color=category(number), markersize=3.6, markeredgewidth=0, alpha=0.85)
+        for limit, low, high in zip(
+            (axes.set_xlim, axes.set_ylim), points.min(axis=0), points.max(axis=0), strict=True
+        ):
+            limit((low + high) / 2 - 0.53, (low + high) / 2 + 0.53)  # a square around places from 0 to 1 at most
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
