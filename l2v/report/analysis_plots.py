@@ -201,10 +201,10 @@ def map_plot(name: str, label: str, plot: dict[str, Any]) -> Html:
             shape = MARKERS[number // len(CATEGORIES) % len(MARKERS)][0]
             chosen = points[numbers == number]
             axes.plot(*chosen.T, shape, color=category(number), markersize=3.6, markeredgewidth=0, alpha=0.85)
-        for limit, low, high in zip(
-            (axes.set_xlim, axes.set_ylim), points.min(axis=0), points.max(axis=0), strict=True
-        ):
-            limit((low + high) / 2 - 0.53, (low + high) / 2 + 0.53)  # a square around places from 0 to 1 at most
+        # a square around places from 0 to 1 at most
+        (left, right), (bottom, top) = [(middle - 0.53, middle + 0.53) for middle in _middles(points)]
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -213,6 +213,10 @@ def map_plot(name: str, label: str, plot: dict[str, Any]) -> Html:
 
     drawn = _plot(name, f"{label}: {len(points)} texts with {len(plot['labels'])} labels", draw, height=3.5)
     return Html(re.sub(r"(\d\.\d{2})\d+", r"\1", drawn))
+
+
+def _middles(points: NDArray[np.float64]) -> list[float]:
+    return ((points.min(axis=0) + points.max(axis=0)) / 2).tolist()
 
 
 def category(number: int) -> str:
