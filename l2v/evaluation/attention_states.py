@@ -89,7 +89,7 @@ class AttentionStates:
             "layers": [round(value, 4) for value in layers],
             "causal_layers": proof.causal_layers,
         }
-        every = "cosine, mean of all layers"
+        every = "cosine, all layers"
         return {
             name: entry(self.label, self.metric, layers[-1], details) | {"plot": plot},
             f"{name}_layers": entry(self.label, every, details["all_layers"], {}),

@@ -109,7 +109,7 @@ class PrefixTriples:
         }
         positive, negative = cosines.round(6).T.tolist()
         plot = {"kind": "prefix_triples", "positive": positive, "negative": negative}
-        margin = "cosine, positive − negative"
+        margin = "margin"
         return {
             name: entry(self.label, self.metric, details["accuracy"], details) | {"plot": plot},
             f"{name}_margin": entry(self.label, margin, details["margin"], {}),

@@ -82,10 +82,11 @@ def _figure(title: object, small: str, plot: Html) -> Html:
 def _states(name: str, found: list[_Found]) -> Html:
     note = (
         "Cosine of each token's state under causal attention with the one under bidirectional attention, from the same "
-        "weights. High: the switch changes little. Embeddings are the same."
+        "weights. High: the switch changes little. What is below a map's scale has no colour."
     )
-    lowest = min(float(np.min(f.plot["cosine"])) for f in found)
-    lowest = min(max(0.0, float(np.floor(lowest * 10) / 10)), 0.9)
+    # the first position, which is far below the others, would take most of the scale
+    low = min(float(np.quantile(f.plot["cosine"], 0.05)) for f in found)
+    lowest = min(max(0.0, float(np.floor(low * 10) / 10)), 0.9)
     lines = states_plot(f"{name}-layers", [(f.run, f.plot) for f in found])
     maps = [
         _figure(f.run, _about_states(f), states_map(f"{name}-{number}", f.run, f.plot, lowest))
