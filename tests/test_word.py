@@ -194,7 +194,7 @@ def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     straight = States(tmp_path / "straight", states.tokens, "float32")
     compute_states(model, [(aligned, straight)], [1, 2], batch_tokens=50, show=False)
     runs: list[int] = []
-    original = states_module._hidden_states
+    original = states_module.hidden_states
 
     def breaking(*arguments: Any) -> Any:
         runs.append(len(runs))
@@ -202,7 +202,7 @@ def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(states_module, "_hidden_states", breaking)
+    monkeypatch.setattr(states_module, "hidden_states", breaking)
     with pytest.raises(KeyboardInterrupt):
         compute_states(model, [(aligned, states)], [1, 2], batch_tokens=50, show=False)
     assert states.missing([1, 2]) == [1, 2]
@@ -219,7 +219,7 @@ def test_states_that_the_dtype_cannot_hold_are_refused(tmp_path: Path, monkeypat
     monkeypatch.setenv("L2V_CACHE", str(tmp_path / "cache"))
     model = frozen(tmp_path / "model")
     aligned = align([["a", "cat"]], model.tokenizer, 64)
-    monkeypatch.setattr(states_module, "_hidden_states", lambda *_: [torch.full((1, 3, 32), 1e6)] * 3)
+    monkeypatch.setattr(states_module, "hidden_states", lambda *_: [torch.full((1, 3, 32), 1e6)] * 3)
     with pytest.raises(
         L2VError, match=r"stage\.states_dtype=float16: cannot hold the states of layer 2 \(up to 1e\+06\)"
     ):

@@ -155,7 +155,7 @@ def _compute(
             for rows in track(groups[done:], f"encoding ({states.tokens:,} tokens)", show=show):
                 texts = [aligned.ids[aligned.rows[row] : aligned.rows[row + 1]] for row in rows.tolist()]
                 batch = pad([Tokens(ids.tolist()) for ids in texts], backbone.tokenizer.pad_token_id)
-                found = _hidden_states(backbone, batch["input_ids"].to(device), batch["attention_mask"].to(device))
+                found = hidden_states(backbone, batch["input_ids"].to(device), batch["attention_mask"].to(device))
                 if len(found) != depth + 1:
                     raise L2VError(f"{backbone.source.name}: expected states of {depth} layers, found {len(found) - 1}")
                 for layer, file in zip(layers, files, strict=True):
@@ -193,7 +193,7 @@ def _open_for_update(path: Path) -> BinaryIO:
     return path.open("r+b", buffering=0)
 
 
-def _hidden_states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
+def hidden_states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
     """Of every layer, the embeddings first: (batch, length, hidden) each. The last went through the final norm."""
     output = backbone.decoder(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
     return [*output.hidden_states[:-1], output.last_hidden_state]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from l2v.backbone import Backbone
 from l2v.encoder import Encoder
-from l2v.evaluation.suite import Kept, Task, TaskSet, table
+from l2v.evaluation.suite import Analysis, Evaluation, Kept, TaskSet, score
 from l2v.progress import say
 
 
@@ -27,12 +27,12 @@ class During:
     every: Annotated[int, Ge(1)]
     """Optimizer steps between evaluations; there is one before the first step and one after the last."""
     suite: str
-    tasks: dict[str, Task | TaskSet] = field(default_factory=dict)
+    tasks: dict[str, Evaluation] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise an L2VError where a task misses something; called before anything is loaded."""
         for task in self.tasks.values():
-            if isinstance(task, TaskSet):
+            if isinstance(task, TaskSet | Analysis):
                 with tempfile.TemporaryDirectory() as folder:
                     task.check(_kept(folder))
 
@@ -89,14 +89,14 @@ class Evaluations(Callback):
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         stage.restart_clock()
 
-    def _own(self, trainer: L.Trainer, tasks: dict[str, Task | TaskSet]) -> dict[str, Task | TaskSet]:
+    def _own(self, trainer: L.Trainer, tasks: dict[str, Evaluation]) -> dict[str, Evaluation]:
         """Those that are this process's."""
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             return tasks
         names = list(tasks)[trainer.global_rank :: trainer.world_size]
         return {name: tasks[name] for name in names}
 
-    def _can(self, task: Task | TaskSet, backbone: Backbone, step: int) -> bool:
+    def _can(self, task: Evaluation, backbone: Backbone, step: int) -> bool:
         """Whether the backbone has what the task needs; said once where it has not."""
         can = backbone.head is not None or not task.needs_head
         if not can and step == 0:
@@ -104,16 +104,15 @@ class Evaluations(Callback):
         return can
 
 
-def _scores(tasks: dict[str, Task | TaskSet], encoder: Encoder) -> dict[str, float]:
-    details: dict[str, dict[str, float] | None] = {}
+def _scores(tasks: dict[str, Evaluation], encoder: Encoder) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:  # scores of this step are of no use to another
         kept = _kept(folder)
+        entries: dict[str, dict[str, Any]] = {}
         for name, task in tasks.items():
+            entries |= score(name, task, encoder, kept)
             if isinstance(task, TaskSet):
-                task.fill(encoder, kept)
-            else:
-                details[name] = task.run(encoder)
-        return {name: score["value"] for name, score in table(tasks, details, kept).items()}
+                entries |= task.table(name, kept)
+        return {name: found["value"] for name, found in entries.items()}
 
 
 def _kept(folder: str) -> Kept:

@@ -19,7 +19,7 @@ from annotated_types import Ge
 
 from l2v.encoder import Encoder
 from l2v.errors import L2VError, first_line
-from l2v.evaluation.suite import Kept
+from l2v.evaluation.suite import Kept, entry
 from l2v.progress import say
 
 _CATEGORIES = {
@@ -305,8 +305,3 @@ def _in_hub_cache(path: str) -> bool:
 
 def _average(label: str, scores: dict[str, float]) -> dict[str, Any]:
     return entry(label, f"{len(scores)} task{'s' * (len(scores) > 1)}", sum(scores.values()) / len(scores), scores)
-
-
-def entry(label: str, metric: str, value: float, details: dict[str, float]) -> dict[str, Any]:
-    """A score as a suite's file has it."""
-    return {"label": label, "metric": metric, "value": value, "higher_is_better": True, "details": details}

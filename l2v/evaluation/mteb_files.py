@@ -14,8 +14,8 @@ from annotated_types import Ge
 from l2v.data.files import RECORD_FILES, Column, check_columns, content, find, number, records, table_rows
 from l2v.encoder import Encoder
 from l2v.errors import L2VError
-from l2v.evaluation.mteb import entry, known_result, mteb_package, result_cache, run_task, texts_of, wrapped
-from l2v.evaluation.suite import Kept
+from l2v.evaluation.mteb import known_result, mteb_package, result_cache, run_task, texts_of, wrapped
+from l2v.evaluation.suite import Kept, entry
 
 Files = str | list[str]
 """A path, a glob pattern, or a list of them."""
@@ -294,7 +294,13 @@ class ClusteringSet(LocalSet):
     def _paths(self) -> list[Path]:
         return [*self._find(self.files), *(self._find(self.labels) if self.labels else [])]
 
-    def _dataset(self) -> Any:
+    def rows(self) -> list[tuple[str, str]]:
+        """The texts with their labels, as drawn.
+
+        Raises:
+            L2VError: a file is broken.
+        """
+        rows: list[Any]
         if self.labels:
             texts, labels = (_lines(self._find(files)) for files in (self.files, self.labels))
             if len(texts) != len(labels):
@@ -302,7 +308,10 @@ class ClusteringSet(LocalSet):
             rows = list(zip(texts, labels, strict=True))
         else:
             rows = table_rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)
-        return _splits(test=_columns(self._drawn(rows, self.sample), "sentences", "labels"))
+        return self._drawn(rows, self.sample)
+
+    def _dataset(self) -> Any:
+        return _splits(test=_columns(self.rows(), "sentences", "labels"))
 
 
 @dataclass(frozen=True, kw_only=True)

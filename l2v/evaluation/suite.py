@@ -82,6 +82,42 @@ class TaskSet(Protocol):
         ...
 
 
+@runtime_checkable
+class Analysis(Protocol):
+    """What makes several entries of a suite's scores, of which one may have a ``plot``: numbers for the report to draw,
+    with their ``kind`` (``l2v.report.analyses``)."""
+
+    label: str
+    metric: str
+    needs_head: bool
+
+    def check(self, kept: Kept) -> None:
+        """Raise an L2VError where something is missing; called before the encoder is loaded."""
+        ...
+
+    def entries(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
+        """Entries of a suite's scores, made by :func:`entry`; ``name`` begins their keys."""
+        ...
+
+
+Evaluation = Task | TaskSet | Analysis
+Entries = dict[str, dict[str, Any]]
+"""Of a suite's scores, by their keys."""
+
+
+def entry(
+    label: str, metric: str, value: float, details: dict[str, float], *, higher_is_better: bool = True
+) -> dict[str, Any]:
+    """A score as a suite's file has it."""
+    return {
+        "label": label,
+        "metric": metric,
+        "value": value,
+        "higher_is_better": higher_is_better,
+        "details": details,
+    }
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is evaluated."""
@@ -125,7 +161,7 @@ class Subject:
 
 def evaluate(
     subject: Subject,
-    tasks: dict[str, Task | TaskSet],
+    tasks: dict[str, Evaluation],
     *,
     suite: str,
     folder: Path,
@@ -163,7 +199,7 @@ def evaluate(
     name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
     kept = Kept(file.parent / "mteb", f"l2v/{name}", _hash([_VERSION, vectors]))
     for task in tasks.values():
-        if isinstance(task, TaskSet):
+        if isinstance(task, TaskSet | Analysis):
             task.check(kept)
     begin = time.monotonic()
     with_head = any(task.needs_head for task in tasks.values())
@@ -176,9 +212,8 @@ def evaluate(
         done = _in_processes(jobs, min(devices, len(jobs)))
     else:
         encoder = Encoder.from_pretrained(**asdict(subject), with_head=with_head)
-        done = [_do(job, encoder, show) for job in jobs] or [
-            _Done("", None, encoder.backbone.attention, encoder.pooling)
-        ]
+        done = [_do(job, encoder, show) for job in jobs] or [_Done("", {}, encoder.backbone.attention, encoder.pooling)]
+    entries = {one.name: one.entries for one in done}
     result = {
         "suite": suite,
         "encoder": subject.source,
@@ -187,29 +222,28 @@ def evaluate(
         "pooling": done[0].pooling,
         "fingerprint": fingerprint,
         "seconds": round(time.monotonic() - begin, 1),
-        "scores": table(tasks, {one.name: one.details for one in done}, kept),
+        "scores": {
+            key: score
+            for name, task in tasks.items()
+            for key, score in (task.table(name, kept) if isinstance(task, TaskSet) else entries[name]).items()
+        },
     }
     write_json(file, result)
     return result
 
 
-def table(
-    tasks: dict[str, Task | TaskSet], details: dict[str, dict[str, float] | None], kept: Kept
+def score(
+    name: str, task: Evaluation, encoder: Encoder, kept: Kept, *, show: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """A suite's scores: of a task from its details, of a set from what is kept."""
-    scores: dict[str, dict[str, Any]] = {}
-    for name, task in tasks.items():
-        if isinstance(task, TaskSet):
-            scores |= task.table(name, kept)
-        elif numbers := details.get(name):
-            scores[name] = {
-                "label": task.label,
-                "metric": task.metric,
-                "value": numbers[task.metric],
-                "higher_is_better": getattr(task, "higher_is_better", True),
-                "details": numbers,
-            }
-    return scores
+    """A task's entries of a suite's scores; of a set none, which keeps its scores for its ``table``."""
+    if isinstance(task, TaskSet):
+        task.fill(encoder, kept, show=show)
+        return {}
+    if isinstance(task, Analysis):
+        return task.entries(name, encoder, kept, show=show)
+    details = task.run(encoder, show=show)
+    better = getattr(task, "higher_is_better", True)
+    return {name: entry(task.label, task.metric, details[task.metric], details, higher_is_better=better)}
 
 
 class _Job(NamedTuple):
@@ -217,26 +251,21 @@ class _Job(NamedTuple):
 
     subject: Subject
     name: str
-    task: Task | TaskSet
+    task: Evaluation
     kept: Kept
     with_head: bool
 
 
 class _Done(NamedTuple):
     name: str
-    details: dict[str, float] | None
-    """None of a set, which keeps its scores."""
+    entries: Entries
     attention: str
     pooling: str
 
 
 def _do(job: _Job, encoder: Encoder, show: bool) -> _Done:
-    details = None
-    if isinstance(job.task, TaskSet):
-        job.task.fill(encoder, job.kept, show=show)
-    else:
-        details = job.task.run(encoder, show=show)
-    return _Done(job.name, details, encoder.backbone.attention, encoder.pooling)
+    entries = score(job.name, job.task, encoder, job.kept, show=show)
+    return _Done(job.name, entries, encoder.backbone.attention, encoder.pooling)
 
 
 def _in_processes(jobs: list[_Job], count: int) -> list[_Done]:
@@ -283,7 +312,9 @@ def _pinned(task: Any) -> list[Any]:
 
 
 def _setting(value: Any) -> Any:
-    if hasattr(value, "run"):
+    if isinstance(value, dict):
+        return {key: _setting(item) for key, item in value.items()}
+    if hasattr(value, "run") or isinstance(value, TaskSet | Analysis):
         return _pinned(value)
     return value.fingerprint() if hasattr(value, "fingerprint") else value
 

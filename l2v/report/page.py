@@ -1,4 +1,4 @@
-"""The page: a section each for scores, tasks, words, contamination, training, speed, settings and lineage."""
+"""The page: scores, tasks, analyses, words, contamination, training, speed, settings and lineage."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from l2v.errors import L2VError
+from l2v.report.analyses import analyses_section
 from l2v.report.benchmarks import benchmarks_section
 from l2v.report.contamination import contamination_section
 from l2v.report.curves import training_section
@@ -75,6 +76,7 @@ def _page(runs: list[Record], document: dict[str, Any]) -> str:
     sections = [
         ("Scores", _scores_section(document)),
         ("Tasks", benchmarks_section(runs)),
+        ("Analyses", analyses_section(runs)),
         ("Words", words_section(runs)),
         ("Contamination", contamination_section(runs)),
         ("Training", training_section(runs)),
