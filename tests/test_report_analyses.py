@@ -87,7 +87,7 @@ def test_the_drawings_are_well_formed_and_follow_the_pages_colours(page: str) ->
         spaced = drawing.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
         ids += [element.get("id") for element in ET.fromstring(spaced).iter() if element.get("id")]
     assert len(ids) == len(set(ids))
-    assert "var(--category-1)" in section and "#2f6fbf" not in section
+    assert "var(--c0)" in section and "#2f6fbf" not in section
     assert "0.123456" not in section and section.count("<image") == 4  # a map and its scale, two runs
 
 

@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from l2v.report.markup import Html, number_text
-from l2v.report.plots import _COLOUR, _clipped, _plot
+from l2v.report.plots import COLOUR, clipped, plot_svg
 
-CATEGORIES = tuple(name for name in _COLOUR if re.fullmatch(r"c\d", name))
+CATEGORIES = tuple(name for name in COLOUR if re.fullmatch(r"c\d", name))
 """Colours for runs, poolings and labels, in their order."""
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"))
 """Of labels beyond the number of colours: for matplotlib, and as text."""
@@ -29,7 +29,7 @@ def states_plot(name: str, runs: Named) -> Html:
     def draw(axes: Axes) -> None:
         for number, (label, plot) in enumerate(runs):
             colour = category(number)
-            axes.plot(plot["layers"], color=colour, linewidth=1.4, label=_clipped(label))
+            axes.plot(plot["layers"], color=colour, linewidth=1.4, label=clipped(label))
             axes.plot(len(plot["layers"]) - 1, plot["layers"][-1], "o", color=colour, markersize=4)
         axes.set_xlabel("layer (0: embeddings)")
         axes.set_ylabel("mean cosine")
@@ -37,7 +37,7 @@ def states_plot(name: str, runs: Named) -> Html:
         axes.legend(loc="best")
 
     told = ", ".join(f"{label} {plot['layers'][-1]:.2f}" for label, plot in runs)
-    return _plot(name, f"Mean cosine by layer; of the last: {told}", draw)
+    return plot_svg(name, f"Mean cosine by layer; of the last: {told}", draw)
 
 
 def states_map(name: str, label: str, plot: dict[str, Any], lowest: float) -> Html:
@@ -60,7 +60,9 @@ def states_map(name: str, label: str, plot: dict[str, Any], lowest: float) -> Ht
         scale.locator_params(axis="y", nbins=4)
 
     described = f"{label}: cosine by layer ({depth}) and position ({plot['length']} tokens in {columns} columns)"
-    return _plot(name, f"{described}, from {table.min():.2f} to {table.max():.2f}; first {begins[0]}", draw, height=3.0)
+    return plot_svg(
+        name, f"{described}, from {table.min():.2f} to {table.max():.2f}; first {begins[0]}", draw, height=3.0
+    )
 
 
 def _shades(values: NDArray[np.float64], lowest: float) -> NDArray[np.float64]:
@@ -75,32 +77,32 @@ def cosines_plot(name: str, runs: Named) -> Html:
     def draw(axes: Axes) -> None:
         for place, (_, plot) in enumerate(runs):
             for key, side in (("positive", -0.2), ("negative", 0.2)):
-                _dots(axes, np.array(plot[key]), place + side, _COLOUR["accent" if side < 0 else "second"])
+                _dots(axes, np.array(plot[key]), place + side, COLOUR["accent" if side < 0 else "second"])
         _rows(axes, runs)
         axes.set_xlabel("cosine with the query's prefix")
 
     told = ", ".join(
         f"{label}: {np.mean(plot['positive']):.4f} and {np.mean(plot['negative']):.4f}" for label, plot in runs
     )
-    return _plot(name, f"Cosines of positives and negatives; means of {told}", draw, height=0.7 + 0.6 * len(runs))
+    return plot_svg(name, f"Cosines of positives and negatives; means of {told}", draw, height=0.7 + 0.6 * len(runs))
 
 
 def margins_plot(name: str, runs: Named) -> Html:
     """Of each triple the positive's cosine less the negative's: a row of dots a run."""
 
     def draw(axes: Axes) -> None:
-        axes.axvline(0, color=_COLOUR["muted"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(0, color=COLOUR["muted"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         for place, (_, plot) in enumerate(runs):
             margins = np.array(plot["positive"]) - np.array(plot["negative"])
             for chosen, colour in ((margins >= 0, "accent"), (margins < 0, "second")):
-                _dots(axes, margins[chosen], place, _COLOUR[colour], mean=None)
-            _mean(axes, float(margins.mean()), place, _COLOUR["ink"])
+                _dots(axes, margins[chosen], place, COLOUR[colour], mean=None)
+            _mean(axes, float(margins.mean()), place, COLOUR["ink"])
         _rows(axes, runs)
         axes.set_xlabel("positive − negative")
 
     means = ((label, np.mean(plot["positive"]) - np.mean(plot["negative"])) for label, plot in runs)
     told = ", ".join(f"{label} {mean:+.4f}" for label, mean in means)
-    return _plot(name, f"Positive less negative; means: {told}", draw, height=0.7 + 0.6 * len(runs))
+    return plot_svg(name, f"Positive less negative; means: {told}", draw, height=0.7 + 0.6 * len(runs))
 
 
 def _dots(axes: Axes, values: NDArray[np.float64], place: float, colour: str, mean: bool | None = True) -> None:
@@ -109,7 +111,7 @@ def _dots(axes: Axes, values: NDArray[np.float64], place: float, colour: str, me
         spread = 0.11 * np.sin(2.4 * np.arange(len(values)))  # no two neighbours at one height
         axes.plot(values, place + spread, "o", color=colour, markersize=3.2, markeredgewidth=0, alpha=0.55, zorder=2)
         if mean:
-            _mean(axes, float(values.mean()), place, _COLOUR["ink"])
+            _mean(axes, float(values.mean()), place, COLOUR["ink"])
 
 
 def _mean(axes: Axes, value: float, place: float, colour: str) -> None:
@@ -118,8 +120,8 @@ def _mean(axes: Axes, value: float, place: float, colour: str) -> None:
 
 def _rows(axes: Axes, runs: Named) -> None:
     """A row a run, the first above."""
-    axes.set_yticks(range(len(runs)), [_clipped(label) for label, _ in runs])
-    axes.tick_params(axis="y", length=0, labelcolor=_COLOUR["ink"], labelsize=10)
+    axes.set_yticks(range(len(runs)), [clipped(label) for label, _ in runs])
+    axes.tick_params(axis="y", length=0, labelcolor=COLOUR["ink"], labelsize=10)
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
@@ -154,7 +156,7 @@ def pooling_plot(name: str, runs: Sequence[tuple[str, dict[str, float | None]]],
         f"{label}: " + ", ".join(f"{pooling} {number_text(value, 3)}" for pooling, value in values.items())
         for label, values in runs
     )
-    return _plot(name, told, draw, height=0.7 + 0.17 * (len(poolings) + 1) * len(runs))
+    return plot_svg(name, told, draw, height=0.7 + 0.17 * (len(poolings) + 1) * len(runs))
 
 
 def alignment_plot(name: str, runs: Named) -> Html:
@@ -164,14 +166,14 @@ def alignment_plot(name: str, runs: Named) -> Html:
         for number, (label, details) in enumerate(runs):
             marker = MARKERS[number // len(CATEGORIES) % len(MARKERS)][0]
             point = (details["uniformity"], details["alignment"])
-            axes.plot(*point, marker, color=category(number), markersize=8, label=_clipped(label))
+            axes.plot(*point, marker, color=category(number), markersize=8, label=clipped(label))
         axes.margins(0.25)
         axes.set_xlabel("uniformity (lower is better)")
         axes.set_ylabel("alignment (lower is better)")
         axes.legend(loc="best")
 
     told = ", ".join(f"{label} {row['uniformity']:.2f} and {row['alignment']:.2f}" for label, row in runs)
-    return _plot(name, f"Uniformity and alignment: {told}", draw)
+    return plot_svg(name, f"Uniformity and alignment: {told}", draw)
 
 
 def anisotropy_plot(name: str, runs: Named) -> Html:
@@ -189,7 +191,7 @@ def anisotropy_plot(name: str, runs: Named) -> Html:
         axes.set_xlabel("anisotropy: mean cosine of different texts")
 
     told = ", ".join(f"{label} {row['anisotropy']:.3f}" for label, row in runs)
-    return _plot(name, f"Anisotropy: {told}", draw, height=0.7 + 0.4 * len(runs))
+    return plot_svg(name, f"Anisotropy: {told}", draw, height=0.7 + 0.4 * len(runs))
 
 
 def map_plot(name: str, label: str, plot: dict[str, Any]) -> Html:
@@ -211,7 +213,7 @@ def map_plot(name: str, label: str, plot: dict[str, Any]) -> Html:
         for spine in axes.spines.values():
             spine.set_visible(True)
 
-    drawn = _plot(name, f"{label}: {len(points)} texts with {len(plot['labels'])} labels", draw, height=3.5)
+    drawn = plot_svg(name, f"{label}: {len(points)} texts with {len(plot['labels'])} labels", draw, height=3.5)
     return Html(re.sub(r"(\d\.\d{2})\d+", r"\1", drawn))
 
 
@@ -220,4 +222,4 @@ def _middles(points: NDArray[np.float64]) -> list[float]:
 
 
 def category(number: int) -> str:
-    return _COLOUR[CATEGORIES[number % len(CATEGORIES)]]
+    return COLOUR[CATEGORIES[number % len(CATEGORIES)]]

@@ -41,26 +41,26 @@ PALETTE = {
     "c8": ("#d17fb5", "#f2b8dc"),
     "c9": ("#8fae1b", "#c9e265"),
 }
-_COLOUR = {name: light for name, (light, _) in PALETTE.items()}
+COLOUR = {name: light for name, (light, _) in PALETTE.items()}
 _PLOT_SETTINGS: dict[Any, Any] = {
     "font.size": 10.5,
-    "text.color": _COLOUR["ink"],
+    "text.color": COLOUR["ink"],
     "text.parse_math": False,
-    "axes.labelcolor": _COLOUR["muted"],
+    "axes.labelcolor": COLOUR["muted"],
     "axes.labelsize": 10.5,
-    "axes.edgecolor": _COLOUR["rule"],
+    "axes.edgecolor": COLOUR["rule"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _COLOUR["rule"],
+    "grid.color": COLOUR["rule"],
     "grid.linewidth": 0.6,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
-    "xtick.color": _COLOUR["rule"],
-    "ytick.color": _COLOUR["rule"],
-    "xtick.labelcolor": _COLOUR["muted"],
-    "ytick.labelcolor": _COLOUR["muted"],
+    "xtick.color": COLOUR["rule"],
+    "ytick.color": COLOUR["rule"],
+    "xtick.labelcolor": COLOUR["muted"],
+    "ytick.labelcolor": COLOUR["muted"],
     "xtick.labelsize": 10.5,
     "ytick.labelsize": 10.5,
     "legend.frameon": False,
@@ -87,7 +87,7 @@ class Curve:
     """A dot at each point."""
 
 
-def _plot(name: str, description: str, draw: Callable[[Axes], None], height: float = 2.7) -> Html:
+def plot_svg(name: str, description: str, draw: Callable[[Axes], None], height: float = 2.7) -> Html:
     """Draw on one pair of axes and return it as inline SVG, in the page's colours and font.
 
     Args:
@@ -119,7 +119,7 @@ def _adopted(tag: str, prefix: str) -> str:
     tag = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", tag)
     if tag.startswith(("<path", "<use", "<text")):
         tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
-    for name, colour in _COLOUR.items():
+    for name, colour in COLOUR.items():
         tag = tag.replace(colour, f"var(--{name})")
     return tag
 
@@ -136,8 +136,8 @@ def score_plot(name: str, rows: list[dict[str, Any]], task: str, reference: str,
 
     def draw(axes: Axes) -> None:
         for place, (label, score) in enumerate(scored):
-            face = _COLOUR["accent"] if score["best"] else _COLOUR["page"]
-            axes.plot(score["value"], place, "o", markersize=7, color=_COLOUR["accent"], markerfacecolor=face, zorder=3)
+            face = COLOUR["accent"] if score["best"] else COLOUR["page"]
+            axes.plot(score["value"], place, "o", markersize=7, color=COLOUR["accent"], markerfacecolor=face, zorder=3)
             weight = "bold" if score["best"] else "normal"
             axes.annotate(
                 number_text(score["value"], decimals),
@@ -149,12 +149,12 @@ def score_plot(name: str, rows: list[dict[str, Any]], task: str, reference: str,
                 fontweight=weight,
             )
             if label == reference:
-                axes.axvline(score["value"], color=_COLOUR["muted"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+                axes.axvline(score["value"], color=COLOUR["muted"], linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         for place, paper in enumerate(papers):
             if paper is not None:
-                axes.plot(paper, place, "|", markersize=13, markeredgewidth=1.8, color=_COLOUR["second"], zorder=2)
-        axes.set_yticks(range(len(scored)), [_clipped(label) for label, _ in scored])
-        axes.tick_params(axis="y", length=0, labelcolor=_COLOUR["ink"], labelsize=10.5)
+                axes.plot(paper, place, "|", markersize=13, markeredgewidth=1.8, color=COLOUR["second"], zorder=2)
+        axes.set_yticks(range(len(scored)), [clipped(label) for label, _ in scored])
+        axes.tick_params(axis="y", length=0, labelcolor=COLOUR["ink"], labelsize=10.5)
         axes.set_xlim(min(all_values) - 0.08 * span, max(all_values) + 0.5 * span)  # room for the numbers
         axes.set_ylim(len(scored) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
@@ -164,10 +164,10 @@ def score_plot(name: str, rows: list[dict[str, Any]], task: str, reference: str,
         + (f" (paper {number_text(paper, decimals)})" if paper is not None else "")
         for (label, score), paper in zip(scored, papers, strict=True)
     )
-    return _plot(name, f"{scored[0][1]['label']}: {told}", draw, height=0.55 + 0.3 * len(scored))
+    return plot_svg(name, f"{scored[0][1]['label']}: {told}", draw, height=0.55 + 0.3 * len(scored))
 
 
-def _clipped(label: str, length: int = 16) -> str:
+def clipped(label: str, length: int = 16) -> str:
     """A label that fits beside a plot: the middle of a long one is left out."""
     return label if len(label) <= length else f"{label[: length // 2 - 1]}…{label[-length // 2 :]}"
 
@@ -181,16 +181,16 @@ def loss_plot(name: str, run: Record) -> Html | None:
     def draw(axes: Axes) -> None:
         if len(train[0]):
             window = _window(train)
-            axes.plot(*train, color=_COLOUR["accent"], alpha=0.45, linewidth=0.8, label="training")
+            axes.plot(*train, color=COLOUR["accent"], alpha=0.45, linewidth=0.8, label="training")
             if window > 1:
                 smoothed = _smoothed(train[1], window)
-                axes.plot(train[0], smoothed, color=_COLOUR["ink"], linewidth=1.4, label=f"mean of {window}")
+                axes.plot(train[0], smoothed, color=COLOUR["ink"], linewidth=1.4, label=f"mean of {window}")
         if len(validation[0]):
-            axes.plot(*validation, "o-", color=_COLOUR["second"], markersize=4, linewidth=0.9, label="validation")
+            axes.plot(*validation, "o-", color=COLOUR["second"], markersize=4, linewidth=0.9, label="validation")
         axes.set_xlabel("steps")
         axes.legend(loc="best")
 
-    return _plot(name, f"Loss of {run.label} over the training steps", draw)
+    return plot_svg(name, f"Loss of {run.label} over the training steps", draw)
 
 
 def curves_plot(name: str, title: str, curves: Sequence[Curve], along: str = "steps") -> Html | None:
@@ -211,7 +211,7 @@ def curves_plot(name: str, title: str, curves: Sequence[Curve], along: str = "st
             if len(points[0]):
                 line = axes.plot(
                     *points,
-                    color=_COLOUR[f"c{curve.number % _COLOURS}"],
+                    color=COLOUR[f"c{curve.number % _COLOURS}"],
                     linestyle=_DASHES[curve.number // _COLOURS % len(_DASHES)][1],
                     marker="o" if curve.marked or len(points[0]) == 1 else None,
                     markersize=3.6,
@@ -220,7 +220,7 @@ def curves_plot(name: str, title: str, curves: Sequence[Curve], along: str = "st
                 line[0].set_gid(f"run{curve.number}")
         axes.set_xlabel(along)
 
-    return _plot(name, f"{title} of {', '.join(curve.label for curve in curves)}", draw)
+    return plot_svg(name, f"{title} of {', '.join(curve.label for curve in curves)}", draw)
 
 
 def line_style(number: int) -> str:
@@ -240,12 +240,12 @@ def layer_plot(name: str, points: Sequence[tuple[int, float]], label: str) -> Ht
 
     def draw(axes: Axes) -> None:
         layers, values = zip(*sorted(points), strict=True)
-        axes.plot(layers, values, "o-", color=_COLOUR["second"], markersize=4, linewidth=1.2)
+        axes.plot(layers, values, "o-", color=COLOUR["second"], markersize=4, linewidth=1.2)
         axes.set_xlabel("layer (0: embeddings)")
         axes.set_ylabel(label)
 
     told = ", ".join(f"{layer}: {value:.4f}" for layer, value in sorted(points))
-    return _plot(name, f"{label} by layer: {told}", draw)
+    return plot_svg(name, f"{label} by layer: {told}", draw)
 
 
 def _visible(series: Series) -> Series:
