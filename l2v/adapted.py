@@ -14,8 +14,9 @@ class BidirectionalTransformer(Transformer):
     """sentence-transformers' own module, attending both ways.
 
     Where a folder holds an adapter, sentence-transformers reads the config of the base, which is causal, and has no
-    setting to change it. So the ``modules.json`` of ``form=adapter`` names this class: the folder gives the right
-    vectors or, where l2v is not installed, an error, and never those of causal attention.
+    setting to change it. So the ``modules.json`` of ``form=adapter`` names this class. With ``trust_remote_code=True``,
+    which sentence-transformers asks for before it imports a class of another package, the folder gives the right
+    vectors; without it, or without l2v, an error, and never the vectors of causal attention.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:

@@ -170,16 +170,17 @@ def _usage(encoder: Encoder, card: Card) -> Iterable[str]:
     )
     adapted = card.form == "adapter"
     bidirectional = encoder.backbone.attention == "bidirectional"
-    note = " (with l2v installed, which makes the base attend both ways)" if adapted and bidirectional else ""
+    by_l2v = adapted and bidirectional
+    note = ", with l2v installed, whose class makes the base attend both ways" if by_l2v else ""
     yield (
         f"In sentence-transformers{note}; `config_sentence_transformers.json` has the instructions of MTEB by task:\n\n"
         "    from sentence_transformers import SentenceTransformer\n\n"
-        f'    model = SentenceTransformer("{card.name}")\n'
+        f'    model = SentenceTransformer("{card.name}"{", trust_remote_code=True" * by_l2v})\n'
         f'    model.encode(["who barks?"], prompt={"Given a question, retrieve its answer" + separator!r})'
     )
     if differences := encoder.not_portable():
         yield f"sentence-transformers reads this otherwise, so there its vectors differ: {'; '.join(differences)}."
-    if adapted and bidirectional:
+    if by_l2v:
         yield (
             "`AutoModel.from_pretrained` of transformers reads the config of the base, which is causal: set "
             "`model.config.is_causal = False` on the model it returns."

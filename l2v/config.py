@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
     try:
         sys.argv[1:] = with_model_of_init(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(guarded)()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted; what was saved before is kept")
         sys.exit(130)
@@ -73,7 +75,20 @@ def run(task: Callable[[DictConfig], None], *, conf: Path, name: str) -> None:
         sys.exit(1)
 
 
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as after ``| head``. No more is then tried to print."""
+    out = sys.stdout.fileno()
+    watch = select.poll()
+    watch.register(out, 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return gone
+
+
 def _tell(error: Exception, conf: Path) -> None:
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        return
     say(f"error: {one_line(error, conf)}", style="red")
 
 

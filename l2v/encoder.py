@@ -273,7 +273,7 @@ class Encoder:
         """Write what stands beside the weights, or beside an adapter: l2v's settings and sentence-transformers'."""
         if differences := self.not_portable():
             say(
-                f"{folder}: sentence-transformers reads this otherwise, so there its vectors differ: "
+                "sentence-transformers reads some of this encoder otherwise, so there its vectors differ: "
                 f"{'; '.join(differences)}",
                 style="yellow",
             )

@@ -17,7 +17,7 @@ from tiny import SENTENCES
 from l2v import Encoder
 from l2v import config as configs
 from l2v.errors import L2VError
-from l2v.evaluation.instructions import INSTRUCTIONS
+from l2v.evaluation.instructions import INSTRUCTIONS, mteb_prompts
 from l2v.evaluation.lee import LeeSimilarity
 from l2v.evaluation.mteb import Benchmark
 from l2v.evaluation.mteb_files import (
@@ -373,27 +373,48 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         )._task_with_data()
 
 
-@pytest.mark.parametrize(
-    ("pooling", "separator", "instructed"),
-    [("mean", ": ", False), ("weighted_mean", ": ", False), ("last_token", ": ", True), ("mean", ":\n", True)],
-)
+def test_an_exported_folder_has_the_instructions_of_mteb_under_the_names_that_mteb_looks_for() -> None:
+    from mteb.models.abs_encoder import get_prompt_name
+
+    from l2v.evaluation.mteb_model import instruction_of
+
+    prompts = mteb_prompts()
+    for benchmark in ("MTEB(eng, v1)", "MTEB(eng, v2)"):
+        for task in Benchmark(benchmark=benchmark)._leaves():
+            search = task.metadata.type in ("Retrieval", "Reranking")
+            for kind in [mteb.types.PromptType.query, mteb.types.PromptType.document] if search else [None]:
+                expected = "" if kind == mteb.types.PromptType.document else instruction_of(task.metadata)
+                assert prompts[get_prompt_name(prompts, task.metadata, kind)] == expected, task.metadata.name
+
+
+PAPERS = {
+    **{"stsbenchmark": "STSBenchmark", "sickr": "SICK-R", "scifact": "SciFact", "banking77": "Banking77Classification"},
+    **{"stackoverflow": "StackExchangeClustering", "pairs": "TwitterSemEval2015"},
+}
+
+
+@pytest.mark.parametrize(("pooling", "instructed"), [("mean", True), ("last_token", True), ("weighted_mean", False)])
 def test_the_sentence_transformers_folder_scores_the_same_in_mteb(
-    tiny_model: Path, tmp_path: Path, quick: dict[str, Any], pooling: Any, separator: str, instructed: bool
+    tiny_model: Path, tmp_path: Path, quick: dict[str, Any], pooling: Any, instructed: bool
 ) -> None:
-    tasks = quick if instructed else {name: replace(task, instruction=None) for name, task in quick.items()}
+    rows = [
+        {"sentence1": a, "sentence2": b, "label": (len(a) + len(b)) % 2} for a in SENTENCES for b in SENTENCES if a < b
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quick["pairs"] = PairSet(name="pairs", files=str(tmp_path / "pairs.jsonl"))
+    tasks = {}
+    for key, task in quick.items():
+        name = PAPERS[key]
+        tasks[key] = (
+            replace(task, name=name, sample=None, instruction=INSTRUCTIONS[name])
+            if instructed
+            else replace(task, name=f"plain {key}", instruction=None)
+        )
     exported = tmp_path / "exported"
-    Encoder.from_pretrained(tiny_model, pooling=pooling, separator=separator).save(exported)
+    Encoder.from_pretrained(tiny_model, pooling=pooling).save(exported)
     ours = score(exported, tasks, tmp_path)
-    model = mteb.models.SentenceTransformerEncoderWrapper(
-        sentence_transformers.SentenceTransformer(str(exported), device="cpu")
-    )
-    model.model_prompts = {}
-    for task in tasks.values():
-        name = task._task().metadata.name
-        if task.instruction:
-            key = f"{name}-query" if isinstance(task, RetrievalSet) else name
-            model.model_prompts[key] = task.instruction + separator
     for name, task in tasks.items():
+        model = sentence_transformers.SentenceTransformer(str(exported), device="cpu")
         result = mteb.evaluate(model, task._task_with_data(), cache=None, show_progress_bar=False, co2_tracker=False)
         assert result.task_results[0].get_score() == pytest.approx(ours[name]["value"], abs=1e-4), name
 
