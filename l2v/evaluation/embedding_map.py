@@ -67,7 +67,7 @@ class EmbeddingMap:
 
     Attributes:
         texts: labelled texts.
-        neighbours: of a text, that its label is compared with.
+        neighbours: of a text, that its label is compared with; fewer where its label has fewer other texts.
         points: of the map; of more texts, evenly spaced ones are drawn.
         method: tsne, or pca, which is faster and shows the largest directions only.
         perplexity: of t-SNE: about how many neighbours a point has; at most a third of the points is used.
@@ -144,7 +144,7 @@ class EmbeddingMap:
             from sklearn.manifold import TSNE
 
             perplexity = min(self.perplexity, (len(vectors) - 1) / 3)
-            places = TSNE(perplexity=perplexity, init="pca", random_state=self.seed).fit_transform(places)
+            places = TSNE(perplexity=perplexity, init="pca", random_state=self.seed).fit_transform(places).astype(float)
         places = places - places.min(axis=0)
         return places / max(places.max(), 1e-12)
 
@@ -159,18 +159,24 @@ def principal(vectors: NDArray[np.float64], components: int) -> NDArray[np.float
 
 
 def purity(vectors: NDArray[np.float64], labels: NDArray[np.int64], neighbours: int) -> float:
-    """Share of each vector's nearest neighbours by cosine, itself left out, that have its label.
+    """Share of a vector's nearest neighbours by cosine, itself left out, that have its label; mean over the vectors.
+
+    Of a label with fewer other vectors than ``neighbours`` only so many neighbours count, so that 1 can be reached; a
+    vector that is alone with its label does not count.
 
     Args:
         vectors: (texts, dimension) of length 1.
         labels: (texts,) numbers.
-        neighbours: fewer than texts.
+        neighbours: at most, fewer than texts.
     """
-    right = 0
+    counted = np.minimum(np.bincount(labels)[labels] - 1, neighbours)
+    right = np.zeros(len(vectors))
     for begin in range(0, len(vectors), _BLOCK):
         cosines = vectors[begin : begin + _BLOCK] @ vectors.T
         rows = np.arange(len(cosines))
         cosines[rows, begin + rows] = -np.inf
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :neighbours]
-        right += int((labels[nearest] == labels[begin + rows, None]).sum())
-    return right / (len(vectors) * neighbours)
+        counts = np.arange(neighbours) < counted[begin + rows, None]
+        right[begin + rows] = ((labels[nearest] == labels[begin + rows, None]) & counts).sum(axis=1)
+    known = counted > 0
+    return float((right[known] / counted[known]).mean())

@@ -336,12 +336,18 @@ def test_a_map_has_a_point_for_each_text_and_the_scores_of_the_vectors(tmp_path:
 def test_purity_equals_a_loop(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(embedding_map, "_BLOCK", block)
     generator = np.random.default_rng(0)
-    vectors, labels = unit(generator.normal(size=(13, 4)).astype(np.float32)), generator.integers(0, 3, 13)
-    right = 0
-    for own in range(13):
-        others = sorted((n for n in range(13) if n != own), key=lambda n: -vectors[own] @ vectors[n])[:5]
-        right += sum(labels[n] == labels[own] for n in others)
-    assert purity(vectors, labels, 5) == pytest.approx(right / 65)
+    vectors = unit(generator.normal(size=(13, 4)).astype(np.float32))
+    labels = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3])  # 3 is alone
+    shares = []
+    for own in range(12):
+        neighbours = min(5, (labels == labels[own]).sum() - 1)
+        others = sorted((n for n in range(13) if n != own), key=lambda n: -vectors[own] @ vectors[n])[:neighbours]
+        shares.append(sum(labels[n] == labels[own] for n in others) / neighbours)
+    assert 0 < np.mean(shares) < 1 and purity(vectors, labels, 5) == pytest.approx(np.mean(shares))
+
+
+def test_groups_that_lie_apart_are_pure_whatever_their_size() -> None:
+    assert purity(np.repeat(np.eye(3), [2, 5, 9], axis=0), np.repeat([0, 1, 2], [2, 5, 9]), 10) == 1
 
 
 def test_principal_components_keep_distances_and_are_ordered() -> None:
