@@ -37,6 +37,7 @@ from l2v.bidirectional import (
 )
 from l2v.errors import L2VError, first_line
 from l2v.grad_cache import embed_in_parts
+from l2v.linear import speed_up
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.progress import say
@@ -172,8 +173,10 @@ class Backbone(nn.Module):
         cast(nn.Module, decoder).to(device=device)
         if head is not None:
             head.to(device=device, dtype=getattr(torch, dtype))
+            speed_up(head)
         if attention_dropout is not None:
             _set_attention_dropout(decoder, attention_dropout)
+        speed_up(decoder)
         proof = _choose_attn_implementation(decoder, attn_implementation, attention, partial)
         if gradient_checkpointing:
             with _quiet():
@@ -249,7 +252,7 @@ class Backbone(nn.Module):
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(descending=True)
         parts = []
-        for rows in row_groups(order, lengths.tolist(), micro_batch_tokens):
+        for rows in row_groups(order.tolist(), lengths.tolist(), micro_batch_tokens):
             width = int(lengths[rows[0]])
             columns = slice(width) if position_ids is None else slice(-width, None)
             positions = None if position_ids is None else position_ids[rows, columns]
@@ -307,6 +310,7 @@ class Backbone(nn.Module):
                     f"adapter.lora.dropout={lora.dropout}: the experts of this model take none; set it to 0"
                 ) from None
             raise L2VError(f"adapter.lora.target_modules={lora.target_modules}: {error}") from None
+        speed_up(adapted)
         self.decoder = adapted.train(self.decoder.training)  # PEFT puts new modules into training mode
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
@@ -449,6 +453,7 @@ def _load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pe
             f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
         )
     set_peft_model_state_dict(adapted, weights)
+    speed_up(adapted)
     return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
 
 
@@ -514,12 +519,19 @@ def _set_attention_dropout(decoder: nn.Module, probability: float) -> None:
         )
 
 
-def row_groups(order: Tensor, lengths: list[int], budget: int) -> list[Tensor]:
-    """Cut row numbers, longest first, into groups of at most ``budget`` padded tokens (at least one row each)."""
-    groups, begin, rows = [], 0, order.tolist()
-    while begin < len(rows):
-        size = max(1, budget // lengths[rows[begin]])
-        groups.append(order[begin : begin + size])
+def row_groups(
+    order: Sequence[int], lengths: Sequence[int], budget: int | None, *, most: int | None = None
+) -> list[list[int]]:
+    """Cut row numbers, longest first, into groups of at most ``budget`` padded tokens and ``most`` rows.
+
+    A group has one row at least.
+    """
+    groups: list[list[int]] = []
+    begin = 0
+    while begin < len(order):
+        limits = [limit for limit in (budget and budget // lengths[order[begin]], most) if limit is not None]
+        size = max(1, min(limits, default=len(order)))
+        groups.append(list(order[begin : begin + size]))
         begin += size
     return groups
 

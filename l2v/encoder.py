@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2v.backbone import AttnImplementation, Backbone, DType, Quantization
+from l2v.backbone import AttnImplementation, Backbone, DType, Quantization, row_groups
 from l2v.bidirectional import ATTENTIONS, Attention
 from l2v.errors import L2VError
 from l2v.evaluation.instructions import mteb_prompts
@@ -24,6 +24,8 @@ from l2v.tokenization import Tokens, pad, tokenize
 _TRANSFORMER, _POOLING = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
 _BIDIRECTIONAL_ADAPTED = "l2v.adapted.BidirectionalTransformer"
 """Classes by the names under which sentence-transformers imports them."""
+CPU_PASS_TOKENS = 2048
+"""Tokens, padding included, of a forward pass on a CPU: what it works on then stays in the processor's cache."""
 TextInput = str | Sequence[str] | Sequence[tuple[str, str]]
 
 
@@ -192,7 +194,8 @@ class Encoder:
         Args:
             texts: a text, texts, or (instruction, text) pairs.
             instruction: put before every text; its tokens are seen but not pooled (paper, section 4.3).
-            batch_size: texts in a batch; batches hold texts of similar length.
+            batch_size: texts in a batch, at most; batches hold texts of similar length. On a CPU a batch has at most
+                2,048 tokens too, unless one text has more: it stays in the processor's cache.
             max_length: in tokens, instruction included.
             normalize: scale vectors to length 1.
             truncate_dim: keep the first so many dimensions (before normalising).
@@ -228,8 +231,10 @@ class Encoder:
             prompt=self.prompt,
             text_max_length=self.text_max_length,
         )
-        order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row].input_ids))
-        batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        lengths = [len(row.input_ids) for row in tokens]
+        order = sorted(range(len(tokens)), key=lambda row: -lengths[row])
+        budget = CPU_PASS_TOKENS if self.device.type == "cpu" else None
+        batches = row_groups(order, lengths, budget, most=batch_size)
         was_training = self.backbone.decoder.training
         self.backbone.eval()
         try:

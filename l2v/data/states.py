@@ -138,8 +138,7 @@ def _compute(
         draft.mkdir()
         _check_space(draft, states.tokens * row_bytes * len(layers))
     lengths = np.diff(aligned.rows)
-    order = torch.from_numpy(np.argsort(-lengths, kind="stable"))
-    groups = row_groups(order, lengths.tolist(), batch_tokens)
+    groups = row_groups(np.argsort(-lengths, kind="stable").tolist(), lengths.tolist(), batch_tokens)
     device = next(backbone.parameters()).device
     begin = saved = time.monotonic()
     with ExitStack() as stack:
@@ -153,14 +152,14 @@ def _compute(
 
         try:
             for rows in track(groups[done:], f"encoding ({states.tokens:,} tokens)", show=show):
-                texts = [aligned.ids[aligned.rows[row] : aligned.rows[row + 1]] for row in rows.tolist()]
+                texts = [aligned.ids[aligned.rows[row] : aligned.rows[row + 1]] for row in rows]
                 batch = pad([Tokens(ids.tolist()) for ids in texts], backbone.tokenizer.pad_token_id)
                 found = hidden_states(backbone, batch["input_ids"].to(device), batch["attention_mask"].to(device))
                 if len(found) != depth + 1:
                     raise L2VError(f"{backbone.source.name}: expected states of {depth} layers, found {len(found) - 1}")
                 for layer, file in zip(layers, files, strict=True):
                     packed = _packed(found[layer], dtype, layer)
-                    for number, row in enumerate(rows.tolist()):
+                    for number, row in enumerate(rows):
                         file.seek(int(aligned.rows[row]) * row_bytes)
                         file.write(packed[number, : lengths[row]].tobytes())
                 done += 1

@@ -1,0 +1,128 @@
+"""Fast linear layers and lean LoRA give what torch and PEFT give."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import make_tiny_decoder
+from torch import nn
+
+from l2v import linear
+from l2v.linear import FastLinear, LeanLora, dropout_mask, speed_up
+
+
+@pytest.fixture(params=[False, True], ids=["default", "onednn"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Either library, whatever the processor."""
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: request.param)
+    return request.param
+
+
+def _gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    assert x.grad is not None
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "x": x.grad, **found}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+def test_a_fast_linear_layer_is_a_linear_layer(library: bool, bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(12, 7, bias=bias)
+    fast = copy.deepcopy(plain)
+    speed_up(fast)
+    assert type(fast) is FastLinear
+    x = torch.randn(shape)
+    expected, found = _gradients(plain, x), _gradients(fast, x)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_autocast_keeps_its_own_way(library: bool) -> None:
+    fast = FastLinear(12, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(torch.randn(3, 12)).dtype == torch.bfloat16
+
+
+def _adapted(dropout: float) -> nn.Module:
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", bias="none")
+    model = get_peft_model(make_tiny_decoder().base_model, settings)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model.train()
+
+
+def _step(model: nn.Module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(384, (3, 9))
+    states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    states.square().sum().backward()
+    return {"states": states.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+
+
+def test_lean_lora_is_lora(library: bool) -> None:
+    plain, lean = _adapted(0.0), _adapted(0.0)
+    speed_up(lean)
+    assert sum(isinstance(module, LeanLora) for module in lean.modules()) == 14
+    assert plain.state_dict().keys() == lean.state_dict().keys()
+    expected, found = _step(plain), _step(lean)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_lean_lora_drops_what_peft_would_drop(library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same masks it is the same step."""
+
+    def mask_of(shape: torch.Size, probability: float) -> torch.Tensor:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(shape.numel())) >= probability
+
+    class Dropout(nn.Dropout):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * mask_of(x.shape, self.p) / (1 - self.p)
+
+    plain, lean = _adapted(0.25), _adapted(0.25)
+    speed_up(lean)
+    for module in plain.modules():
+        if type(module) is nn.Dropout and module.p:
+            module.__class__ = Dropout
+    monkeypatch.setattr(linear, "dropout_mask", lambda shape, p: (mask_of(shape, p).byte(), 1 / (1 - p)))
+    expected, found = _step(plain), _step(lean)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_lean_lora_leaves_merging_switching_off_and_evaluation_to_peft(library: bool) -> None:
+    plain, lean = _adapted(0.5), _adapted(0.5)
+    speed_up(lean)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(lean.eval()(ids)[0], plain.eval()(ids)[0])
+        with plain.disable_adapter(), lean.disable_adapter():
+            torch.testing.assert_close(lean(ids)[0], plain(ids)[0])
+        merged = lean.merge_and_unload()
+        assert not any(isinstance(module, LeanLora) for module in merged.modules())
+        torch.testing.assert_close(merged(ids)[0], plain(ids)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.3])
+def test_dropout_masks(probability: float) -> None:
+    torch.manual_seed(0)
+    mask, scale = dropout_mask(torch.Size([301, 1001]), probability)
+    assert mask.shape == (301, 1001) and mask.dtype == torch.uint8
+    spread = 5 * (probability * (1 - probability) / mask.numel()) ** 0.5
+    assert abs(mask.float().mean().item() - (1 - probability)) < spread
+    assert abs(scale - 1 / (1 - probability)) < 1e-4
+    again, _ = dropout_mask(torch.Size([301, 1001]), probability)
+    assert not torch.equal(mask, again)
+    torch.manual_seed(0)
+    assert torch.equal(dropout_mask(torch.Size([301, 1001]), probability)[0], mask)
