@@ -35,7 +35,7 @@ def _folder(subject: "Subject") -> Path:
     folder = Path(subject.source).expanduser()
     own = [subject.attention, subject.pooling]
     own += [f"max{subject.max_length}"] if subject.max_length else []
-    own += ["template"] if subject.template else []
+    own += [key for key in ("template", "separator") if getattr(subject, key) is not None]
     own += [Path(adapter).name for adapter in subject.adapters]
     own += [subject.dtype] if subject.dtype != "float32" else []
     own += [subject.quantization] if subject.quantization else []

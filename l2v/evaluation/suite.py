@@ -132,6 +132,8 @@ class Subject:
     """Tokens; None: as it was saved, else 512."""
     template: str | None = None
     """With {text} in it, or chat; None: as it was saved, else none."""
+    separator: str | None = None
+    """Between an instruction and its text; None: as it was saved, else ":\\n"."""
     adapters: tuple[str, ...] = ()
     """Folders or hub ids of adapters to merge into it, in order."""
     dtype: DType = "float32"
