@@ -167,7 +167,7 @@ class Backbone(nn.Module):
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
-        cast(nn.Module, decoder).to(dtype=getattr(torch, dtype))
+        cast_weights(decoder, getattr(torch, dtype))
         if quantization is not None:
             quantize(decoder, quantization)
         cast(nn.Module, decoder).to(device=device)
@@ -322,7 +322,7 @@ class Backbone(nn.Module):
         decoder = cast(PeftModel, self.decoder)
         dtype = next(p.dtype for n, p in decoder.named_parameters() if "lora_" not in n and p.is_floating_point())
         self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
-        cast(nn.Module, self.decoder).to(dtype)
+        cast_weights(self.decoder, dtype)
 
     def save_adapter(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""
@@ -420,6 +420,17 @@ def dequantized(place: Source) -> Source:
             plain.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
     return replace(place, path=str(folder), gguf_file=None)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the dtype of a model's weights, in place, and of nothing else.
+
+    Buffers stay as they are, as in ``from_pretrained(dtype=...)``: rotary frequencies in bfloat16 would misplace the
+    tokens of a long text.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

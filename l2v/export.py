@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 from annotated_types import Ge, Le
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from l2v import config as configs
-from l2v.backbone import Backbone, DType
+from l2v.backbone import Backbone, DType, cast_weights
 from l2v.card import Card, Form, model_card
 from l2v.encoder import Encoder, saved_settings
 from l2v.errors import L2VError, first_line
@@ -114,7 +114,7 @@ def _write_merged(wanted: Export, run: Run, start: Start, settings: dict[str, An
     backbone = _load(start.base, settings, adapters_of(run, start))
     if wanted.merge.base_ratio > 0:
         blend(backbone.decoder, _load(start.head or start.base, settings, []).decoder, wanted.merge.base_ratio)
-    cast(nn.Module, backbone.decoder).to(getattr(torch, wanted.dtype))
+    cast_weights(backbone.decoder, getattr(torch, wanted.dtype))
     encoder = Encoder.with_settings(backbone, settings)
     encoder.save(draft, prompts=wanted.prompts)
     return encoder
