@@ -12,7 +12,7 @@ import pytest
 from report_runs import BASE, MNTP, Page, demo_runs, report, score, trained, write_suite
 
 from l2v.errors import L2VError
-from l2v.report import read_runs, summary_rows, write_report
+from l2v.report import print_scores, read_runs, summary_rows, write_report
 from l2v.report.__main__ import main
 from l2v.sources import AdapterRecord, Lineage, write_json, write_text
 
@@ -357,3 +357,22 @@ def test_settings_that_differ_stand_before_those_that_some_runs_have(tmp_path: P
     assert re.findall(r'data-value="(rate|same|only)"', folded) == ["only"]
     assert shown.count('<td class="common">0</td>') == 3 and "<td>1</td>" in shown
     assert "…</summary>" in folded, "a long value is to open"
+
+
+@pytest.mark.parametrize(("runs", "tasks"), [(1, 3), (3, 2)])
+def test_the_table_in_the_terminal_is_as_wide_as_the_smaller_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: int, tasks: int
+) -> None:
+    for run in range(runs):
+        scores = {
+            f"t{n}": {"label": f"Task{n}", "metric": "points", "value": n + run / 10, "higher_is_better": True}
+            for n in range(tasks)
+        }
+        write_json(tmp_path / f"run{run}" / "evaluation" / "s.json", {"suite": "s", "scores": scores})
+    print_scores([tmp_path / f"run{run}" for run in range(runs)])
+    rows = [line.strip("│ ").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    found = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    if runs < tasks:
+        assert found == {f"Task{n}, points": [f"{n:.4f}"] for n in range(tasks)}
+    else:
+        assert found == {f"run{run}": [f"{n + run / 10:.4f}" for n in range(tasks)] for run in range(runs)}
