@@ -74,7 +74,7 @@ def test_each_analysis_has_its_part_with_the_runs_side_by_side(page: str) -> Non
     assert "means: one +0.0167, two +0.0167" in section
     assert "one: mean 0.510, last token –; two:" in section  # a value that is none has no bar
     assert "one -1.50 and 0.25" in section and "one 0.400" in section
-    assert "purity 0.875, silhouette 0.250" in section and "Apollo &lt;11&gt;" in section
+    assert "purity 0.88, silhouette 0.25" in section and "Apollo &lt;11&gt;" in section
     assert section.count(">bare<") == 0
 
 

@@ -32,6 +32,8 @@ class _Found(NamedTuple):
     """An entry that can be drawn."""
 
     run: str
+    number: int
+    """The run's place among all runs, and so its colour."""
     entry: dict[str, Any]
 
     @property
@@ -46,12 +48,12 @@ class _Found(NamedTuple):
 def analyses_section(runs: list[Record]) -> Html | None:
     """A part for each analysis that a run has; None where there is none."""
     groups: dict[tuple[str, str, str], list[_Found]] = {}
-    for run in runs:
+    for number, run in enumerate(runs):
         for suite, content in run.suites.items():
             for task, entry in content["scores"].items():
                 if kind := _kind(entry):
                     key = (kind, suite, entry.get("plot", {}).get("task", task))
-                    groups.setdefault(key, []).append(_Found(run.label, entry))
+                    groups.setdefault(key, []).append(_Found(run.label, number, entry))
     parts = [
         _PARTS[kind](f"analysis-{number}", found)
         for number, ((kind, _, _), found) in enumerate(
@@ -87,7 +89,7 @@ def _states(name: str, found: list[_Found]) -> Html:
     # the first position, which is far below the others, would take most of the scale
     low = min(float(np.quantile(f.plot["cosine"], 0.05)) for f in found)
     lowest = min(max(0.0, float(np.floor(low * 10) / 10)), 0.9)
-    lines = states_plot(f"{name}-layers", [(f.run, f.plot) for f in found])
+    lines = states_plot(f"{name}-layers", [(f.run, f.plot) for f in found], [f.number for f in found])
     maps = [
         _figure(f.run, _about_states(f), states_map(f"{name}-{number}", f.run, f.plot, lowest))
         for number, f in enumerate(found)
@@ -174,10 +176,10 @@ def _geometry(name: str, found: list[_Found]) -> Html:
         "Uniformity: how evenly vectors of different texts are spread. Alignment: how near those of texts that belong "
         "together are. Anisotropy: the mean cosine of different texts, 0 if their directions are spread evenly."
     )
-    named = [(f.run, f.details) for f in found]
+    named, colours = [(f.run, f.details) for f in found], [f.number for f in found]
     figures = [
-        _figure("Uniformity and alignment", "", alignment_plot(f"{name}-both", named)),
-        _figure("Anisotropy", "lower is better", anisotropy_plot(f"{name}-anisotropy", named)),
+        _figure("Uniformity and alignment", "", alignment_plot(f"{name}-both", named, colours)),
+        _figure("Anisotropy", "lower is better", anisotropy_plot(f"{name}-anisotropy", named, colours)),
     ]
     return _part(found[0].entry["label"], note, figures)
 
@@ -196,7 +198,7 @@ def _maps(name: str, found: list[_Found]) -> Html:
     for number, f in enumerate(found):
         order = [labels.index(label) for label in f.plot["labels"]]
         plot = {**f.plot, "labels": labels, "label": [order[label] for label in f.plot["label"]]}
-        about = f"purity {f.details['purity']:.3f}, silhouette {f.details['silhouette']:.3f}"
+        about = f"purity {f.details['purity']:.2f}, silhouette {f.details['silhouette']:.2f}"
         figures.append(_figure(f.run, about, map_plot(f"{name}-{number}", f.run, plot)))
     return _part(found[0].entry["label"], note, figures)
 

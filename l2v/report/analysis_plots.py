@@ -23,11 +23,11 @@ Named = Sequence[tuple[str, dict[str, Any]]]
 """Labels of runs, with what is drawn of each."""
 
 
-def states_plot(name: str, runs: Named) -> Html:
-    """Mean cosine of each layer: a line a run."""
+def states_plot(name: str, runs: Named, colours: Sequence[int]) -> Html:
+    """Mean cosine of each layer: a line a run, each in the colour of its number."""
 
     def draw(axes: Axes) -> None:
-        for number, (label, plot) in enumerate(runs):
+        for number, (label, plot) in zip(colours, runs, strict=True):
             colour = category(number)
             axes.plot(plot["layers"], color=colour, linewidth=1.4, label=clipped(label))
             axes.plot(len(plot["layers"]) - 1, plot["layers"][-1], "o", color=colour, markersize=4)
@@ -159,11 +159,11 @@ def pooling_plot(name: str, runs: Sequence[tuple[str, dict[str, float | None]]],
     return plot_svg(name, told, draw, height=0.7 + 0.17 * (len(poolings) + 1) * len(runs))
 
 
-def alignment_plot(name: str, runs: Named) -> Html:
+def alignment_plot(name: str, runs: Named, colours: Sequence[int]) -> Html:
     """Alignment over uniformity: a point a run, the lower left the better (Wang and Isola)."""
 
     def draw(axes: Axes) -> None:
-        for number, (label, details) in enumerate(runs):
+        for number, (label, details) in zip(colours, runs, strict=True):
             marker = MARKERS[number // len(CATEGORIES) % len(MARKERS)][0]
             point = (details["uniformity"], details["alignment"])
             axes.plot(*point, marker, color=category(number), markersize=8, label=clipped(label))
@@ -176,13 +176,13 @@ def alignment_plot(name: str, runs: Named) -> Html:
     return plot_svg(name, f"Uniformity and alignment: {told}", draw)
 
 
-def anisotropy_plot(name: str, runs: Named) -> Html:
+def anisotropy_plot(name: str, runs: Named, colours: Sequence[int]) -> Html:
     """Anisotropy: a bar a run."""
 
     def draw(axes: Axes) -> None:
         for place, (_, details) in enumerate(runs):
             value = details["anisotropy"]
-            axes.barh(place, value, height=0.55, color=category(place))
+            axes.barh(place, value, height=0.55, color=category(colours[place]))
             axes.annotate(
                 number_text(value, 3), (max(value, 0), place), xytext=(4, 0), textcoords="offset points", va="center"
             )
@@ -197,12 +197,13 @@ def anisotropy_plot(name: str, runs: Named) -> Html:
 def map_plot(name: str, label: str, plot: dict[str, Any]) -> Html:
     """A point a text, in the colour and shape of its label."""
     points, numbers = np.array(plot["points"]), np.array(plot["label"])
+    size = min(max(60 / len(points) ** 0.5, 3.0), 5.5)
 
     def draw(axes: Axes) -> None:
         for number in range(len(plot["labels"])):
             shape = MARKERS[number // len(CATEGORIES) % len(MARKERS)][0]
             chosen = points[numbers == number]
-            axes.plot(*chosen.T, shape, color=category(number), markersize=3.6, markeredgewidth=0, alpha=0.85)
+            axes.plot(*chosen.T, shape, color=category(number), markersize=size, markeredgewidth=0, alpha=0.85)
         # a square around places from 0 to 1 at most
         (left, right), (bottom, top) = [(middle - 0.53, middle + 0.53) for middle in _middles(points)]
         axes.set_xlim(left, right)
