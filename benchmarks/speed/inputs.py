@@ -31,7 +31,7 @@ class Size:
     block_length: int = 256
     sentences: int = 32
     triplets: int = 16
-    passage: int = 100
+    passage: int = 88
     """Words of a positive or negative."""
 
 
@@ -48,8 +48,8 @@ def make(folder: Path, paragraphs: Sequence[str], sentences: Sequence[str], size
         begins = draw.integers(0, max(1, len(words) - size.longest), len(lengths))
         return [" ".join(words[begin : begin + length]) for begin, length in zip(begins, lengths, strict=True)]
 
-    # a standard deviation of 1 in the logarithm: a fifth of the texts is longer than 90 words
-    mixed = np.exp(draw.normal(np.log(40), 1.0, size.mixed)).round().clip(3, size.longest).astype(int)
+    # a standard deviation of 0.8 in the logarithm: a sixth of the texts is longer than 90 words
+    mixed = np.exp(draw.normal(np.log(40), 0.8, size.mixed)).round().clip(3, size.longest).astype(int)
     chosen = draw.permutation(len(sentences))[: size.sentences + 16 * size.triplets]
     queries = [sentences[row] for row in chosen[size.sentences :]] or list(sentences)
     queries = [queries[row % len(queries)] for row in range(16 * size.triplets)]

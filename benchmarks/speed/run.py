@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import environments  # noqa: E402
 import inputs as given  # noqa: E402
 import torch  # noqa: E402
+from transformers4 import write_transformers4  # noqa: E402
 
 from l2v.encoder import Encoder  # noqa: E402
 from l2v.linear import onednn_is_faster, product  # noqa: E402
@@ -54,11 +55,14 @@ class Side:
     tasks: tuple[str, ...]
     suffix: str = ""
     """Of a task's name in the script."""
+    model: str = "model"
+    """Folder of the weights."""
 
     def measure(self, task: str, work: Path, threads: int, steps: int) -> dict[str, Any]:
         """Run a task in a new process."""
         result = work / "result.json"
-        call = [task + self.suffix, work, result, "--threads", str(threads), "--steps", str(steps)]
+        call = [task + self.suffix, work, result, "--model", self.model]
+        call += ["--threads", str(threads), "--steps", str(steps)]
         ours = {"PYTHONPATH": str(ROOT)} if self.script.name == "ours.py" else {}
         environments.call(self.python, self.script, call, OMP_NUM_THREADS=str(threads), **ours)
         return read_json(result)
@@ -78,7 +82,8 @@ def sides(peers: Sequence[str], arguments: argparse.Namespace) -> list[Side]:
     }
     for peer in peers:
         script = HERE / f"reference_{peer.replace('-', '_')}.py"
-        found.append(Side(peer, environments.environment(peer, arguments), script, tasks[peer]))
+        folder = "model4" if peer == "llm2vec" else "model"
+        found.append(Side(peer, environments.environment(peer, arguments), script, tasks[peer], model=folder))
     return found
 
 
@@ -186,7 +191,8 @@ def markdown(results: dict[str, Any]) -> str:
     machine, rate = results["machine"], results["matrix_rate"]
     lines = [
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; float32 products at the "
-        f"model's shapes: torch {rate['torch']:.0f} GFLOP/s, l2v {rate['l2v']:.0f} GFLOP/s. Rounds: {results['rounds']}.",
+        f"model's shapes: torch {rate['torch']:.0f} GFLOP/s, l2v {rate['l2v']:.0f} GFLOP/s. "
+        f"{results['rounds']} rounds. {results.get('note', '')}".rstrip(),
         "",
         "| task | real tokens | side | seconds | tokens/s | of the floor | peak GiB | time / l2v | memory / l2v |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -213,12 +219,7 @@ def prepare(work: Path, model: str, size: given.Size, paragraphs: Sequence[str],
     if not (work / "model" / "config.json").exists():
         encoder = Encoder.from_pretrained(model, device="cpu")
         encoder.save(work / "model")
-        # transformers 4.44 knows neither the name of the dtype nor where newer versions keep the base of the rotations
-        file = work / "model" / "config.json"
-        config = read_json(file)
-        if rope := config.get("rope_parameters"):
-            config["rope_theta"] = rope["rope_theta"]
-        write_json(file, config | {"torch_dtype": "float32"})
+        write_transformers4(work / "model", work / "model4")
     return given.make(work, paragraphs, sentences, size)
 
 

@@ -67,13 +67,14 @@ def main(tasks: dict[str, Callable[[Path, dict[str, Any], int], Clock]], package
     parser.add_argument("task", choices=tasks)
     parser.add_argument("folder", type=Path)
     parser.add_argument("result", type=Path)
+    parser.add_argument("--model", default="model", help="its folder in FOLDER")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     inputs = json.loads((chosen.folder / "inputs.json").read_text(encoding="utf-8"))
-    clock = tasks[chosen.task](chosen.folder / "model", inputs, chosen.steps)
+    clock = tasks[chosen.task](chosen.folder / chosen.model, inputs, chosen.steps)
     found = {"rows": clock.rows, "peak_mib": peak_mib(), "versions": {name: _version(name) for name in packages}}
     chosen.result.write_text(json.dumps(found), encoding="utf-8")
 
