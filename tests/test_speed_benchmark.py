@@ -1,0 +1,62 @@
+"""The harness of benchmarks/speed, on a tiny model and without peers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import SENTENCES, make_tiny_model
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "speed")]
+import inputs as given  # noqa: E402
+import ours  # noqa: E402
+import run  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speed")
+    model = make_tiny_model(folder / "tiny")
+    run.prepare(folder, str(model), given.SMALL, SENTENCES, SENTENCES)
+    return folder
+
+
+@pytest.mark.parametrize("task", list(ours.TASKS))
+def test_every_task_of_l2v_runs(work: Path, task: str) -> None:
+    inputs = json.loads((work / "inputs.json").read_text())
+    clock = ours.TASKS[task](work / "model", inputs, 2)
+    assert len(clock.rows) == 2
+    assert all(row["seconds"] > 0 for row in clock.rows)
+
+
+def test_a_whole_run(work: Path) -> None:
+    """One task in processes of its own, against itself in the place of a peer, up to the table."""
+    inputs = json.loads((work / "inputs.json").read_text())
+    own = run.Side("l2v", sys.executable, BENCHMARKS / "speed" / "ours.py", ("encode_short",))
+    other = run.Side("peer", sys.executable, own.script, own.tasks)
+    rows = run.measure([own, other], ["encode_short", "mntp"], work, rounds=1, threads=1, steps=1)
+    assert [(row["task"], row["side"]) for row in rows] == [("encode_short", "l2v"), ("encode_short", "peer")]
+    rate = run.matrix_rate(1, work / "model")
+    tasks = run.summary(rows, inputs, work / "model", rate)
+    row = tasks["encode_short"]
+    assert row["sides"]["l2v"]["peak_mib"] > 50
+    assert row["ratios"]["peer / l2v"]["memory"][0] == pytest.approx(1, rel=0.2)
+    results = {
+        "machine": {"processor": run.processor(), "threads": 1, "torch": "2"},
+        "rounds": 1,
+        "matrix_rate": rate,
+        "tasks": tasks,
+        "startup": {"import l2v": [0.1]},
+    }
+    table = run.markdown(results)
+    assert "| encode_short |" in table and "| peer |" in table
+
+
+def test_the_floor_counts_real_tokens(work: Path) -> None:
+    """By hand for the tiny Llama: 2 layers of width 32, 4 heads of 8, 2 of them for keys, 64 inside."""
+    inputs = json.loads((work / "inputs.json").read_text())
+    weights = 2 * (2 * 32 * 8 * (4 + 2) + 3 * 32 * 64)
+    assert given.floor_flops("encode_long", inputs, work / "model") == 2 * inputs["tokens"]["encode_long"] * weights
+    head = 4 * inputs["hidden_tokens"] * 32 * 384
+    assert given.floor_flops("mntp", inputs, work / "model") == 4 * 2 * 16 * weights + head
