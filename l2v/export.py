@@ -83,7 +83,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
         run: a finished one.
         folder: where the encoder goes; what is there is replaced.
         wanted: what to write; None: a merged model in float32.
-        name: what others load it by, for the card; None: that of the folder.
+        name: of the encoder, for the card; None: that of the folder.
 
     Raises:
         L2VError: the run is not finished, what it refers to is not there, or it cannot be written so.
@@ -295,7 +295,7 @@ def main(composed: DictConfig) -> None:
     start = wanted.check(run)
     if config["push"]:
         check_hub(config["push"], wanted, start)
-    export(run, folder, wanted, name=config["push"])
+    export(run, folder, wanted, name=config["push"] or run.folder.name)
     say(f"wrote {folder}")
     if config["push"]:
         say(f"pushed {push_folder(folder, config['push'], private=private)}")
