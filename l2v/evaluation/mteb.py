@@ -5,6 +5,7 @@ that was stopped goes on with the task it was at. mteb is imported where it is u
 without it.
 """
 
+import contextlib
 import importlib.util
 import logging
 import time
@@ -266,7 +267,7 @@ def run_task(task: Any, model: Any, cache: Any) -> Any:
 
     begin = time.monotonic()
     load(task)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _no_bars():
         warnings.simplefilter("ignore")
         found = mteb.evaluate(
             model,
@@ -280,6 +281,20 @@ def run_task(task: Any, model: Any, cache: Any) -> Any:
     result = found.task_results[0]
     say(f"{task.metadata.name}: {result.get_score():.4f} ({time.monotonic() - begin:.0f} s)")
     return result
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of datasets, which mteb leaves on for its own preparations."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
 
 
 def _hub_answers() -> bool:
