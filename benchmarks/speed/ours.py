@@ -62,7 +62,7 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
             attention_dropout=0.3 if task == "simcse" else None,
             gradient_checkpointing=small,
         )
-        stage, batch = _stage(task, inputs, backbone, steps + 1, cached=small)
+        stage, batch = _stage(task, inputs, backbone, steps + 1)
         torch.manual_seed(0)
         backbone.add_adapter(Lora())
         stage.attach(backbone, 0)
@@ -81,9 +81,7 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
     return run
 
 
-def _stage(
-    task: str, inputs: dict[str, Any], backbone: Backbone, steps: int, *, cached: bool
-) -> tuple[Stage, dict[str, Any]]:
+def _stage(task: str, inputs: dict[str, Any], backbone: Backbone, steps: int) -> tuple[Stage, dict[str, Any]]:
     settings: dict[str, Any] = {"name": task, "max_steps": steps, "learning_rate": 5e-5}
     tokenizer = backbone.tokenizer
     padding = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
@@ -137,7 +135,7 @@ def _stage(
         batch_size=len(rows),
         loss=Contrastive(),
         micro_batch_tokens=PASS_TOKENS,
-        grad_cache=cached or task == "supervised_16x",
+        grad_cache=task == "supervised_16x",
         **settings,
     )
     return stage, TripletBatch(padding, "right", negatives=1)(rows)
