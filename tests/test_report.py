@@ -376,3 +376,11 @@ def test_the_table_in_the_terminal_is_as_wide_as_the_smaller_number(
         assert found == {f"Task{n}, points": [f"{n:.4f}"] for n in range(tasks)}
     else:
         assert found == {f"run{run}": [f"{n + run / 10:.4f}" for n in range(tasks)] for run in range(runs)}
+
+
+def test_analyses_come_after_scores(tmp_path: Path) -> None:
+    score = {"label": "Task", "metric": "points", "value": 1.0, "higher_is_better": True}
+    for suite, found in (("a", {"t": {**score, "plot": {"kind": "other"}}}), ("b", {"u": score})):
+        write_json(tmp_path / "run" / "evaluation" / f"{suite}.json", {"suite": suite, "scores": found})
+    [run] = read_runs([tmp_path / "run"])
+    assert list(run.suites) == ["b", "a"]

@@ -139,7 +139,7 @@ def _read_run(folder: Path, label: str) -> Record:
         config_text=config_text,
         lineage=_read_lineage(folder / "lineage.json"),
         metrics=_read_metrics(folder / "metrics.jsonl"),
-        suites={file.stem: _read_suite(file) for file in sorted((folder / "evaluation").glob("*.json"))},
+        suites=_read_suites(folder / "evaluation"),
         contamination={f.stem: _read_contamination(f) for f in sorted((folder / "contamination").glob("*.json"))},
     )
 
@@ -153,6 +153,12 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise L2VError(f"{where}: expected an object, found {type(value).__name__}")
     return value
+
+
+def _read_suites(folder: Path) -> dict[str, dict[str, Any]]:
+    """By name, and analyses, which have plots of their own, after what only scores."""
+    suites = {file.stem: _read_suite(file) for file in sorted(folder.glob("*.json"))}
+    return dict(sorted(suites.items(), key=lambda one: any("plot" in score for score in one[1]["scores"].values())))
 
 
 def _read_suite(file: Path) -> dict[str, Any]:
