@@ -10,7 +10,7 @@ from tiny import SENTENCES, make_tiny_model
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "speed")]
 import inputs as given  # noqa: E402
-import ours  # noqa: E402
+import l2v_tasks  # noqa: E402
 import run  # noqa: E402
 
 
@@ -22,10 +22,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", list(ours.TASKS))
+@pytest.mark.parametrize("task", list(l2v_tasks.TASKS))
 def test_every_task_of_l2v_runs(work: Path, task: str) -> None:
     inputs = json.loads((work / "inputs.json").read_text())
-    clock = ours.TASKS[task](work / "model", inputs, 2)
+    clock = l2v_tasks.TASKS[task](work / "model", inputs, 2)
     assert len(clock.rows) == 2
     assert all(row["seconds"] > 0 for row in clock.rows)
 
@@ -33,7 +33,7 @@ def test_every_task_of_l2v_runs(work: Path, task: str) -> None:
 def test_a_whole_run(work: Path) -> None:
     """One task in processes of its own, against itself in the place of a peer, up to the table."""
     inputs = json.loads((work / "inputs.json").read_text())
-    own = run.Side("l2v", sys.executable, BENCHMARKS / "speed" / "ours.py", ("encode_short",))
+    own = run.Side("l2v", sys.executable, BENCHMARKS / "speed" / "l2v_tasks.py", ("encode_short",))
     other = run.Side("peer", sys.executable, own.script, own.tasks)
     rows = run.measure([own, other], ["encode_short", "mntp"], work, rounds=1, threads=1, steps=1)
     assert [(row["task"], row["side"]) for row in rows] == [("encode_short", "l2v"), ("encode_short", "peer")]

@@ -63,14 +63,14 @@ class Side:
         result = work / "result.json"
         call = [task + self.suffix, work, result, "--model", self.model]
         call += ["--threads", str(threads), "--steps", str(steps)]
-        ours = {"PYTHONPATH": str(ROOT)} if self.script.name == "ours.py" else {}
+        ours = {"PYTHONPATH": str(ROOT)} if self.script.name == "l2v_tasks.py" else {}
         environments.call(self.python, self.script, call, OMP_NUM_THREADS=str(threads), **ours)
         return read_json(result)
 
 
 def sides(peers: Sequence[str], arguments: argparse.Namespace) -> list[Side]:
     """l2v as it is, l2v where it saves memory, and the peers."""
-    ours = HERE / "ours.py"
+    ours = HERE / "l2v_tasks.py"
     found = [
         Side("l2v", sys.executable, ours, (*given.ENCODE, *given.TRAIN)),
         Side("l2v, less memory", sys.executable, ours, given.TRAIN, ".small"),
