@@ -17,6 +17,7 @@ from l2v.sources import read_json
 REFERENCE = Path(__file__).parent / "reference"
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "parity"))
 
+import cases  # noqa: E402
 import ours  # noqa: E402
 
 INPUTS = read_json(REFERENCE / "llm2vec" / "texts.json")
@@ -56,3 +57,13 @@ def test_learning_rates(expected: dict[str, NDArray], name: str) -> None:
     schedule = ours.SCHEDULES[name]
     rates = ours.learning_rates(schedule)[np.array(ours.KEPT_STEPS) - 1]
     np.testing.assert_allclose(rates, expected[f"learning_rate/{name}"], rtol=0, atol=1e-12 * schedule.learning_rate)
+
+
+def test_the_cases_count_what_l2v_reads(model: Path) -> None:
+    encoder = Encoder.from_pretrained(model, separator=ours.SEPARATOR, device="cpu")
+    case = {"texts": INPUTS["texts"][:1], "instruction": INPUTS["instruction"]}
+    alone = {"texts": case["texts"]}
+    for counted in (case, alone):
+        figures = cases._pooled(encoder, counted)
+        assert figures["fed"] == cases._fed(encoder, counted)["fed"]
+        assert figures["pooled"] == cases._pooled(encoder, alone)["fed"]

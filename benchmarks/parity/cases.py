@@ -32,7 +32,7 @@ def _tokens(encoder: Encoder, case: Figures, max_length: int) -> tuple[list[int]
         encoder.backbone.tokenizer,
         max_length=max_length,
         instructions=[case.get("instruction")],
-        separator=encoder.separator,
+        prompt=encoder.prompt,
     )[0]
     return row.input_ids, len(row.input_ids) - row.text_begin
 

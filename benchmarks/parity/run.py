@@ -177,7 +177,7 @@ def _compare_vectors(
             )
             instructions = [instruction] * len(texts)
             own = tokenize(texts, encoder.backbone.tokenizer, max_length=512, instructions=instructions,
-                           separator=ours.SEPARATOR)  # fmt: skip
+                           prompt=encoder.prompt)  # fmt: skip
             theirs = tokens[f"{pooling}/{kind}"]
             if [row.input_ids for row in own] != [row["ids"] for row in theirs]:
                 raise SystemExit(f"{pooling}, {kind}: the two sides read other tokens")
