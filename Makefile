@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= short
 ARGS ?=
+# Processes that share the tests
+JOBS ?= 2
 
 # What is installed as torch. On Linux the default index may serve a build for CUDA (gigabytes); name an index that
 # serves a CPU build to get a small one: make setup TORCH_INDEX=<url of the index>
@@ -33,7 +35,7 @@ help:
 	@echo "  make demo              set up, then the whole recipe on a small model; $(TIME_short)"
 	@echo "  make demo DEMO=long    the same recipe, trained longer; $(TIME_long)"
 	@echo "  make demo DEMO=smoke   the same recipe in a few steps, to see that it runs; $(TIME_smoke)"
-	@echo "  make test              set up, then run the tests (more arguments: ARGS=\"-k pooling\"); about 6 minutes on 2 cores"
+	@echo "  make test              set up, then run the tests (more arguments: ARGS=\"-k pooling\"); about 15 minutes on 2 cores"
 	@echo "  make bench             set up, then speed and memory beside the peers (docs/performance.md); 19 GiB of memory"
 	@echo "  make lint              ruff and mypy, without changing a file; seconds"
 	@echo "  make format            ruff, changing files; seconds"
@@ -80,8 +82,8 @@ known-demo:
 	@if [ -z "$(RECIPE)" ]; then echo "DEMO=$(DEMO): expected short, long or smoke" >&2; exit 1; fi
 
 test: setup
-	@echo "Tests: about 6 minutes on 2 cores."
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@echo "Tests: about 15 minutes on 2 cores."
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: setup
 	@$(BIN)/python benchmarks/speed/run.py --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(ARGS)

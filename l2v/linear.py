@@ -99,10 +99,10 @@ def speed_up(model: nn.Module) -> None:
 
 
 def _plain(*tensors: Any) -> bool:
-    """On the CPU, in float32, without autocast."""
-    return not torch.is_autocast_enabled("cpu") and all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors
-    )
+    """On the CPU, in float32, without autocast, and not while torch writes down a graph (torch.compile, ONNX)."""
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
+    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
 class _Linear(torch.autograd.Function):

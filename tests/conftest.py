@@ -1,5 +1,6 @@
 """What every test runs with: no network, caches of its own, checked tensor shapes, a fixed seed, tiny models."""
 
+import atexit
 import importlib.util
 import os
 import shutil
@@ -9,8 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_USERS_CACHE = Path(os.environ.get("L2V_CACHE") or "~/.cache/l2v").expanduser()
+# Workers of pytest-xdist find what their parent has set here.
+_USERS = os.environ.setdefault("L2V_TESTS_USERS_CACHE", os.environ.get("L2V_CACHE") or "~/.cache/l2v")
+_USERS_CACHE = Path(_USERS).expanduser()
 _CACHE = Path(tempfile.mkdtemp(prefix="l2v-tests-"))
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny.py: pytest's importlib mode puts no folder on the path
 # Before anything imports huggingface_hub, which reads them once.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline", L2V_CACHE=str(_CACHE))
@@ -28,12 +32,10 @@ from tiny import make_tiny_model  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
-def caches() -> Iterator[None]:
+def caches() -> None:
     """Token caches are made afresh; a dequantised GGUF (15 s of work) is the user's own, kept between sessions."""
     (_USERS_CACHE / "gguf").mkdir(parents=True, exist_ok=True)
     (_CACHE / "gguf").symlink_to(_USERS_CACHE / "gguf")
-    yield
-    shutil.rmtree(_CACHE)
 
 
 @pytest.fixture(scope="session", autouse=True)
