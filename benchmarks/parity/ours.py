@@ -1,6 +1,7 @@
 """What both sides are given, and l2v's side of it."""
 
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ from l2v.backbone import Backbone
 from l2v.data.texts import WikipediaExcerpt
 from l2v.encoder import Encoder
 from l2v.losses import info_nce, masked_token_loss
-from l2v.masking import mask_tokens
 from l2v.pooling import Pooling
 from l2v.sources import read_json, write_json
-from l2v.tokenization import mask_token_id
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from masked import masked_blocks
 
 ROOT = Path(__file__).parents[2]
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query:"
@@ -111,17 +113,7 @@ def encode(encoder: Encoder, texts: list[str], pooling: str, instruction: str | 
 def masked_ids(folder: Path, texts: list[str], *, rows: int, length: int) -> dict[str, NDArray[np.int64]]:
     """Blocks of running text with a fifth of the tokens hidden, as MNTP trains on: ``ids`` and ``labels``."""
     tokenizer = Backbone.load(str(folder)).tokenizer
-    ids = tokenizer(" ".join(texts), return_tensors="pt").input_ids[0]
-    ids = ids.repeat(1 + rows * length // len(ids))[: rows * length].view(rows, length)
-    masked, labels = mask_tokens(
-        ids,
-        torch.ones_like(ids, dtype=torch.bool),
-        probability=0.2,
-        strategy="bert",
-        mask_token_id=mask_token_id(tokenizer, "_"),
-        vocabulary_size=len(tokenizer),
-        generator=torch.Generator().manual_seed(0),
-    )
+    masked, labels = masked_blocks(tokenizer, texts, rows=rows, length=length)
     return {"ids": masked.numpy(), "labels": labels.numpy()}
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from masked import masked_blocks
 from transformers import AutoConfig, AutoTokenizer
 
-from l2v.masking import IGNORED, mask_tokens
-from l2v.tokenization import mask_token_id
+from l2v.masking import IGNORED
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 ENCODE = ("encode_short", "encode_mixed", "encode_long")
@@ -65,18 +64,7 @@ def make(folder: Path, paragraphs: Sequence[str], sentences: Sequence[str], size
         ],
     }
     texts["supervised"] = texts["supervised_16x"][: size.triplets]
-    ids = torch.tensor(tokenizer(" ".join(paragraphs), verbose=False).input_ids)
-    needed = size.blocks * size.block_length
-    ids = ids.repeat(1 + needed // len(ids))[:needed].view(size.blocks, size.block_length)
-    masked, labels = mask_tokens(
-        ids,
-        torch.ones_like(ids, dtype=torch.bool),
-        probability=0.2,
-        strategy="bert",
-        mask_token_id=mask_token_id(tokenizer, "_"),
-        vocabulary_size=len(tokenizer),
-        generator=torch.Generator().manual_seed(0),
-    )
+    masked, labels = masked_blocks(tokenizer, paragraphs, rows=size.blocks, length=size.block_length)
 
     def tokens(strings: Sequence[str]) -> int:
         return sum(map(len, tokenizer(list(strings)).input_ids))
@@ -92,7 +80,7 @@ def make(folder: Path, paragraphs: Sequence[str], sentences: Sequence[str], size
         "instruction": INSTRUCTION,
         "tokens": {
             **{task: tokens(texts[task]) for task in ENCODE},
-            "mntp": needed,
+            "mntp": masked.numel(),
             "simcse": 2 * tokens(texts["simcse"]),  # two views
             **{task: of_triplets(texts[task]) for task in ("supervised", "supervised_16x")},
         },
