@@ -37,7 +37,7 @@ from l2v.bidirectional import (
 )
 from l2v.errors import L2VError, first_line
 from l2v.grad_cache import embed_in_parts
-from l2v.linear import speed_up
+from l2v.linear import keep_freed_memory, keep_products, speed_up
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
 from l2v.progress import say
@@ -48,6 +48,7 @@ from l2v.sources import Source, cache_folder, draft_folder, file_hash, locate, m
 DType = Literal["float32", "bfloat16", "float16"]
 Kind = Literal["decoder", "encoder"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
+Checkpointing = bool | Literal["selective"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Backbone(nn.Module):
         attn_implementation: AttnImplementation = "auto",
         dtype: DType = "float32",
         attention_dropout: float | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
         with_head: bool = False,
         head_source: Source | None = None,
         merge: Sequence[Path] = (),
@@ -129,7 +130,8 @@ class Backbone(nn.Module):
                 sdpa and eager that the model supports and that is proven.
             dtype: of the decoder's weights. Adapters stay in float32.
             attention_dropout: probability in the attention weights while training; None leaves the model's own.
-            gradient_checkpointing: recompute activations in the backward pass.
+            gradient_checkpointing: recompute activations in the backward pass: all of them, or ``selective``, what lies
+                between the LoRA layers, whose products are kept.
             with_head: load the output head too, for MNTP.
             head_source: where to take the head from if ``source`` has none of its own.
             merge: adapter folders to merge into the weights, in order, in float32.
@@ -164,6 +166,8 @@ class Backbone(nn.Module):
                 if missing:
                     raise _missing(place, missing, "expected all the weights of its config")
                 head = None
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()
@@ -179,8 +183,9 @@ class Backbone(nn.Module):
         speed_up(decoder)
         proof = _choose_attn_implementation(decoder, attn_implementation, attention, partial)
         if gradient_checkpointing:
+            kept = {"context_fn": keep_products} if gradient_checkpointing == "selective" else {}
             with _quiet():
-                decoder.gradient_checkpointing_enable({"use_reentrant": False})
+                decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
         backbone = Backbone(decoder, tokenizer, head=head, source=named, proof=proof, attention=attention)
         return backbone.eval()
 

@@ -1,12 +1,21 @@
-"""Linear layers and LoRA on a CPU, in float32: the faster library, and fewer activations.
+"""Linear layers and LoRA: the faster library on a CPU, and fewer activations everywhere.
 
-torch multiplies float32 matrices with MKL, which leaves AVX-512 alone on processors that are not Intel's. oneDNN, which
-torch carries too, does not: twice the speed there. And LoRA as PEFT writes it keeps, for each of the seven layers of a
-block, a dropped copy of the input and a float mask of its size; here a layer keeps its input, which others keep too,
-and a mask of one byte a number.
+On a CPU, torch multiplies float32 matrices with MKL, which leaves AVX-512 alone on processors that are not Intel's.
+oneDNN, which torch carries too, does not: twice the speed there.
+
+LoRA as PEFT writes it keeps, for each of the seven layers of a block, a dropped copy of the input in float32 and a
+mask, and under autocast a copy of that in 16 bits: 7 to 9 bytes a number. Here a layer keeps its input, which others
+keep too, and a mask of one byte a number.
+
+With :func:`keep_products`, gradient checkpointing computes no product of these layers a second time.
 """
 
+import ctypes
 import functools
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +26,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _DRAWS = 2**16
 """Dropout's probability is rounded to a multiple of 1 / 65,536; the scale that makes up for it is exact."""
 
@@ -30,18 +40,38 @@ def onednn_is_faster() -> bool:
     return information.exists() and "GenuineIntel" not in information.read_text(encoding="utf-8", errors="replace")
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep what tensors free for the next ones.
+
+    It gives large blocks back to the system at once, which has to clear them, page by page, when the next tensor takes
+    them: a tenth of the time of a training step. Elsewhere than with glibc this does nothing.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
+        glibc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
-    """``x @ weight.T`` without a gradient. Float32 on the CPU; the tensors may be transposed."""
-    if onednn_is_faster():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
+    if onednn_is_faster() and x.dtype == torch.float32 and x.device.type == "cpu":
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return y.detach()  # it is a view of itself as a matrix, and a model may not write into views
     return torch.nn.functional.linear(x, weight)
 
 
-def dropout_mask(shape: torch.Size, probability: float) -> tuple[UInt8[Tensor, "..."], float]:
+def dropout_mask(
+    shape: torch.Size, probability: float, device: torch.device | str = "cpu"
+) -> tuple[UInt8[Tensor, "..."], float]:
     """1 for numbers that stay, 0 for others, and what to multiply by: 1 / (the share that stays, in the mean).
 
-    A tenth of the time of ``Tensor.bernoulli_``: torch's generator, and so the step's seed, gives the seed of another.
+    On a CPU in a tenth of the time of ``Tensor.bernoulli_``: torch's generator, and so the step's seed, gives the seed
+    of another.
     """
+    if torch.device(device).type != "cpu":
+        mask = torch.empty(shape, dtype=torch.uint8, device=device)
+        return mask.bernoulli_(1 - probability), 1 / (1 - probability)
     threshold = round(probability * _DRAWS)
     seed = int(torch.randint(2**62, ()))
     count = shape.numel()
@@ -53,15 +83,16 @@ class FastLinear(nn.Linear):
     """``nn.Linear``, by the faster library where it is on a CPU and in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if onednn_is_faster() and _plain(input, self.weight):
+        if onednn_is_faster() and _is_float32_on_cpu(input, self.weight):
             return _Linear.apply(input, self.weight, self.bias)
         return super().forward(input)
 
 
 class LeanLora(PeftLinear):
-    """PEFT's LoRA on a linear layer, with fewer activations kept and a faster dropout, on a CPU and in float32.
+    """PEFT's LoRA on a linear layer, with fewer activations kept and, on a CPU, a faster dropout.
 
-    The dropout draws other random numbers than PEFT's, with the same probability.
+    The dropout draws other random numbers than PEFT's, with the same probability. Under autocast all products are of
+    its dtype. What is not plain LoRA on a frozen linear layer, or is of several dtypes, goes PEFT's way.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -69,11 +100,13 @@ class LeanLora(PeftLinear):
         if args or kwargs or len(names) != 1 or not self._is_plain(names[0], x):
             return super().forward(x, *args, **kwargs)
         name, base = names[0], self.base_layer
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         dropout: Any = self.lora_dropout[name]  # nn.Identity for a probability of 0
         drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and self.training
-        mask, scale = dropout_mask(x.shape, dropout.p) if drops else (None, 1.0)
+        mask, scale = dropout_mask(x.shape, dropout.p, x.device) if drops else (None, 1.0)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _Lora.apply(x, base.weight, base.bias, a, b, mask, self.scaling[name] * scale)
+        return _Lora.apply(x, base.weight, base.bias, a, b, mask, self.scaling[name] * scale, dtype)
 
     def _is_plain(self, name: str, x: Tensor) -> bool:
         base = self.base_layer
@@ -84,8 +117,10 @@ class LeanLora(PeftLinear):
             and self.lora_B[name].bias is None
             and isinstance(base, FastLinear)
             and not base.weight.requires_grad
-            and _plain(x, base.weight)
-            and _plain(x, self.lora_A[name].weight)
+            # DeepSpeed gathers the weights of a layer when it is called
+            and not hasattr(base.weight, "ds_id")
+            and not torch.compiler.is_compiling()
+            and _fit(x, base.weight, self.lora_A[name].weight)
         )
 
 
@@ -98,11 +133,73 @@ def speed_up(model: nn.Module) -> None:
             module.__class__ = LeanLora
 
 
-def _plain(*tensors: Any) -> bool:
-    """On the CPU, in float32, without autocast, and not while torch writes down a graph (torch.compile, ONNX)."""
+def _is_float32_on_cpu(*tensors: Tensor) -> bool:
+    """Without autocast, and not while torch writes down a graph (torch.compile, ONNX)."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+
+
+def _fit(x: Tensor, *weights: Any) -> bool:
+    """Whether they can be multiplied: on one device, and of one dtype, or of the dtypes that autocast takes."""
+    if any(weight.device != x.device for weight in weights):
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return all(tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in (x, *weights))
+    return all(weight.dtype == x.dtype for weight in weights)
+
+
+def keep_products() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """``context_fn`` of ``torch.utils.checkpoint``: what the LoRA layers give is kept, all between them computed again.
+
+    That is a third of the activations of a Llama block, and next to none of its time: norms, rotary embeddings,
+    attention, activation functions and dropout masks.
+    """
+    products: list[_Product] = []
+    return _Keeping(products), _Taking(products)
+
+
+class _Product:
+    """What a LoRA layer gave, unless the model has written over it."""
+
+    def __init__(self, y: Tensor, low: Tensor) -> None:
+        self._y, self._low = y.detach(), low
+        self._version = y._version
+
+    def get(self) -> tuple[Tensor, Tensor] | None:
+        return (self._y.detach(), self._low) if self._y._version == self._version else None
+
+
+class _Now(threading.local):
+    """Of this thread: where products go to, or come from."""
+
+    products: list[_Product] | None = None
+    kept: Iterator[_Product] | None = None
+
+
+_now = _Now()
+
+
+class _Keeping(AbstractContextManager[None]):
+    def __init__(self, products: list[_Product]) -> None:
+        self._products = products
+
+    def __enter__(self) -> None:
+        _now.products = self._products
+
+    def __exit__(self, *error: object) -> None:
+        _now.products = None
+
+
+class _Taking(AbstractContextManager[None]):
+    def __init__(self, products: list[_Product]) -> None:
+        self._products = products
+
+    def __enter__(self) -> None:
+        _now.kept = iter(self._products)
+
+    def __exit__(self, *error: object) -> None:
+        _now.kept = None
 
 
 class _Linear(torch.autograd.Function):
@@ -125,7 +222,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Lora(torch.autograd.Function):
-    """y = x W' + bias + scale * ((x * mask) A') B'; W and the bias are frozen."""
+    """y = x W' + bias + scale * ((x * mask) A') B', in ``dtype``; W and the bias are frozen."""
 
     @staticmethod
     def forward(
@@ -137,28 +234,42 @@ class _Lora(torch.autograd.Function):
         b: Tensor,
         mask: Tensor | None,
         scale: float,
+        dtype: torch.dtype,
     ) -> Tensor:
-        low = product(x if mask is None else x * mask, a).flatten(0, -2)
-        y = _add(product(x, weight), bias)
-        y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
+        found = None if _now.kept is None else next(_now.kept).get()
+        if found is None:
+            with torch.autocast(x.device.type, enabled=False):
+                cast = x.to(dtype)
+                y = _add(product(cast, weight.to(dtype)), bias)
+                low = product(cast if mask is None else cast * mask, a.to(dtype)).flatten(0, -2)
+                y.view(-1, y.shape[-1]).addmm_(low, b.to(dtype).T, alpha=scale)
+            if _now.products is not None:
+                _now.products.append(_Product(y, low))
+        else:
+            y, low = found
+        # not the copies: x and the weight are kept anyhow
         ctx.save_for_backward(x, weight, a, b, mask, low)
-        ctx.scale = scale
+        ctx.scale, ctx.dtype = scale, dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, mask, low = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        of_low = product(rows, b.T).mul_(ctx.scale)
-        of_a = of_low.T @ (x if mask is None else x * mask).flatten(0, -2)
-        of_b = (rows.T @ low).mul_(ctx.scale)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = product(gradient, weight.T)
-            through_a = product(of_low, a.T).view_as(of_x)
-            of_x.add_(through_a if mask is None else through_a.mul_(mask))
-        return of_x, None, None, of_a, of_b, None, None
+        dtype = ctx.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            gradient, cast = gradient.to(dtype), x.to(dtype)
+            rows = gradient.flatten(0, -2)
+            of_low = product(rows, b.to(dtype).T).mul_(ctx.scale)
+            of_a = product(of_low.T, (cast if mask is None else cast * mask).flatten(0, -2).T)
+            of_b = product(low.T, rows.T).T.mul_(ctx.scale)
+            of_x = None
+            if ctx.needs_input_grad[0]:
+                of_x = product(gradient, weight.to(dtype).T)
+                through_a = product(of_low, a.to(dtype).T).view_as(of_x)
+                of_x.add_(through_a if mask is None else through_a.mul_(mask))
+                of_x = of_x.to(x.dtype)
+        return of_x, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None, None, None
 
 
 def _add(y: Tensor, bias: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from l2v.backbone import (
     AttnImplementation,
     Backbone,
+    Checkpointing,
     DType,
     Kind,
     Lora,
@@ -56,7 +57,7 @@ class Model:
     attention: Attention = "bidirectional"
     attn_implementation: AttnImplementation = "auto"
     dtype: DType = "float32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Checkpointing = False
     partial: bool = False
     trust_remote_code: bool = False
     pooling: Pooling = "mean"
@@ -277,7 +278,7 @@ def load_backbone(
         # all weights are trained in float32: bfloat16 would round the updates away
         dtype=model.dtype if training.lora or not stage.trains_backbone else "float32",
         attention_dropout=stage.attention_dropout if training_mode else None,
-        gradient_checkpointing=model.gradient_checkpointing and training_mode,
+        gradient_checkpointing=model.gradient_checkpointing if training_mode else False,
         with_head=stage.needs_head,
         head_source=start.head,
         merge=start.merge,

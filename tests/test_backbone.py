@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 from tiny import SENTENCES, make_tiny_decoder, make_tiny_model, make_tiny_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5Model
 
+from l2v import linear
 from l2v.backbone import Backbone, Lora, trainable_parameters
+from l2v.bidirectional import decoder_layers
 from l2v.errors import L2VError
 from l2v.losses import info_nce
 from l2v.masking import IGNORED
@@ -157,15 +159,74 @@ def test_micro_batches_give_the_same_gradients(tiny_model, side):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny_model):
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+@pytest.mark.parametrize("adapter", [False, True], ids=["all weights", "adapter"])
+def test_gradient_checkpointing_changes_no_gradient(tiny_model, checkpointing, adapter, autocast):
+    """With dropout in the attention and in the adapter: what is computed again drops what was dropped before."""
     gradients = []
-    for checkpointing in (False, True):
-        backbone = Backbone.load(str(tiny_model), gradient_checkpointing=checkpointing).train()
-        backbone.embed(**batch(backbone)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in backbone.parameters()])
-    assert all(layer.gradient_checkpointing for layer in backbone.decoder.layers)
+    for setting in (False, checkpointing):
+        backbone = Backbone.load(str(tiny_model), gradient_checkpointing=setting, attention_dropout=0.1)
+        if adapter:
+            backbone = adapted(backbone)
+        torch.manual_seed(3)
+        with torch.autocast("cpu", enabled=autocast):
+            vectors = backbone.train().embed(**batch(backbone))
+        (vectors * torch.randn(vectors.shape)).sum().backward()
+        gradients.append([parameter.grad for parameter in trainable_parameters(backbone).values()])
+        assert all(layer.gradient_checkpointing == bool(setting) for layer in decoder_layers(backbone.decoder))
     for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
+        torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
+
+
+def adapted(backbone):
+    torch.manual_seed(0)
+    backbone.add_adapter(Lora(rank=4, dropout=0.2))
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return backbone
+
+
+def test_selective_checkpointing_multiplies_once(tiny_model, monkeypatch):
+    """The backward pass does not repeat the two products of each of the 14 LoRA layers."""
+    made = []
+    plain = linear.product
+    monkeypatch.setattr(linear, "product", lambda x, weight: made.append(tuple(weight.shape)) or plain(x, weight))
+    counts, kept = {}, {}
+    for checkpointing in (False, True, "selective"):
+        backbone = adapted(Backbone.load(str(tiny_model), gradient_checkpointing=checkpointing)).train()
+        weights = {parameter.data_ptr() for parameter in backbone.parameters()}
+        stored = {}
+
+        def keep(tensor, weights=weights, stored=stored):
+            if tensor.data_ptr() not in weights:
+                stored[tensor.data_ptr()] = tensor
+            return tensor
+
+        made.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            vectors = backbone.embed(**batch(backbone))
+        kept[checkpointing] = sum(tensor.nbytes for tensor in stored.values())
+        vectors.sum().backward()
+        counts[checkpointing] = len(made)
+    assert counts[True] - counts["selective"] == 2 * 14
+    assert kept["selective"] == kept[True] < kept[False] / 4
+
+
+def test_selective_checkpointing_sees_that_a_product_was_written_over(tiny_model):
+    """A model may change a linear layer's output in place."""
+
+    def gradient(checkpointing):
+        backbone = adapted(Backbone.load(str(tiny_model), gradient_checkpointing=checkpointing)).train()
+        for layer in decoder_layers(backbone.decoder):
+            layer.mlp.down_proj.register_forward_hook(lambda module, args, output: output.mul_(1.5))
+        torch.manual_seed(3)
+        vectors = backbone.embed(**batch(backbone))
+        (vectors * torch.randn(vectors.shape)).sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in trainable_parameters(backbone).values()])
+
+    torch.testing.assert_close(gradient("selective"), gradient(False), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

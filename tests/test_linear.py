@@ -45,6 +45,14 @@ def test_a_fast_linear_layer_is_a_linear_layer(library: bool, bias: bool, shape:
         torch.testing.assert_close(found[name], value, msg=name)
 
 
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+def test_what_a_layer_gives_may_be_changed_in_place(library: bool, shape: tuple[int, ...]) -> None:
+    """As OLMo does, which clips its queries, keys and values."""
+    fast = FastLinear(12, 7)
+    fast(torch.randn(shape)).clamp_(-1, 1).sum().backward()
+    assert fast.weight.grad is not None
+
+
 def test_autocast_keeps_its_own_way(library: bool) -> None:
     fast = FastLinear(12, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -61,11 +69,13 @@ def _adapted(dropout: float) -> nn.Module:
     return model.train()
 
 
-def _step(model: nn.Module) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
+def _step(model: nn.Module, seed: int = 1) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(seed)
     ids = torch.randint(384, (3, 9))
     states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    states.square().sum().backward()
+    # not the sum of squares: a normalised vector's is constant
+    (states * torch.randn(states.shape)).sum().backward()
     return {"states": states.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
 
@@ -78,6 +88,69 @@ def test_lean_lora_is_lora(library: bool) -> None:
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_lean_lora_is_lora_under_autocast(library: bool, weights: torch.dtype) -> None:
+    """As far from float32 as PEFT's is, in the dtypes of PEFT's."""
+    exact, plain, lean = _adapted(0.0), _adapted(0.0), _adapted(0.0)
+    speed_up(lean)
+    for model in (plain, lean):
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.to(weights)
+    theirs, ours = [], []
+    for seed in range(6):
+        reference = _step(exact, seed)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected, found = _step(plain, seed), _step(lean, seed)
+        for name, value in reference.items():
+            assert found[name].dtype == expected[name].dtype, name
+            theirs.append((expected[name].float() - value).norm() / value.norm())
+            ours.append((found[name].float() - value).norm() / value.norm())
+    assert 0 < sum(ours) < 1.2 * sum(theirs)
+    assert max(ours) < 1.5 * max(theirs)
+
+
+def test_lean_lora_keeps_a_byte_a_number_of_its_dropout() -> None:
+    """Beside the layer's input, which its neighbours keep too, and tensors of the adapter's rank."""
+
+    def kept(lean: bool) -> dict[torch.dtype, int]:
+        torch.manual_seed(0)
+        settings = LoraConfig(r=4, lora_dropout=0.05, target_modules=["0"], bias="none")
+        model = get_peft_model(nn.Sequential(nn.Linear(64, 96)), settings).train()  # type: ignore[arg-type]
+        model.base_model.model[0].base_layer.to(torch.bfloat16)
+        if lean:
+            speed_up(model)
+        tensors: dict[int, torch.Tensor] = {}
+        x = torch.randn(100, 64, dtype=torch.bfloat16, requires_grad=True)
+        weights = {p.data_ptr() for p in model.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.numel() == x.numel():
+                tensors[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+            model(x)
+        found = [tensor for pointer, tensor in tensors.items() if pointer not in weights | {x.data_ptr()}]
+        return {dtype: sum(tensor.dtype == dtype for tensor in found) for dtype in {t.dtype for t in found}}
+
+    assert kept(lean=True) == {torch.uint8: 1}
+    assert kept(lean=False)[torch.float32] >= 1
+
+
+def test_lean_lora_leaves_several_dtypes_to_peft() -> None:
+    """Weights in bfloat16 and an adapter in float32 without autocast: PEFT casts to and fro."""
+    plain, lean = _adapted(0.0), _adapted(0.0)
+    speed_up(lean)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        for model in (plain, lean):
+            for name, parameter in model.named_parameters():
+                if "lora_" not in name:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+        torch.testing.assert_close(lean(ids)[0], plain(ids)[0], rtol=0, atol=0)
 
 
 def test_lean_lora_drops_what_peft_would_drop(library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +168,7 @@ def test_lean_lora_drops_what_peft_would_drop(library: bool, monkeypatch: pytest
     for module in plain.modules():
         if type(module) is nn.Dropout and module.p:
             module.__class__ = Dropout
-    monkeypatch.setattr(linear, "dropout_mask", lambda shape, p: (mask_of(shape, p).byte(), 1 / (1 - p)))
+    monkeypatch.setattr(linear, "dropout_mask", lambda shape, p, _: (mask_of(shape, p).byte(), 1 / (1 - p)))
     expected, found = _step(plain), _step(lean)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
@@ -112,6 +185,24 @@ def test_lean_lora_leaves_merging_switching_off_and_evaluation_to_peft(library: 
         merged = lean.merge_and_unload()
         assert not any(isinstance(module, LeanLora) for module in merged.modules())
         torch.testing.assert_close(merged(ids)[0], plain(ids)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_lean_lora_on_a_gpu(precision: torch.dtype) -> None:
+    plain, lean = _adapted(0.0).cuda(), _adapted(0.0).cuda()
+    speed_up(lean)
+    ids = torch.arange(16, device="cuda").view(2, 8)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        for model in (plain, lean):
+            model(ids)[0].float()[..., 0].sum().backward()
+    for (name, p), other in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        if p.grad is not None:
+            assert other.grad is not None
+            assert (other.grad - p.grad).norm() < (1e-4 if precision == torch.float32 else 3e-2) * p.grad.norm(), name
+    mask, scale = dropout_mask(torch.Size([301, 1001]), 0.3, "cuda")
+    assert abs(mask.float().mean().item() * scale - 1) < 1e-2
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.3])
