@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SCORES_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
-"""Tokens times vocabulary, by the kind of device: in float32 64 MB and 512 MB."""
+SCORES_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
+"""Tokens times vocabulary, by the kind of device: in float32 32 MB and 512 MB."""
 
 
 @dataclass(frozen=True)
