@@ -51,8 +51,23 @@ def environment(peer: str, arguments: argparse.Namespace) -> Path:
     return python
 
 
-def call(python: Path | str, script: Path, arguments: Sequence[str | Path], **variables: str) -> None:
-    """Run a script in an environment, without this one's packages and without a network."""
+def call(
+    python: Path | str,
+    script: Path,
+    arguments: Sequence[str | Path],
+    *,
+    timeout: float | None = None,
+    **variables: str,
+) -> None:
+    """Run a script in an environment, without this one's packages and without a network.
+
+    Args:
+        python: of the environment.
+        script: to run.
+        arguments: its arguments.
+        timeout: seconds until it is killed.
+        variables: of its own, beside those of this process.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, "-W", "ignore", script, *arguments]
-    subprocess.run(command, check=True, env=kept | {"HF_HUB_OFFLINE": "1"} | variables)
+    subprocess.run(command, check=True, timeout=timeout, env=kept | {"HF_HUB_OFFLINE": "1"} | variables)

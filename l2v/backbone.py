@@ -36,6 +36,7 @@ from l2v.bidirectional import (
     set_attention,
 )
 from l2v.errors import L2VError, first_line
+from l2v.fused_loss import Scores, summed_cross_entropy
 from l2v.grad_cache import embed_in_parts
 from l2v.linear import keep_freed_memory, keep_products, speed_up
 from l2v.masking import IGNORED
@@ -271,17 +272,12 @@ class Backbone(nn.Module):
 
     def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
         """Vocabulary scores of token states, scaled and capped as the model's own forward does."""
+        return self._scores()(states)
+
+    def _scores(self) -> Scores:
         if self.head is None:
             raise RuntimeError("the backbone was loaded without its output head")
-        config = self.config.get_text_config()
-        logits = self.head(states)
-        if divisor := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / divisor
-        if factor := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * factor
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return Scores.of(self.head, self.config.get_text_config())
 
     def predict_masked(
         self,
@@ -296,6 +292,20 @@ class Backbone(nn.Module):
         hidden = labels[:, 1:] != IGNORED
         states = self(input_ids, attention_mask)[:, :-1]
         return self.logits(states[hidden]), labels[:, 1:][hidden]
+
+    def masked_loss(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        labels: Int[Tensor, "batch length"],
+    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+        """The summed cross entropy of the hidden tokens in nats, and their number, for training.
+
+        That of :meth:`predict_masked`, with the scores of some tokens at a time (:mod:`l2v.fused_loss`).
+        """
+        hidden = labels[:, 1:] != IGNORED
+        states = self(input_ids, attention_mask)[:, :-1]
+        return summed_cross_entropy(states[hidden], labels[:, 1:][hidden], self._scores()), hidden.sum()
 
     def add_adapter(self, lora: Lora) -> None:
         """Put a new LoRA adapter on the decoder and freeze everything else."""

@@ -23,7 +23,10 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Types and shapes are checked where tensors are handled. Elsewhere a wrong type is often a user's mistake, which must
 # arrive at the code under test and end in an L2VError; and protocols such as TextSource cannot be checked at run time.
-_CHECKED = ["l2v.pooling", "l2v.losses", "l2v.masking", "l2v.bidirectional", "l2v.backbone", "l2v.data.order"]
+_CHECKED = [
+    *("l2v.pooling", "l2v.losses", "l2v.fused_loss", "l2v.masking", "l2v.bidirectional", "l2v.backbone"),
+    "l2v.data.order",
+]
 install_import_hook(_CHECKED, "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -115,7 +115,7 @@ def test_every_stage_of_every_recipe_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", options("evaluation"))
 def test_every_evaluation_suite_is_built(name: str, tmp_path: Path) -> None:
-    data = [f"evaluation.folder={write_quick_folder(tmp_path)}"] if name == "quick" else []
+    data = [f"evaluation.folder={write_quick_folder(tmp_path)}"] if name in ("quick", "demo_sts") else []
     suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none", *data]))["evaluation"]
     for task in configs.build(suite["tasks"], "evaluation.tasks").values():
         assert task.label and task.metric

@@ -8,7 +8,7 @@ import torch
 from launch import Tiny
 from tiny import SENTENCES, make_tiny_model
 
-from l2v import Encoder
+from l2v import Encoder, fused_loss
 from l2v.backbone import Backbone
 from l2v.bidirectional import prove_packing
 from l2v.families import Family, examine
@@ -78,3 +78,35 @@ def test_flex_attention_is_proven_when_compiled(tmp_path: Path) -> None:
     mask = torch.ones_like(ids)
     mask[0, 9:] = 0
     assert (flex(ids, mask) - sdpa(ids, mask))[mask.bool()].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_by_liger_is_that_of_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("liger_kernel")
+    head = torch.nn.Linear(256, 32_000, bias=False, dtype=dtype, device="cuda").requires_grad_(False)
+    states = torch.randn(700, 256, dtype=dtype, device="cuda", requires_grad=True)
+    targets = torch.randint(32_000, (700,), device="cuda")
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    for settings in ({}, {"cap": 30.0}, {"divisor": 8.0}):
+        scores = fused_loss.Scores(head, vocabulary=32_000, **settings)
+        results = []
+        for kernel in (fused_loss.liger(), None):
+            with monkeypatch.context() as patch:
+                patch.setattr(fused_loss, "liger", lambda kernel=kernel: kernel)
+                loss = fused_loss.summed_cross_entropy(states, targets, scores) / 700
+            results.append((loss, torch.autograd.grad(loss, states)[0]))
+        (fused, of_fused), (plain, of_plain) = results
+        assert (fused - plain).abs() < tolerance * plain
+        assert (of_fused - of_plain).float().norm() < tolerance * of_plain.float().norm()
+
+
+def test_scores_of_all_hidden_tokens_are_never_held_at_once() -> None:
+    vocabulary, tokens = 64_000, 8_000
+    head = torch.nn.Linear(64, vocabulary, bias=False, device="cuda").requires_grad_(False)
+    states = torch.randn(tokens, 64, device="cuda", requires_grad=True)
+    targets = torch.randint(vocabulary, (tokens,), device="cuda")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    fused_loss.summed_cross_entropy(states, targets, fused_loss.Scores(head, vocabulary)).backward()
+    # plain: 2 GB of scores, three times
+    assert torch.cuda.max_memory_allocated() - before < 5 * 4 * fused_loss.SCORES_AT_ONCE["cuda"] < 3e9

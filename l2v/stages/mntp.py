@@ -66,15 +66,15 @@ class MNTP(Stage):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        logits, targets = self._predict(batch)
+        total, hidden = self.backbone.masked_loss(batch["input_ids"], batch["attention_mask"], batch["labels"])
         # the mean over the masked tokens of all ranks: DDP averages the ranks' losses
-        count = self.trainer.strategy.reduce(torch.tensor(len(targets), device=self.device).float(), reduce_op="mean")
-        loss = masked_token_loss(logits, targets, count)
+        count = self.trainer.strategy.reduce(hidden.float(), reduce_op="mean")
+        loss = total / count.clamp(min=1)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        logits, targets = self._predict(batch)
+        logits, targets = self.backbone.predict_masked(batch["input_ids"], batch["attention_mask"], batch["labels"])
         self.add_to_validation(
             loss=masked_token_loss(logits, targets, torch.ones(())),
             correct=(logits.argmax(dim=-1) == targets).sum(),
@@ -88,7 +88,3 @@ class MNTP(Stage):
         self.log("validation/loss", loss, prog_bar=True)
         self.log("validation/accuracy", sums["correct"] / count, prog_bar=True)
         self.log("validation/perplexity", math.exp(min(loss, 50)))
-
-    def _predict(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Vocabulary scores (masked, vocabulary) and ids (masked,) of the hidden tokens only."""
-        return self.backbone.predict_masked(batch["input_ids"], batch["attention_mask"], batch["labels"])

@@ -1,0 +1,130 @@
+"""l2v's side: its stages in Lightning's loop and its encoder, as users run them, around random weights."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
+sys.path.insert(0, str(Path(__file__).parent))
+import steps
+from l2v_tasks import _stage as stage_and_batch
+
+from l2v import fused_loss
+from l2v.backbone import Backbone, Lora
+from l2v.bidirectional import prove, set_attention
+from l2v.encoder import Encoder
+from l2v.linear import speed_up
+from l2v.sources import Source
+from l2v.training import make_trainer
+
+
+def load(folder: Path, options: dict[str, Any], *, attention_dropout: float = 0.0) -> Backbone:
+    """A bidirectional decoder with random weights, made on the device: as ``Backbone.load``, without a checkpoint."""
+    config = AutoConfig.from_pretrained(folder)
+    config.attention_dropout = attention_dropout
+    with torch.device(steps.device()):
+        whole = AutoModelForCausalLM.from_config(config, dtype=steps.dtype())
+    decoder, head = whole.base_model, whole.get_output_embeddings()
+    set_attention(decoder, "bidirectional")
+    speed_up(whole)
+    decoder.set_attn_implementation(options["attention"])
+    proof = prove(decoder, "bidirectional")
+    if options.get("checkpointing"):
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    source = Source(name=str(folder), path=str(folder))
+    return Backbone(decoder, AutoTokenizer.from_pretrained(folder), head=head, source=source, proof=proof).eval()
+
+
+def encode(model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
+    encoder = Encoder(load(model, options))
+    texts = inputs["encode_mixed"]
+    return steps.repeat(lambda: encoder.encode(texts, batch_size=options["batch"]), options)
+
+
+class _Steps(Callback):
+    """Reads the clock before and after the batches of a step."""
+
+    def __init__(self, clock: steps.Clock, batches: int) -> None:
+        self.clock, self.batches = clock, batches
+
+    def on_train_batch_start(self, trainer: Any, stage: Any, batch: Any, number: int) -> None:
+        if number % self.batches == 0:
+            self.clock.begin()
+
+    def on_train_batch_end(self, trainer: Any, stage: Any, outputs: Any, batch: Any, number: int) -> None:
+        if (number + 1) % self.batches == 0:
+            self.clock.end()
+
+
+def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
+    if not options.get("liger", True):
+        fused_loss.liger = lambda: None
+    backbone = load(model, options, attention_dropout=0.3 if task == "simcse" else 0.0)
+    count = options["warmup"] + options["steps"]
+    stage: Any
+    stage, batch = stage_and_batch(task, inputs, backbone, count)
+    batches = [batch]
+    if task == "mntp":
+        ids = batch["input_ids"].split(options["rows"])
+        parts = zip(ids, batch["labels"].split(options["rows"]), strict=True)
+        batches = [{"input_ids": i, "labels": labels, "attention_mask": torch.ones_like(i), "tokens": i.numel()}
+                   for i, labels in parts]  # fmt: skip
+    else:
+        stage.micro_batch_tokens, stage.grad_cache = options["pass_tokens"], options["grad_cache"]
+    backbone.add_adapter(Lora())
+    stage.attach(backbone, 0)
+    clock = steps.Clock(warmup=options["warmup"])
+    on_gpu = steps.device() == "cuda"
+    trainer = make_trainer(
+        {
+            "accelerator": "gpu" if on_gpu else "cpu",
+            "devices": 1,
+            "precision": "bf16-mixed" if on_gpu else "32-true",
+            "gradient_clip_val": 1.0,
+            "accumulate_grad_batches": len(batches),
+            "log_every_n_steps": 10,
+        },
+        max_steps=count,
+        callbacks=[_Steps(clock, len(batches))],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(stage, DataLoader(batches * count, batch_size=None))
+    return clock.rows
+
+
+def matrix_rate(model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
+    """``flops`` and ``seconds`` of products at the model's shapes, 8,192 rows, random numbers."""
+    config = AutoConfig.from_pretrained(model)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    rows = []
+    for inputs_, outputs in ((hidden, hidden), (hidden, inner), (inner, hidden)):
+        x = torch.randn(8192, inputs_, device=steps.device(), dtype=steps.dtype())
+        weight = torch.randn(outputs, inputs_, device=steps.device(), dtype=steps.dtype())
+
+        def several(x: torch.Tensor = x, weight: torch.Tensor = weight) -> None:
+            for _ in range(10):
+                torch.nn.functional.linear(x, weight)
+
+        best = min(row["seconds"] for row in steps.repeat(several, {"warmup": 1, "steps": 3}))
+        rows.append({"flops": 10 * 2.0 * 8192 * inputs_ * outputs, "seconds": best})
+    return rows
+
+
+TASKS: dict[str, steps.Task] = {
+    "matrix_rate": matrix_rate,
+    "encode_mixed": encode,
+    **{
+        task: lambda *given, task=task: train(task, *given)  # type: ignore[misc]
+        for task in ("mntp", "simcse", "supervised_16x")
+    },
+}
+
+if __name__ == "__main__":
+    steps.main(TASKS)
