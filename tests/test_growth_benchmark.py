@@ -62,7 +62,7 @@ def test_a_corpus_is_tokenized_once_and_loaded(work: Path, monkeypatch: pytest.M
     monkeypatch.setattr(run, "_call", call)
     found = run.measure(SPECS["corpus"][0], work, 1)
     assert [(call["workers"], call["made"]) for call in calls] == [(0, 2), (0, 0), (2, 0)]
-    assert found["later_start"]["worker_anonymous_mib"] == 0 < found["two_workers"]["worker_anonymous_mib"]
+    assert found["later_start"]["worker_private_mib"] == 0 < found["two_workers"]["worker_private_mib"]
     assert found["later_start"]["rows"] * run.SMALL.block_length > 100 * 10
     assert not list(work.glob("*.txt")) and not (work / "cache").exists()
 
@@ -75,7 +75,9 @@ def in_this_process(name: str, arguments: list[str]) -> tuple[float, float]:
 
 def test_entry_points_take_what_they_are_given(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_command", in_this_process)
-    monkeypatch.delenv("L2V_RUN_DIR", raising=False)
+    for name in ("L2V_RUN_DIR", "L2V_RESUMES"):  # train.py sets them: what was there before comes back
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     with measure.corpus(work, 100):
         assert measure.bulk(SPECS["bulk"][0], work)["peak_mib"] == 2
         found = measure.train_processes({**SPECS["train_processes"][0], "processes": 1}, work)

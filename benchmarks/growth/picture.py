@@ -24,6 +24,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     lines = -(-len(plots) // _COLUMNS)
     with matplotlib.rc_context({**PLOT_SETTINGS, "figure.facecolor": COLOUR["page"]}):
         figure = Figure(figsize=(_WIDTH * _COLUMNS, _HEIGHT * lines), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.12)
         grid = figure.subplots(lines, _COLUMNS, squeeze=False)
         for axes in grid.flat[len(plots) :]:
             axes.set_axis_off()
@@ -68,7 +69,7 @@ def _plots(rows: Sequence[Row]) -> list[tuple[str, str, str, str, list[Line]]]:
             (title, unit, axis, key, [(stage, points, value) for stage, points in trained[curve]])
             for curve, axis, key in (
                 ("train_length", "tokens a row, same tokens a step", "length"),
-                ("train_rows", "rows of 128 tokens", "rows"),
+                ("train_rows", "rows a batch", "rows"),
             )
             for title, unit, value in (("Training", "tokens/s", rate), ("Training: memory", "peak, GiB", peak))
         ),
@@ -99,8 +100,8 @@ def _plots(rows: Sequence[Row]) -> list[tuple[str, str, str, str, list[Line]]]:
             "lines",
             "lines",
             [
-                *((f"tokenizing, {s}", data[s], found("first_start", "peak_mib")) for s in stages),
-                *((f"loading, {s}", data[s], found("later_start", "anonymous_mib")) for s in stages),
+                *((f"tokenizing {s}", data[s], found("first_start", "peak_mib")) for s in stages),
+                *((f"loading {s}, anonymous", data[s], found("later_start", "anonymous_mib")) for s in stages),
                 ("encode.py", of("bulk"), found("peak_mib")),
             ],
         ),
@@ -136,7 +137,7 @@ def _plot(axes: Axes, title: str, unit: str, axis: str, key: str, lines: list[Li
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(0, 1.15 * highest)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
     axes.set_title(unit, loc="right", fontsize=10, color=COLOUR["muted"])
     if len(lines) > 1:

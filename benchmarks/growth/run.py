@@ -37,9 +37,9 @@ class Size:
     """Points of the curves."""
 
     encode_tokens: int = 8192
-    encode_lengths: tuple[int, ...] = (8, 32, 128, 512, 1024, 2048)
+    encode_lengths: tuple[int, ...] = (8, 32, 128, 512, 2048)
     """Tokens a text."""
-    encode_batches: tuple[int, ...] = (1, 4, 16, 32, 64, 128)
+    encode_batches: tuple[int, ...] = (1, 8, 32, 128)
     mixed_texts: int = 112
     longest: int = 350
     """Words of a text of mixed lengths."""
@@ -48,7 +48,7 @@ class Size:
     simcse_tokens: int = 4096
     """A step's, both views counted."""
     train_lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    rows: tuple[int, ...] = (1, 2, 4, 8, 16)
+    rows: tuple[int, ...] = (1, 4, 16)
     row_length: int = 128
     micro_batch_tokens: int = 2048
     """``stage.micro_batch_tokens`` of simcse."""
@@ -61,12 +61,12 @@ class Size:
     block_length: int = 512
     loaded_rows: int = 32
     """A batch of the loader."""
-    batches: int = 500
+    batches: int = 200
     bulk_batch: int = 256
     processes: tuple[int, ...] = (1, 2)
     process_rows: int = 8
     """A global batch."""
-    process_steps: int = 4
+    process_steps: int = 3
     process_texts: int = 64
 
 
