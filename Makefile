@@ -26,7 +26,7 @@ TIME_smoke := a minute or two
 RECIPE := $(RECIPE_$(DEMO))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo known-demo test bench lint format clean
+.PHONY: help setup demo known-demo test bench growth lint format clean
 
 help:
 	@echo "l2v: a decoder-only language model becomes a text encoder"
@@ -37,6 +37,7 @@ help:
 	@echo "  make demo DEMO=smoke   the same recipe in a few steps, to see that it runs; $(TIME_smoke)"
 	@echo "  make test              set up, then run the tests (more arguments: ARGS=\"-k pooling\"); about 15 minutes on 2 cores"
 	@echo "  make bench             set up, then speed and memory beside the peers (docs/performance.md); 19 GiB of memory"
+	@echo "  make growth            set up, then cost against length, batch, rank, corpus, processes; 25 minutes on 2 idle cores"
 	@echo "  make lint              ruff and mypy, without changing a file; seconds"
 	@echo "  make format            ruff, changing files; seconds"
 	@echo "  make clean             remove $(VENV) and the tools' caches; runs/ stays"
@@ -87,6 +88,9 @@ test: setup
 
 bench: setup
 	@$(BIN)/python benchmarks/speed/run.py --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(ARGS)
+
+growth: setup
+	@$(BIN)/python benchmarks/growth/run.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

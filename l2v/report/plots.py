@@ -42,7 +42,7 @@ PALETTE = {
     "c9": ("#8fae1b", "#c9e265"),
 }
 COLOUR = {name: light for name, (light, _) in PALETTE.items()}
-_PLOT_SETTINGS: dict[Any, Any] = {
+PLOT_SETTINGS: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": COLOUR["ink"],
     "text.parse_math": False,
@@ -96,7 +96,7 @@ def plot_svg(name: str, description: str, draw: Callable[[Axes], None], height: 
         draw: draws on the axes.
         height: in inches, for a width of 3.7.
     """
-    with matplotlib.rc_context(_PLOT_SETTINGS), warnings.catch_warnings():
+    with matplotlib.rc_context(PLOT_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the glyphs
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.subplots()

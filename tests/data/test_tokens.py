@@ -1,5 +1,6 @@
 """Token rows: what is in them, and that they are made once."""
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -98,3 +99,28 @@ def test_spread_takes_rows_from_the_whole_data() -> None:
     ]
     assert [row for row, _ in chosen.spread(2).__getitems__([Pick(1, 0)])] == [data[99]]
     assert len(Rows(data).spread(1000)) == 100
+
+
+@pytest.mark.parametrize("make", [block_rows, text_rows])
+def test_memory_does_not_grow_with_the_texts(make) -> None:
+    """Texts are read, tokenized and written some at a time."""
+
+    @dataclass
+    class Many:
+        count: int
+
+        def texts(self) -> Iterator[str]:
+            return (f"{SENTENCES[number % 6]} ({number})" for number in range(self.count))
+
+        def fingerprint(self) -> str:
+            return f"many:{self.count}"
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        make(Many(count), TOKENIZER, 16, show=False)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(10)  # what is made once
+    assert peak(10_000) < 1.2 * peak(3_000)
