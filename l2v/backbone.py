@@ -37,7 +37,7 @@ from l2v.bidirectional import (
 )
 from l2v.errors import L2VError, first_line
 from l2v.fused_loss import Scores, summed_cross_entropy
-from l2v.grad_cache import embed_in_parts
+from l2v.grad_cache import embed_in_parts, sum_in_parts
 from l2v.linear import keep_freed_memory, keep_products, speed_up
 from l2v.masking import IGNORED
 from l2v.pooling import Pooling, pool
@@ -298,14 +298,26 @@ class Backbone(nn.Module):
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Int[Tensor, "batch length"],
         labels: Int[Tensor, "batch length"],
-    ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-        """The summed cross entropy of the hidden tokens in nats, and their number, for training.
+        *,
+        micro_batch_tokens: int | None = None,
+    ) -> Float[Tensor, ""]:
+        """The summed cross entropy of the hidden tokens, in nats, for training.
 
-        That of :meth:`predict_masked`, with the scores of some tokens at a time (:mod:`l2v.fused_loss`).
+        That of :meth:`predict_masked`, with the scores of some tokens at a time (:mod:`l2v.fused_loss`). With
+        ``micro_batch_tokens`` the rows go forward and backward in passes of at most that many tokens, or of one row:
+        the same gradients, in the memory of one pass.
         """
-        hidden = labels[:, 1:] != IGNORED
-        states = self(input_ids, attention_mask)[:, :-1]
-        return summed_cross_entropy(states[hidden], labels[:, 1:][hidden], self._scores()), hidden.sum()
+
+        def run(ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+            hidden = wanted[:, 1:] != IGNORED
+            states = self(ids, mask)[:, :-1]
+            return summed_cross_entropy(states[hidden], wanted[:, 1:][hidden], self._scores())
+
+        rows = input_ids.shape[0] if micro_batch_tokens is None else max(1, micro_batch_tokens // input_ids.shape[1])
+        if rows >= input_ids.shape[0] or not torch.is_grad_enabled():
+            return run(input_ids, attention_mask, labels)
+        parts = zip(input_ids.split(rows), attention_mask.split(rows), labels.split(rows), strict=True)
+        return sum_in_parts(run, list(parts), self.parameters())
 
     def add_adapter(self, lora: Lora) -> None:
         """Put a new LoRA adapter on the decoder and freeze everything else."""

@@ -1,4 +1,4 @@
-"""GradCache: contrastive batches as large as time allows, in the memory of a small one (arXiv 2101.06983)."""
+"""Batches as large as time allows, in the memory of a small one: contrastive ones by GradCache (arXiv 2101.06983)."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +32,49 @@ def embed_in_parts(run: Run, parts: Sequence[Part], parameters: Iterable[Tensor]
     return _Parts.apply(run, parts, *trained)
 
 
+def sum_in_parts(run: Run, parts: Sequence[Part], parameters: Iterable[Tensor]) -> Tensor:
+    """``sum(run(*part) for part in parts)``, with the activations of one part at a time.
+
+    Where a loss is a sum over rows, nothing needs computing twice: a part's backward pass follows its forward pass.
+
+    Args:
+        run: from the tensors of a part to a number, by a model with these parameters.
+        parts: none of them requires a gradient.
+        parameters: those that do not require a gradient are passed over.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return _Sum.apply(run, parts, *trained)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Run, parts: Sequence[Part], *parameters: Tensor) -> Tensor:
+        device = parameters[0].device
+        total = torch.zeros((), device=device)
+        sums: list[Tensor | None] = [None] * len(parameters)
+        for part in parts:
+            with torch.enable_grad():
+                one = run(*part)
+            with torch.autocast(device.type, enabled=False):
+                _add_to(sums, torch.autograd.grad(one, parameters, allow_unused=True))
+            total += one.detach()
+            del one
+        ctx.save_for_backward(*sums)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if one is None else one * gradient.to(one.dtype) for one in ctx.saved_tensors)
+
+
+def _add_to(sums: list[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
+    for number, new in enumerate(gradients):
+        before = sums[number]
+        # not in place: two parameters may have got the same tensor
+        sums[number] = new if before is None else before if new is None else before + new
+
+
 class _Parts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, parts: Sequence[Part], *parameters: Tensor) -> Tensor:
@@ -57,10 +100,7 @@ class _Parts(torch.autograd.Function):
         for part, state, share in zip(ctx.parts, ctx.states, gradient.split(ctx.sizes), strict=True):
             with _with_random_state(ctx.device, state), torch.enable_grad(), torch.autocast(**ctx.autocast):
                 vectors = ctx.run(*part)
-            for number, new in enumerate(torch.autograd.grad(vectors, ctx.parameters, share, allow_unused=True)):
-                before = sums[number]
-                # not in place: two parameters may have got the same tensor
-                sums[number] = new if before is None else before if new is None else before + new
+            _add_to(sums, torch.autograd.grad(vectors, ctx.parameters, share, allow_unused=True))
             del vectors
         return None, None, *sums
 

@@ -13,7 +13,7 @@ from l2v.data.collate import MaskedBlocks
 from l2v.data.texts import TextSource
 from l2v.data.tokens import block_rows
 from l2v.losses import masked_token_loss
-from l2v.masking import Strategy
+from l2v.masking import IGNORED, Strategy
 from l2v.stages.stage import Stage
 from l2v.tokenization import mask_token_id
 
@@ -26,6 +26,8 @@ class MNTP(Stage):
         masking_probability: fraction of tokens to hide and predict.
         masking_strategy: bert (80% mask token, 10% random, 10% kept) or all (always the mask token).
         mask_token: a token of the vocabulary that stands for a hidden one.
+        micro_batch_tokens: run the rows forward and backward in passes of at most that many tokens: the same step in
+            the memory of one of them. None runs one pass, as sharded training needs.
         settings: see :class:`~l2v.stages.stage.Stage`.
     """
 
@@ -38,6 +40,7 @@ class MNTP(Stage):
         masking_probability: Annotated[float, Gt(0), Le(1)] = 0.2,
         masking_strategy: Strategy = "bert",
         mask_token: str = "_",
+        micro_batch_tokens: Annotated[int, Gt(0)] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -45,6 +48,7 @@ class MNTP(Stage):
         self.masking_probability = masking_probability
         self.masking_strategy: Strategy = masking_strategy
         self.mask_token = mask_token
+        self.micro_batch_tokens = micro_batch_tokens
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         super().attach(backbone, seed)
@@ -66,9 +70,13 @@ class MNTP(Stage):
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        total, hidden = self.backbone.masked_loss(batch["input_ids"], batch["attention_mask"], batch["labels"])
+        labels = batch["labels"]
+        total = self.backbone.masked_loss(
+            batch["input_ids"], batch["attention_mask"], labels, micro_batch_tokens=self.micro_batch_tokens
+        )
         # the mean over the masked tokens of all ranks: DDP averages the ranks' losses
-        count = self.trainer.strategy.reduce(hidden.float(), reduce_op="mean")
+        hidden = (labels[:, 1:] != IGNORED).sum().float()
+        count = self.trainer.strategy.reduce(hidden, reduce_op="mean")
         loss = total / count.clamp(min=1)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
