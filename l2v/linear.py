@@ -29,6 +29,20 @@ from torch.autograd.function import once_differentiable
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _DRAWS = 2**16
 """Dropout's probability is rounded to a multiple of 1 / 65,536; the scale that makes up for it is exact."""
+_SFC64 = {"bit_generator": "SFC64", "has_uint32": 0, "uinteger": 0}
+
+
+class _Now(threading.local):
+    """Of this thread: where the products of a checkpointed part go to, or come from, and a generator of its own."""
+
+    products: "list[_Product] | None" = None
+    kept: "Iterator[_Product] | None" = None
+
+    def __init__(self) -> None:
+        self.bits: Any = np.random.SFC64()
+
+
+_now = _Now()
 
 
 @functools.cache
@@ -73,9 +87,11 @@ def dropout_mask(
         mask = torch.empty(shape, dtype=torch.uint8, device=device)
         return mask.bernoulli_(1 - probability), 1 / (1 - probability)
     threshold = round(probability * _DRAWS)
-    seed = int(torch.randint(2**62, ()))
+    # SFC64 takes its state as it is: seeding it takes longer than a small mask
+    _now.bits.state = {**_SFC64, "state": {"state": torch.randint(2**62, (4,)).numpy().view(np.uint64)}}
     count = shape.numel()
-    drawn = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.uint16)[:count]
+    drawn = np.random.Generator(_now.bits).integers(2**64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)
+    drawn = drawn[:count]
     return torch.from_numpy((drawn >= threshold).view(np.uint8)).view(shape), _DRAWS / (_DRAWS - threshold)
 
 
@@ -168,16 +184,6 @@ class _Product:
 
     def get(self) -> tuple[Tensor, Tensor] | None:
         return (self._y.detach(), self._low) if self._y._version == self._version else None
-
-
-class _Now(threading.local):
-    """Of this thread: where products go to, or come from."""
-
-    products: list[_Product] | None = None
-    kept: Iterator[_Product] | None = None
-
-
-_now = _Now()
 
 
 class _Keeping(AbstractContextManager[None]):

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,55 @@ def test_loss_and_gradients_are_those_of_the_plain_form(
             nn.init.normal_(parameter, std=0.1)
     rows = batch()
     plain = masked_token_loss(*backbone.predict_masked(*rows))
-    total, count = backbone.masked_loss(*rows)
-    assert count == (rows[2][:, 1:] != IGNORED).sum() > 9
+    total, count = backbone.masked_loss(*rows), (rows[2][:, 1:] != IGNORED).sum()
+    assert count > 9
     torch.testing.assert_close(total / count, plain, rtol=1e-6, atol=1e-6)
     of_parts, expected = gradients(backbone, total / count), gradients(backbone, plain)
     assert max(gradient.abs().max() for gradient in expected) > 1e-3
     torch.testing.assert_close(of_parts, expected, rtol=1e-5, atol=1e-6)
     assert backbone.head.weight.grad is None
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 12, 30, 48])
+def test_micro_batches_make_the_same_step(tiny_model: Path, tokens: int, autocast: bool) -> None:
+    """Of one row, of two, and of all, which is the plain form; as a part of something larger."""
+    backbone = Backbone.load(str(tiny_model), with_head=True)
+    backbone.add_adapter(Lora(rank=4, dropout=0.0))
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    ids, mask, labels = batch()
+    with torch.autocast("cpu", enabled=autocast):
+        whole = 3 * backbone.masked_loss(ids, mask, labels)
+        parts = 3 * backbone.masked_loss(ids, mask, labels, micro_batch_tokens=tokens)
+    torch.testing.assert_close(parts, whole, rtol=1e-2 if autocast else 1e-6, atol=0)
+    expected, found = (torch.cat([g.flatten() for g in gradients(backbone, loss)]) for loss in (whole, parts))
+    assert (found - expected).norm() < (3e-2 if autocast else 1e-5) * expected.norm()
+
+
+def test_micro_batches_keep_the_activations_of_one(tiny_model: Path) -> None:
+    backbone = Backbone.load(str(tiny_model), with_head=True)
+    backbone.add_adapter(Lora(rank=4))
+    rows = batch(rows=32)
+
+    def most_bytes(tokens: int | None) -> int:
+        alive: list[weakref.ref[torch.Tensor]] = []
+        most = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal most
+            copy = tensor.clone()
+            alive.append(weakref.ref(copy))
+            most = max(most, sum(kept.nbytes for one in alive if (kept := one()) is not None))
+            return copy
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            backbone.masked_loss(*rows, micro_batch_tokens=tokens).backward()
+        return most
+
+    # weights, which are counted too, do not shrink
+    assert most_bytes(4 * rows[0].shape[1]) < most_bytes(None) / 3
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 7])
