@@ -35,7 +35,9 @@ def test_a_whole_run(work: Path) -> None:
     inputs = json.loads((work / "inputs.json").read_text())
     own = run.Side("l2v", sys.executable, BENCHMARKS / "speed" / "l2v_tasks.py", ("encode_short",))
     other = run.Side("peer", sys.executable, own.script, own.tasks)
-    rows = run.measure([own, other], ["encode_short", "mntp"], work, rounds=1, threads=1, steps=1)
+    *_, rows = run.measure([own, other], ["encode_short", "mntp"], work, rounds=1, threads=1, steps=1)
+    again = run.measure([own, other], ["encode_short"], work, rounds=1, threads=1, steps=1, known=rows)
+    assert next(again, None) is None  # nothing is left to measure
     assert [(row["task"], row["side"]) for row in rows] == [("encode_short", "l2v"), ("encode_short", "peer")]
     rate = run.matrix_rate(1, work / "model")
     tasks = run.summary(rows, inputs, work / "model", rate)
@@ -44,7 +46,6 @@ def test_a_whole_run(work: Path) -> None:
     assert row["ratios"]["peer / l2v"]["memory"][0] == pytest.approx(1, rel=0.2)
     results = {
         "machine": {"processor": run.processor(), "threads": 1, "torch": "2"},
-        "rounds": 1,
         "matrix_rate": rate,
         "tasks": tasks,
         "startup": {"import l2v": [0.1]},

@@ -288,13 +288,7 @@ def _command(script: str, arguments: list[str]) -> tuple[float, float]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had.
-
-    Linux's getrusage is not asked: it begins with the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return _of_status(status, "VmHWM")
+    """The most memory that this process has had."""
     import timing
 
     return timing.peak_mib()

