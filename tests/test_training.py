@@ -66,6 +66,29 @@ def test_a_run_is_self_contained(tiny: Tiny) -> None:
     assert "stage:" in (run.folder / "config.yaml").read_text()
 
 
+def test_saving_memory_changes_no_run(tiny: Tiny) -> None:
+    steps = ["stage.max_steps=3", "stage.learning_rate=1e-2", "stage.weight_decay=0.1"]
+    plain = tiny.train("plain", "simcse", *steps)
+    selective = tiny.train("selective", "simcse", *steps, "model.gradient_checkpointing=selective")
+    expected, found = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (plain, selective))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+    # micro-batches draw other dropout masks, and add up in another order, so with neither, and by their loss
+    exact = [*steps, "adapter.lora.dropout=0", "trainer.precision=32-true", "stage.validate_every=1"]
+    whole = tiny.train("whole", "mntp", *exact)
+    in_parts = tiny.train("parts", "mntp", *exact, "stage.micro_batch_tokens=32")
+    losses = [
+        [
+            row["train/loss"]
+            for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            if "train/loss" in row
+        ]
+        for run in (whole, in_parts)
+    ]
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_a_moved_run_still_encodes_and_starts_the_next_stage(tiny: Tiny) -> None:
     first = tiny.train("mntp", "mntp", "stage.max_steps=2")
     second = tiny.train("simcse", "simcse", "stage.max_steps=2", f"init_from={first}")

@@ -18,7 +18,7 @@ from l2v import fused_loss
 from l2v.backbone import Backbone, Lora
 from l2v.bidirectional import prove, set_attention
 from l2v.encoder import Encoder
-from l2v.linear import speed_up
+from l2v.linear import keep_products, speed_up
 from l2v.sources import Source
 from l2v.training import make_trainer
 
@@ -34,8 +34,9 @@ def load(folder: Path, options: dict[str, Any], *, attention_dropout: float = 0.
     speed_up(whole)
     decoder.set_attn_implementation(options["attention"])
     proof = prove(decoder, "bidirectional")
-    if options.get("checkpointing"):
-        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing := options.get("checkpointing"):
+        kept = {"context_fn": keep_products} if checkpointing == "selective" else {}
+        decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
     source = Source(name=str(folder), path=str(folder))
     return Backbone(decoder, AutoTokenizer.from_pretrained(folder), head=head, source=source, proof=proof).eval()
 
@@ -47,18 +48,14 @@ def encode(model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list
 
 
 class _Steps(Callback):
-    """Reads the clock before and after the batches of a step."""
+    def __init__(self, clock: steps.Clock) -> None:
+        self.clock = clock
 
-    def __init__(self, clock: steps.Clock, batches: int) -> None:
-        self.clock, self.batches = clock, batches
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.clock.begin()
 
-    def on_train_batch_start(self, trainer: Any, stage: Any, batch: Any, number: int) -> None:
-        if number % self.batches == 0:
-            self.clock.begin()
-
-    def on_train_batch_end(self, trainer: Any, stage: Any, outputs: Any, batch: Any, number: int) -> None:
-        if (number + 1) % self.batches == 0:
-            self.clock.end()
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.clock.end()
 
 
 def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
@@ -68,12 +65,8 @@ def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any
     count = options["warmup"] + options["steps"]
     stage: Any
     stage, batch = stage_and_batch(task, inputs, backbone, count)
-    batches = [batch]
     if task == "mntp":
-        ids = batch["input_ids"].split(options["rows"])
-        parts = zip(ids, batch["labels"].split(options["rows"]), strict=True)
-        batches = [{"input_ids": i, "labels": labels, "attention_mask": torch.ones_like(i), "tokens": i.numel()}
-                   for i, labels in parts]  # fmt: skip
+        stage.micro_batch_tokens = options["rows"] * batch["input_ids"].shape[1]
     else:
         stage.micro_batch_tokens, stage.grad_cache = options["pass_tokens"], options["grad_cache"]
     backbone.add_adapter(Lora())
@@ -86,16 +79,15 @@ def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any
             "devices": 1,
             "precision": "bf16-mixed" if on_gpu else "32-true",
             "gradient_clip_val": 1.0,
-            "accumulate_grad_batches": len(batches),
             "log_every_n_steps": 10,
         },
         max_steps=count,
-        callbacks=[_Steps(clock, len(batches))],
+        callbacks=[_Steps(clock)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(stage, DataLoader(batches * count, batch_size=None))
+    trainer.fit(stage, DataLoader([batch] * count, batch_size=None))
     return clock.rows
 
 

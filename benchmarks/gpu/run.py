@@ -107,11 +107,13 @@ def plan(tasks: Sequence[str], *, reference: bool, installed: Sequence[str], sma
         contrastive["supervised_16x"],
         *([_variant(mntp, "loss by torch, not Liger", liger=False)] if with_liger else []),
         _variant(mntp, "checkpointing", rows=2 * rows, **checkpointing),
+        _variant(mntp, "selective checkpointing", rows=2 * rows, checkpointing="selective"),
         _variant(reference_mntp, "checkpointing", rows=2 * rows, **checkpointing),
         *([_variant(mntp, "flash_attention_2", attention="flash_attention_2")] if with_flash else []),
         _variant(encode, "batches of 256", batch=256),
         _variant(reference_mntp, "autocast", autocast=True),
         _variant(simcse, "checkpointing", **checkpointing),
+        _variant(simcse, "selective checkpointing", checkpointing="selective"),
         _variant(contrastive["simcse"], "no checkpointing", checkpointing=False),
     ]
     counts = {"warmup": 1, "steps": 1} if small else {"warmup": 2, "steps": 5}
