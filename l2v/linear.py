@@ -107,7 +107,7 @@ class FastLinear(nn.Linear):
     """``nn.Linear``, by the faster library where it is on a CPU and in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if onednn_is_faster() and _is_float32_on_cpu(input, self.weight):
+        if _is_float32_on_cpu(input, self.weight) and onednn_is_faster():
             return _Linear.apply(input, self.weight, self.bias)
         return super().forward(input)
 
@@ -120,6 +120,8 @@ class LeanLora(PeftLinear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(x, *args, **kwargs)
         names = self.active_adapters
         if args or kwargs or len(names) != 1 or not self._is_plain(names[0], x):
             return super().forward(x, *args, **kwargs)
@@ -143,7 +145,6 @@ class LeanLora(PeftLinear):
             and not base.weight.requires_grad
             # DeepSpeed gathers the weights of a layer when it is called
             and not hasattr(base.weight, "ds_id")
-            and not torch.compiler.is_compiling()
             and _fit(x, base.weight, self.lora_A[name].weight)
         )
 
@@ -159,7 +160,7 @@ def speed_up(model: nn.Module) -> None:
 
 def _is_float32_on_cpu(*tensors: Tensor) -> bool:
     """Without autocast, and not while torch writes down a graph (torch.compile, ONNX)."""
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 

@@ -53,6 +53,17 @@ def test_what_a_layer_gives_may_be_changed_in_place(library: bool, shape: tuple[
     assert fast.weight.grad is not None
 
 
+def test_compiled_in_one_graph(library: bool) -> None:
+    """With the operations that torch's compiler knows."""
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 7), nn.Linear(7, 3)), LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
+    speed_up(model)
+    layers = model.base_model.model
+    assert (type(layers[0]), type(layers[1])) == (LeanLora, FastLinear)
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(torch.compile(layers, backend="eager", fullgraph=True)(x), layers(x))
+
+
 def test_autocast_keeps_its_own_way(library: bool) -> None:
     fast = FastLinear(12, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
