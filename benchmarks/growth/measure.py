@@ -199,6 +199,7 @@ def data(spec: Spec, work: Path) -> Found:
     stage.trainer = make_trainer(CPU, max_steps=stage.max_steps, **QUIET)
     files = [FileTexts(str(work / f"{name}.txt")) for name in ("corpus", "held_out")]
     found: Found = {"libraries_mib": _anonymous_mib(psutil.Process())}
+    others = psutil.Process().children()
     begin = time.perf_counter()
     module = TokenData(stage, *files, workers=spec["workers"])
     module.prepare_data()
@@ -214,7 +215,7 @@ def data(spec: Spec, work: Path) -> Found:
         next(loader)
         if number % 50 == 0 or number + 1 == spec["batches"]:
             own.append(_anonymous_mib(psutil.Process()))
-            workers += [_private_mib(child) for child in psutil.Process().children()]
+            workers += [_private_mib(child) for child in psutil.Process().children() if child not in others]
     seconds = time.perf_counter() - begin
     return {
         **found,

@@ -30,6 +30,7 @@ class Supervised(Stage):
         max_length: tokens a text, instruction included.
         template: around instruction and text, see :class:`~l2v.prompts.Prompt`; None: nothing.
         separator: between an instruction and its text, in training.
+        encoder_separator: the same in ``sts``, as in the encoder that comes out.
         pooled_tokens: after_prompt, text or all.
         negatives: hard negatives a query, where its row has so many.
         pooling: mean, weighted_mean, last_token or bos.
@@ -51,6 +52,7 @@ class Supervised(Stage):
         max_length: Annotated[int, Ge(1)] = 512,
         template: str | None = None,
         separator: str = SEPARATOR,
+        encoder_separator: str = SEPARATOR,
         pooled_tokens: PooledTokens = "after_prompt",
         negatives: Annotated[int, Ge(0)] = 1,
         pooling: Pooling = "mean",
@@ -65,6 +67,7 @@ class Supervised(Stage):
         self.max_length = max_length
         self.template = template
         self.separator = separator
+        self.encoder_separator = encoder_separator
         self.pooled_tokens: PooledTokens = pooled_tokens
         self.negatives = negatives
         self.pooling: Pooling = pooling
@@ -190,7 +193,7 @@ class Supervised(Stage):
             self.backbone,
             pooling=self.pooling,
             max_length=self.max_length,
-            prompt=self._prompt(": "),
+            prompt=self._prompt(self.encoder_separator),
             padding_side=self.padding_side,
         )
         begin = self.global_rank * share
