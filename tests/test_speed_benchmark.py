@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def test_every_task_of_l2v_runs(work: Path, task: str) -> None:
     clock = l2v_tasks.TASKS[task](work / "model", inputs, 2)
     assert len(clock.rows) == 2
     assert all(row["seconds"] > 0 for row in clock.rows)
+
+
+def test_the_sides_ask_for_tasks_that_there_are() -> None:
+    for side in run.sides([], Namespace()):
+        assert {task + side.suffix for task in side.tasks} <= l2v_tasks.TASKS.keys(), side.name
 
 
 def test_a_whole_run(work: Path) -> None:

@@ -76,7 +76,8 @@ def sides(peers: Sequence[str], arguments: argparse.Namespace) -> list[Side]:
     ours = HERE / "l2v_tasks.py"
     found = [
         Side("l2v", sys.executable, ours, (*given.ENCODE, *given.TRAIN)),
-        Side("l2v, less memory", sys.executable, ours, given.TRAIN, ".small"),
+        # GradCache saves memory by itself
+        Side("l2v, less memory", sys.executable, ours, ("mntp", "simcse", "supervised"), ".small"),
     ]
     tasks = {
         # its batch is bound by memory: it has nothing for 16 times as many triplets
