@@ -271,7 +271,8 @@ def main() -> None:
     results = {**settings, "note": arguments.note, "command": " ".join(sys.argv), "rows": rows}
     for row in points(chosen, known, work, arguments.threads):
         rows.append(row)
-        write_json(arguments.output, results)
+        # an interruption must not lose what comes later in the order
+        write_json(arguments.output, {**results, "rows": [*rows, *(row for row in known if row not in rows)]})
     write_text(arguments.output.with_suffix(".md"), markdown(results))
     draw(results, arguments.picture)
     say(f"{arguments.output}, {arguments.output.with_suffix('.md')}, {arguments.picture}")
