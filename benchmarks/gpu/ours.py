@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 sys.path.insert(0, str(Path(__file__).parent))
 import steps
-from l2v_tasks import _stage as stage_and_batch
+from l2v_tasks import Steps, stage_and_batch
 
 from l2v import fused_loss
 from l2v.backbone import Backbone, Lora
@@ -47,17 +46,6 @@ def encode(model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list
     return steps.repeat(lambda: encoder.encode(texts, batch_size=options["batch"]), options)
 
 
-class _Steps(Callback):
-    def __init__(self, clock: steps.Clock) -> None:
-        self.clock = clock
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.clock.begin()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.clock.end()
-
-
 def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
     if not options.get("liger", True):
         fused_loss.liger = lambda: None
@@ -82,7 +70,7 @@ def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any
             "log_every_n_steps": 10,
         },
         max_steps=count,
-        callbacks=[_Steps(clock)],
+        callbacks=[Steps(clock)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -29,7 +29,9 @@ SMALL_PASS_TOKENS = 768
 """That of MNTP, where memory is to be saved."""
 
 
-class _Steps(Callback):
+class Steps(Callback):
+    """Reads the clock before and after each step."""
+
     def __init__(self, clock: timing.Clock) -> None:
         self.clock = clock
 
@@ -67,7 +69,7 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
         )
         warmup = 0 if task == "supervised_16x" else 1  # a step of minutes needs none
         count = warmup + steps
-        stage, batch = _stage(task, inputs, backbone, count, small=small)
+        stage, batch = stage_and_batch(task, inputs, backbone, count, small=small)
         torch.manual_seed(0)
         backbone.add_adapter(Lora())
         stage.attach(backbone, 0)
@@ -75,7 +77,7 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
         trainer = make_trainer(
             {"accelerator": "cpu", "devices": 1, "precision": "32-true", "gradient_clip_val": 1.0},
             max_steps=count,
-            callbacks=[_Steps(clock)],
+            callbacks=[Steps(clock)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -86,9 +88,10 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
     return run
 
 
-def _stage(
+def stage_and_batch(
     task: str, inputs: dict[str, Any], backbone: Backbone, steps: int, *, small: bool = False
 ) -> tuple[Stage, dict[str, Any]]:
+    """The stage of a task, and the batch of its inputs."""
     settings: dict[str, Any] = {"name": task, "max_steps": steps, "learning_rate": 5e-5}
     tokenizer = backbone.tokenizer
     padding = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
