@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import shapes
 import steps
@@ -17,17 +18,9 @@ from llm2vec import LLM2Vec
 from llm2vec.llm2vec import batch_to_device
 from llm2vec.loss.utils import load_loss
 from llm2vec.models import LlamaBiForMNTP, LlamaBiModel
-from peft import LoraConfig, get_peft_model
+from llm2vec_parts import LORA, columns_of, freeze_all_but_lora, prepared
+from peft import get_peft_model
 from transformers import LlamaConfig
-
-LORA = LoraConfig(
-    r=16,
-    lora_alpha=32,
-    lora_dropout=0.05,
-    bias="none",
-    task_type=None,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-)
 
 
 def load(kind: type, options: dict[str, Any], *, attention_dropout: float = 0.0) -> Any:
@@ -72,8 +65,7 @@ def _autocast(options: dict[str, Any]) -> torch.autocast:
 def mntp(folder: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
     whole = load(LlamaBiForMNTP, options)
     whole.model = get_peft_model(whole.model, LORA)
-    for name, parameter in whole.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    freeze_all_but_lora(whole)
     whole.train()
     ids, labels = (torch.tensor(inputs["mntp"][name], device=steps.device()) for name in ("ids", "labels"))
     parts = zip(ids.split(options["rows"]), labels.split(options["rows"]), strict=True)
@@ -96,10 +88,7 @@ def _contrastive(
     encoder = encoder_around(model, options, max_length)
     encoder.train()
     loss = load_loss("HardNegativeNLLLoss", scale=scale)
-    texts = [
-        [encoder.prepare_for_tokenization(encoder._convert_to_str(instruction, text)) for instruction, text in column]
-        for column in columns
-    ]
+    texts = prepared(encoder, columns)
 
     def forward() -> torch.Tensor:
         with _autocast(options):
@@ -115,9 +104,7 @@ def simcse(folder: Path, inputs: dict[str, Any], options: dict[str, Any]) -> lis
 
 def supervised(folder: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
     rows = inputs["supervised_16x"][: options["rows"]]
-    queries = [[inputs["instruction"] + ":", row["query"]] for row in rows]
-    documents = [[["", row[part]] for row in rows] for part in ("positive", "negative")]
-    return _contrastive([queries, *documents], options, 50.0, 512, dropout=0.0)
+    return _contrastive(columns_of(rows, inputs["instruction"]), options, 50.0, 512, dropout=0.0)
 
 
 TASKS: dict[str, steps.Task] = {

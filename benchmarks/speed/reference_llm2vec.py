@@ -1,24 +1,18 @@
 """llm2vec's side: its own classes, as its training scripts put them together. Never imports l2v."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import timing
 import torch
 from llm2vec import LLM2Vec
 from llm2vec.loss.utils import load_loss
 from llm2vec.models import LlamaBiForMNTP
-from peft import LoraConfig, get_peft_model
-
-LORA = LoraConfig(
-    r=16,
-    lora_alpha=32,
-    lora_dropout=0.05,
-    bias="none",
-    task_type=None,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-)
+from llm2vec_parts import LORA, columns_of, freeze_all_but_lora, prepared
+from peft import get_peft_model
 
 
 def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
@@ -39,8 +33,7 @@ def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
 def mntp(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
     whole = LlamaBiForMNTP.from_pretrained(model, torch_dtype=torch.float32)
     whole.model = get_peft_model(whole.model, LORA)
-    for name, parameter in whole.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    freeze_all_but_lora(whole)
     whole.train()
     ids, labels = (torch.tensor(inputs["mntp"][name]) for name in ("ids", "labels"))
     mask = torch.ones_like(ids)
@@ -58,10 +51,7 @@ def _contrastive(
     encoder.model = get_peft_model(encoder.model, LORA)
     encoder.train()
     loss = load_loss("HardNegativeNLLLoss", scale=scale)
-    texts = [
-        [encoder.prepare_for_tokenization(encoder._convert_to_str(instruction, text)) for instruction, text in column]
-        for column in columns
-    ]
+    texts = prepared(encoder, columns)
 
     def forward() -> torch.Tensor:
         return loss(*(encoder(encoder.tokenize(column)) for column in texts))
@@ -75,10 +65,8 @@ def simcse(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
 
 
 def supervised(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
-    rows = inputs["supervised"]
-    queries = [[inputs["instruction"] + ":", row["query"]] for row in rows]
-    documents = [[["", row[part]] for row in rows] for part in ("positive", "negative")]
-    return _contrastive(model, [queries, *documents], steps, 50.0)
+    columns = columns_of(inputs["supervised"], inputs["instruction"])
+    return _contrastive(model, columns, steps, 50.0)
 
 
 TASKS = {
