@@ -35,6 +35,7 @@ from l2v.bidirectional import (
     prove_packing,
     set_attention,
 )
+from l2v.dropped_attention import keep_no_pairs
 from l2v.errors import L2VError, first_line
 from l2v.fused_loss import Scores, summed_cross_entropy
 from l2v.grad_cache import embed_in_parts, sum_in_parts
@@ -169,6 +170,7 @@ class Backbone(nn.Module):
                 head = None
         if torch.device(device).type == "cpu":
             keep_freed_memory()
+            keep_no_pairs()
         set_attention(decoder, attention)
         for folder in merge:
             decoder = _load_adapter(decoder, folder, trainable=False).merge_and_unload()

@@ -19,18 +19,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.dropout import dropout_mask
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_DRAWS = 2**16
-"""Dropout's probability is rounded to a multiple of 1 / 65,536; the scale that makes up for it is exact."""
-_AT_ONCE = 2**18
-"""Numbers of a mask: what they are made of stays in a core's cache."""
 
 
 class _Now(threading.local):
@@ -71,36 +68,6 @@ def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Fl
         y = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
         return y.detach()  # it is a view of itself as a matrix, and a model may not write into views
     return torch.nn.functional.linear(x, weight)
-
-
-def dropout_mask(
-    shape: torch.Size, probability: float, device: torch.device | str = "cpu"
-) -> tuple[UInt8[Tensor, "..."], float]:
-    """1 for numbers that stay, 0 for others, and what to multiply by: 1 / (the share that stays, in the mean).
-
-    On a CPU in a hundredth of the time of ``Tensor.bernoulli_``: torch's generator, and so the step's seed, chooses a
-    part of a pool of random bits, and which of them to flip.
-    """
-    if torch.device(device).type != "cpu":
-        mask = torch.empty(shape, dtype=torch.uint8, device=device)
-        return mask.bernoulli_(1 - probability), 1 / (1 - probability)
-    threshold, count = round(probability * _DRAWS), shape.numel()
-    stays = np.empty(count, dtype=bool)
-    for begin in range(0, count, _AT_ONCE):
-        part = stays[begin : begin + _AT_ONCE]
-        words = -(-len(part) // 4)
-        begins, key = torch.randint(2**62, (2,)).tolist()
-        first = begins % (len(_pool()) - words + 1)
-        drawn = (_pool()[first : first + words] ^ np.uint64(4 * key + begins % 4)).view(np.uint16)
-        np.greater_equal(drawn[: len(part)], threshold, out=part)
-    return torch.from_numpy(stays.view(np.uint8)).view(shape), _DRAWS / (_DRAWS - threshold)
-
-
-@functools.cache
-def _pool() -> "np.ndarray[Any, np.dtype[np.uint64]]":
-    """Random bits. A mask is made of a part of them, flipped by a key of its own: any two of its numbers are
-    independent, and so are any two of two masks."""
-    return np.random.Generator(np.random.SFC64(0)).integers(2**64, size=2**20, dtype=np.uint64)
 
 
 class FastLinear(nn.Linear):
