@@ -253,20 +253,18 @@ def train_processes(spec: Spec, work: Path) -> Found:
 
 
 def encode_processes(spec: Spec, work: Path) -> Found:
-    """encode.py in ``processes``: the time for many texts less that for one a process."""
-    words, length = _texts(work)["words"], spec["length"]
-    found = []
-    for count in (spec["processes"], spec["texts"]):
-        with tempfile.TemporaryDirectory(dir=work) as folder:
-            texts = [" ".join(_cut(words, 2 * length * row, 2 * length)) for row in range(count)]
-            (Path(folder) / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-            given = [f"encoder={work / 'model'}", f"files={folder}/texts.txt", f"output={folder}/vectors"]
-            shards = max(1, count // (4 * spec["processes"]))
-            given += [f"max_length={length}", f"shard_rows={shards}", *_processes(spec)]
-            found.append(_command("encode.py", given))
-    (start, _), (seconds, peak) = found
-    rate = (spec["texts"] - spec["processes"]) * length / (seconds - start)
-    return {"start_seconds": start, "seconds": seconds, "tokens_per_second": rate, "peak_mib": peak}
+    """encode.py in ``processes``: how fast shards follow each other, from when each process has written one."""
+    words, length, count = _texts(work)["words"], spec["length"], spec["processes"]
+    shard_rows = max(1, spec["texts"] // (8 * count))
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        texts = [" ".join(_cut(words, 2 * length * row, 2 * length)) for row in range(spec["texts"])]
+        (Path(folder) / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+        given = [f"encoder={work / 'model'}", f"files={folder}/texts.txt", f"output={folder}/vectors"]
+        given += [f"max_length={length}", f"shard_rows={shard_rows}", *_processes(spec)]
+        seconds, peak = _command("encode.py", given)
+        written = sorted(file.stat().st_mtime for file in Path(folder, "vectors").glob("shard-*.parquet"))
+    rate = (spec["texts"] - count * shard_rows) * length / (written[-1] - written[count - 1])
+    return {"seconds": seconds, "tokens_per_second": rate, "peak_mib": peak}
 
 
 def _processes(spec: Spec) -> list[str]:

@@ -13,6 +13,8 @@ from l2v.report.plots import COLOUR, PLOT_SETTINGS
 
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 3.7, 2.75  # inches of a plot
+_LEGEND_LINE = 0.1
+"""Of a plot's height."""
 Row = dict[str, Any]
 Line = tuple[str, list[Row], Callable[[Row], float]]
 """Label, points, and the value of a point."""
@@ -95,7 +97,7 @@ def _plots(rows: Sequence[Row]) -> list[tuple[str, str, str, str, list[Line]]]:
             ],
         ),
         (
-            "Corpus: memory, its process",
+            "Corpus: memory",
             "MiB",
             "lines",
             "lines",
@@ -136,12 +138,13 @@ def _plot(axes: Axes, title: str, unit: str, axis: str, key: str, lines: list[Li
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(0, 1.15 * highest)
+        room = _LEGEND_LINE * len(lines) if len(lines) > 2 else 0.1  # a legend of two lines finds its place
+        axes.set_ylim(0, highest / (1 - room))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
     axes.set_title(unit, loc="right", fontsize=10, color=COLOUR["muted"])
     if len(lines) > 1:
-        axes.legend(loc="best", fontsize=9)
+        axes.legend(loc="best" if len(lines) == 2 else "upper left", fontsize=9)
 
 
 def _short(number: float) -> str:

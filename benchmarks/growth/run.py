@@ -67,7 +67,7 @@ class Size:
     process_rows: int = 8
     """A global batch."""
     process_steps: int = 3
-    process_texts: int = 64
+    process_texts: int = 256
 
 
 SMALL = Size(
