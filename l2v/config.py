@@ -351,6 +351,9 @@ _SET_BY_L2V = {
 }
 
 
+PASS_TOKENS_ON_CPU = 1024
+"""``stage.micro_batch_tokens=auto``: tensors of so many tokens stay in a processor's cache (docs/performance.md). Other
+devices are filled by a whole batch, and sharded weights need one pass a step."""
 _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 """What a stage says to its data and its adapter."""
 
@@ -358,7 +361,7 @@ _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.Training` from a resolved ``train`` config. Loads no model and no data."""
     from l2v.data.triplets import check_parts
-    from l2v.training import Model, Training
+    from l2v.training import Model, Training, accelerator_of
 
     stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
     own = config["model"]["stages"].get(config["stage"]["name"], {})
@@ -371,10 +374,13 @@ def build_training(config: dict[str, Any]) -> "Training":
     lora = build(config["adapter"]["lora"], "adapter.lora")
     if config["adapter"]["init"] not in ("new", "continue", "simcse"):
         raise L2VError(f"adapter.init={config['adapter']['init']}: expected new, continue or simcse")
-    stage = build(stage_settings, "stage")
     trainer = dict(config["trainer"])
     strategy = trainer.get("strategy")
     sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
+    if stage_settings.get("micro_batch_tokens") == "auto":
+        on_cpu = accelerator_of(trainer.get("accelerator", "auto")) == "cpu"
+        stage_settings["micro_batch_tokens"] = PASS_TOKENS_ON_CPU if on_cpu and not sharded else None
+    stage = build(stage_settings, "stage")
     sources = {
         part: build(config["data"][part], f"data.{part}")
         for part in ("train", "validation", "test")

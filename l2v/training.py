@@ -362,11 +362,20 @@ def _step(checkpoint: Path, run: Run) -> int:
     return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
 
 
+def accelerator_of(name: str) -> str:
+    """cpu, cuda or mps: what Lightning takes for a name, which may be auto or gpu."""
+    if name not in ("auto", "gpu"):
+        return name
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     """``auto`` is bf16-mixed where the processor multiplies bfloat16 natively (any current GPU), else 32-true."""
     if precision != "auto":
         return precision
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    on_gpu = accelerator_of(accelerator) == "cuda"
     native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
 

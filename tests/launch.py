@@ -25,7 +25,7 @@ SMALL = {
     "simcse": ["stage.batch_size=4", "stage.max_length=16", "stage.validation_rows=8", "stage.validate_every=5"],
     "supervised": [
         *("stage.batch_size=4", "stage.max_length=32", "stage.validation_rows=8", "stage.validate_every=5"),
-        *("stage.warmup_steps=0", "stage.micro_batch_tokens=null", "stage.negatives=2"),
+        *("stage.warmup_steps=0", "stage.negatives=2"),
     ],
 }
 

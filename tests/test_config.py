@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from launch import ROOT, composed
 from omegaconf import OmegaConf
@@ -144,6 +145,28 @@ def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line()
     assert build("model=s-llama-1.3b", "stage=simcse", "quirks=llm2vec").stage.batch_size == 128
 
 
+@pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
+@pytest.mark.parametrize(
+    ("overrides", "gpu", "passes"),
+    [
+        ([], False, 1024),
+        (["trainer=ddp", "trainer.accelerator=cpu"], False, 1024),
+        (["trainer=cpu"], True, 1024),
+        (["trainer=gpu"], True, None),
+        (["trainer=ddp"], True, None),
+        (["trainer=fsdp", "trainer.accelerator=cpu"], False, None),
+        (["stage.micro_batch_tokens=64"], False, 64),
+        (["stage.micro_batch_tokens=null"], False, None),
+    ],
+)
+def test_passes_of_a_cpu_are_small(
+    stage: str, overrides: list[str], gpu: bool, passes: int | None, e5: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    data = [f"data.folder={e5}"] if stage == "supervised" else []
+    assert build(f"stage={stage}", *data, *overrides).stage.micro_batch_tokens == passes
+
+
 def test_the_quirks_of_the_reference_are_opt_in(e5: str) -> None:
     assert build("stage=mntp").stage.schedule_epochs is None
     quirky = build("stage=mntp", "quirks=llm2vec").stage
@@ -195,7 +218,10 @@ MISTAKES = [
     (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
     (["stage=simcse", "trainer=fsdp", "stage.micro_batch_tokens=100"], "stage.micro_batch_tokens: sharded"),
     (["quirks=llm2vec", "stage.schedule_steps=100"], "exclude each other"),
-    (["stage=simcse", "stage.grad_cache=true"], "stage.grad_cache=true needs stage.micro_batch_tokens"),
+    (
+        ["stage=simcse", "stage.grad_cache=true", "stage.micro_batch_tokens=null"],
+        "stage.grad_cache=true needs stage.micro_batch_tokens",
+    ),
     (["stage=supervised"], "data=: stage=supervised trains on triplets, as data=triplets"),
     (["model=llama3-8b", "stage=supervised"], "data.folder: must be given"),
     (
@@ -210,7 +236,10 @@ MISTAKES = [
     (["stage=supervised", "stage.loss.dimension_weights=[1]"], "stage.loss.dimension_weights: expected one for each"),
     (["stage=supervised", "+stage.loss.scale=50"], "stage.loss.scale: no such setting"),
     (["stage=supervised", "stage.sts.file=no.csv"], "no.csv: no such file of scored sentence pairs"),
-    (["stage=supervised", "stage.grad_cache=true"], "stage.grad_cache=true needs stage.micro_batch_tokens"),
+    (
+        ["stage=supervised", "stage.grad_cache=true", "stage.micro_batch_tokens=null"],
+        "stage.grad_cache=true needs stage.micro_batch_tokens",
+    ),
     (["seed=-1"], "seed=-1"),
     (["data.workers=-1"], "data.workers=-1"),
     (["stage._target_=l2v.stages.mntp.MTNP"], "l2v.stages.mntp has no MTNP"),

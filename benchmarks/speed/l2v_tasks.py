@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import timing
 
 from l2v.backbone import Backbone, Lora
+from l2v.config import PASS_TOKENS_ON_CPU
 from l2v.data.collate import PaddedTexts, Row, TripletBatch
 from l2v.encoder import Encoder
 from l2v.losses import Contrastive
@@ -23,10 +24,8 @@ from l2v.stages.supervised import Supervised
 from l2v.tokenization import tokenize
 from l2v.training import make_trainer
 
-PASS_TOKENS = 1024
-"""``stage.micro_batch_tokens`` of the contrastive stages."""
 SMALL_PASS_TOKENS = 768
-"""That of MNTP, where memory is to be saved."""
+"""``stage.micro_batch_tokens`` of MNTP where memory is to be saved. Elsewhere it is what a CPU gets."""
 
 
 class Steps(Callback):
@@ -103,7 +102,7 @@ def stage_and_batch(
             "attention_mask": torch.ones_like(ids),
             "tokens": ids.numel(),
         }
-        passes = SMALL_PASS_TOKENS if small else None
+        passes = SMALL_PASS_TOKENS if small else PASS_TOKENS_ON_CPU
         return MNTP(batch_size=len(ids), block_length=ids.shape[1], micro_batch_tokens=passes, **settings), batch
     if task == "simcse":
         tokens = tokenize(inputs[task], tokenizer, max_length=128)
@@ -114,7 +113,7 @@ def stage_and_batch(
         stage: Stage = SimCSE(
             batch_size=len(rows),
             attention_dropout=0.3,
-            micro_batch_tokens=PASS_TOKENS,
+            micro_batch_tokens=PASS_TOKENS_ON_CPU,
             **settings,
         )
         return stage, batch
@@ -145,7 +144,7 @@ def stage_and_batch(
     stage = Supervised(
         batch_size=len(rows),
         loss=Contrastive(),
-        micro_batch_tokens=PASS_TOKENS,
+        micro_batch_tokens=PASS_TOKENS_ON_CPU,
         grad_cache=task == "supervised_16x",
         **settings,
     )
