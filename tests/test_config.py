@@ -163,7 +163,7 @@ def test_passes_of_a_cpu_are_small(
     stage: str, overrides: list[str], gpu: bool, passes: int | None, e5: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    data = [f"data.folder={e5}"] if stage == "supervised" else []
+    data = ["data=e5", e5] if stage == "supervised" else []
     assert build(f"stage={stage}", *data, *overrides).stage.micro_batch_tokens == passes
 
 
