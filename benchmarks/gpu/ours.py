@@ -15,7 +15,7 @@ from l2v_tasks import Steps, stage_and_batch
 
 from l2v import fused_loss
 from l2v.backbone import Backbone, Lora
-from l2v.bidirectional import prove, set_attention
+from l2v.bidirectional import decoder_layers, prove, set_attention
 from l2v.encoder import Encoder
 from l2v.linear import keep_products, speed_up
 from l2v.sources import Source
@@ -40,8 +40,17 @@ def load(folder: Path, options: dict[str, Any], *, attention_dropout: float = 0.
     return Backbone(decoder, AutoTokenizer.from_pretrained(folder), head=head, source=source, proof=proof).eval()
 
 
+def compile_layers(backbone: Backbone, options: dict[str, Any]) -> None:
+    """Each layer by torch.compile, where a variant asks for it: one graph serves them all, and any length of texts."""
+    if backend := options.get("compile"):
+        for layer in decoder_layers(backbone):
+            layer.compile(dynamic=True, backend=backend)
+
+
 def encode(model: Path, inputs: dict[str, Any], options: dict[str, Any]) -> list[dict[str, float]]:
-    encoder = Encoder(load(model, options))
+    backbone = load(model, options)
+    compile_layers(backbone, options)
+    encoder = Encoder(backbone)
     texts = inputs["encode_mixed"]
     return steps.repeat(lambda: encoder.encode(texts, batch_size=options["batch"]), options)
 
@@ -58,6 +67,7 @@ def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any
     else:
         stage.micro_batch_tokens, stage.grad_cache = options["pass_tokens"], options["grad_cache"]
     backbone.add_adapter(Lora())
+    compile_layers(backbone, options)
     stage.attach(backbone, 0)
     clock = steps.Clock(warmup=options["warmup"])
     on_gpu = steps.device() == "cuda"

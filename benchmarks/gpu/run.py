@@ -96,6 +96,7 @@ def plan(tasks: Sequence[str], *, reference: bool, installed: Sequence[str], sma
     }
     reference_mntp = replace(mntp, side=REFERENCE)
     with_liger, with_flash = ("liger_kernel" in installed), ("flash_attn" in installed)
+    compiled = {"compile": "aot_eager" if small else "inductor"}  # the first needs no C compiler
     wanted = [
         mntp,
         reference_mntp,
@@ -111,6 +112,8 @@ def plan(tasks: Sequence[str], *, reference: bool, installed: Sequence[str], sma
         _variant(reference_mntp, "checkpointing", rows=2 * rows, **checkpointing),
         *([_variant(mntp, "flash_attention_2", attention="flash_attention_2")] if with_flash else []),
         _variant(encode, "batches of 256", batch=256),
+        _variant(mntp, "compiled layers", **compiled),
+        _variant(encode, "compiled layers", **compiled),
         _variant(reference_mntp, "autocast", autocast=True),
         _variant(simcse, "checkpointing", **checkpointing),
         _variant(simcse, "selective checkpointing", checkpointing="selective"),
