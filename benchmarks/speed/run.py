@@ -162,7 +162,9 @@ def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rat
     """For each task and side: the median of seconds, tokens a second, the share of the floor, the peak; for each peer,
     its seconds and memory divided by l2v's in the same round: the median, the least and the greatest."""
     table: dict[str, Any] = {}
-    for task in dict.fromkeys(row["task"] for row in rows):
+    for task in inputs["tokens"]:
+        if not any(row["task"] == task for row in rows):
+            continue
         of_task = [row for row in rows if row["task"] == task]
         floor = given.floor_flops(task, inputs, model) / max(rate.values()) / 1e9
         of_sides = {}
