@@ -16,6 +16,7 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def keep_products() -> tuple[AbstractContextManager[None], AbstractContextManage
     attention, activation functions and dropout masks.
     """
     products: list[_Product] = []
-    return _Keeping(products), _Taking(products)
+    return _Run(products, second=False), _Run(products, second=True)
 
 
 class _Product:
@@ -162,26 +163,21 @@ class _Product:
         return (self._y.detach(), self._low) if self._y._version == self._version else None
 
 
-class _Keeping(AbstractContextManager[None]):
-    def __init__(self, products: list[_Product]) -> None:
-        self._products = products
+@dataclass(frozen=True)
+class _Run(AbstractContextManager[None]):
+    """The first run of a checkpointed part, which fills ``products``, or a second one, which takes them."""
+
+    products: list[_Product]
+    second: bool
 
     def __enter__(self) -> None:
-        _now.products = self._products
+        if self.second:
+            _now.kept = iter(self.products)
+        else:
+            _now.products = self.products
 
     def __exit__(self, *error: object) -> None:
-        _now.products = None
-
-
-class _Taking(AbstractContextManager[None]):
-    def __init__(self, products: list[_Product]) -> None:
-        self._products = products
-
-    def __enter__(self) -> None:
-        _now.kept = iter(self._products)
-
-    def __exit__(self, *error: object) -> None:
-        _now.kept = None
+        _now.kept = _now.products = None
 
 
 class _Linear(torch.autograd.Function):
