@@ -27,7 +27,7 @@ Mask = Bool[Tensor, "#batch #heads length length"] | Float[Tensor, "#batch #head
 
 @functools.cache
 def keep_no_pairs() -> None:
-    """Have transformers' ``sdpa`` attention go this way where there is dropout, on a CPU and in float32."""
+    """Have transformers' ``sdpa`` attention go this way where there is dropout, on a CPU."""
     AttentionInterface.register("sdpa", _sdpa)
 
 
@@ -44,10 +44,12 @@ def _sdpa(
 ) -> tuple[Tensor, None]:
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
+    # autocast multiplies all attention in its dtype
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     plain = (
         dropout > 0
         and not torch.compiler.is_compiling()
-        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (query, key, value))
+        and all(x.device.type == "cpu" for x in (query, key, value))
         and key.shape[2] == length
         and (attention_mask is None or attention_mask.dim() == 4)
         and not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
@@ -56,7 +58,7 @@ def _sdpa(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if attention_mask is None and causal:
         attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    return dropped_attention(query, key, value, attention_mask, dropout, scaling), None
+    return dropped_attention(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, dropout, scaling), None
 
 
 def dropped_attention(
@@ -67,7 +69,7 @@ def dropped_attention(
     probability: float,
     scale: float | None = None,
 ) -> Float[Tensor, "batch length heads out"]:
-    """softmax(scale query key' + mask), some weights dropped, times the values; on a CPU, in float32.
+    """softmax(scale query key' + mask), some weights dropped, times the values; on a CPU, computed in float32 at least.
 
     Args:
         query: ``heads`` is a multiple of the ``groups`` of keys and values, whose heads come one after another.
@@ -84,6 +86,7 @@ def dropped_attention(
 
 class _DroppedAttention(torch.autograd.Function):
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float, scale: float
     ) -> Tensor:
@@ -106,7 +109,7 @@ class _DroppedAttention(torch.autograd.Function):
         query, key, value, mask, output = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         # each query's sum over keys of a weight times its gradient
-        sums = (gradient * output).sum(dim=-1, keepdim=True).transpose(1, 2)
+        sums = (_wide(gradient) * output).sum(dim=-1, keepdim=True).transpose(1, 2)
         by_head = gradient.transpose(1, 2)
         for part, drawn in zip(_parts(query, key), ctx.drawn, strict=True):
             q, k, v = part.queries(query).mul(ctx.scale), part.of(key), part.of(value)
@@ -114,10 +117,15 @@ class _DroppedAttention(torch.autograd.Function):
             weights = _weights(q, k, part.mask(mask))
             stays = mask_of(weights.shape, ctx.probability, drawn)
             of_scores = (g @ v.mT).mul_(stays).sub_(part.queries(sums)).mul_(weights)
-            part.of(of_value).copy_(weights.mul_(stays).mT @ g)
-            part.of(of_key).copy_(of_scores.mT @ q)
+            part.within(of_value).copy_(weights.mul_(stays).mT @ g)
+            part.within(of_key).copy_(of_scores.mT @ q)
             part.write((of_scores @ k).mul_(ctx.scale), of_query)
         return of_query, of_key, of_value, None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """16 bits are too few to add up weights."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -140,13 +148,18 @@ class _Part:
     groups: slice
     heads: slice
 
-    def of(self, x: Tensor) -> Tensor:
+    def within(self, x: Tensor) -> Tensor:
         """A view of keys, values or what is like them: (rows, groups, length, width)."""
         return x[self.rows, self.groups]
 
+    def of(self, x: Tensor) -> Tensor:
+        """The same, to compute with."""
+        return _wide(self.within(x))
+
     def queries(self, x: Tensor) -> Tensor:
-        """(batch, heads, length, width) -> (rows, groups, heads of a group * length, width)."""
-        return x[self.rows, self.heads].unflatten(1, (self.groups.stop - self.groups.start, -1)).flatten(2, 3)
+        """(batch, heads, length, width) -> (rows, groups, heads of a group * length, width), to compute with."""
+        part = _wide(x[self.rows, self.heads])
+        return part.unflatten(1, (self.groups.stop - self.groups.start, -1)).flatten(2, 3)
 
     def write(self, part: Tensor, x: Tensor) -> None:
         """The opposite of ``queries``."""

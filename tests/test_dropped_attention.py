@@ -101,8 +101,9 @@ def test_dropped_weights() -> None:
     assert torch.equal(dropped_attention(query, key, value, None, probability), first)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_model_in_training_keeps_no_pairs(causal: bool) -> None:
+def test_a_model_in_training_keeps_no_pairs(causal: bool, autocast: bool) -> None:
     """With dropout and padding, nothing of the size of all pairs of tokens is kept for the backward pass."""
     length = 64
     decoder, ids, mask = _with_dropout(causal, 0.3, length)
@@ -113,8 +114,11 @@ def test_a_model_in_training_keeps_no_pairs(causal: bool) -> None:
             kept.append(x.numel())
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        decoder(input_ids=ids, attention_mask=mask).last_hidden_state.sum().backward()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda x: x),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+    ):
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
     pairs = 2 * decoder.config.num_attention_heads * length * length
     assert length * decoder.config.intermediate_size < max(kept) < pairs
 
@@ -129,8 +133,25 @@ def test_a_model_sees_the_same_tokens(causal: bool, padded: bool) -> None:
         if not padded:
             mask = torch.ones_like(mask)
         given = decoder.get_input_embeddings()(ids).detach().requires_grad_()
-        states = decoder(inputs_embeds=given, attention_mask=mask).last_hidden_state[mask.bool()]
+        states = decoder(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
         states.square().sum().backward()
         found.append((states.detach(), given.grad))
     for before, after in zip(*found, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_in_16_bits_it_is_torchs_attention_but_for_rounding() -> None:
+    """As autocast has it: queries and keys of float32, for their positions, and values of bfloat16."""
+    query, key, value = _tensors(2 * GROUPS)
+    attention = torch.nn.Module()
+    attention.is_causal, attention.num_key_value_groups = False, 2  # type: ignore[assignment]
+    found = []
+    for probability in (0.0, 1e-9):
+        given = [x.clone().requires_grad_() for x in (query, key, value.bfloat16())]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, _ = module._sdpa(attention, *given, None, probability)
+        output.float().square().sum().backward()
+        found.append((output, *(x.grad for x in given)))
+    for before, after in zip(*found, strict=True):
+        assert after.dtype == before.dtype
+        assert (after.float() - before.float()).norm() < 2e-2 * before.float().norm()
