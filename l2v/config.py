@@ -377,7 +377,10 @@ def build_training(config: dict[str, Any]) -> "Training":
     trainer = dict(config["trainer"])
     strategy = trainer.get("strategy")
     sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
-    if stage_settings.get("micro_batch_tokens") == "auto":
+    passes = stage_settings.get("micro_batch_tokens")
+    if isinstance(passes, str):
+        if passes != "auto":
+            raise L2VError(f"stage.micro_batch_tokens={passes}: expected a number of tokens, null (one pass) or auto")
         on_cpu = accelerator_of(trainer.get("accelerator", "auto")) == "cpu"
         stage_settings["micro_batch_tokens"] = PASS_TOKENS_ON_CPU if on_cpu and not sharded else None
     stage = build(stage_settings, "stage")

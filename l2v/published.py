@@ -114,8 +114,8 @@ def adapter_folder(name: str, revision: str | None = None, override: str = "mode
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if not isinstance(try_to_load_from_cache(name, ADAPTER_CONFIG, revision=revision), str):
-        model_file(place, "config.json")  # where the hub cannot be reached, this says so, and waits but once
-        if model_file(place, ADAPTER_CONFIG) is None:
+        model_file(place, "config.json", override)  # where the hub cannot be reached, this says so, and waits but once
+        if model_file(place, ADAPTER_CONFIG, override) is None:
             return None
     try:
         return Path(

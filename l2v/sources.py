@@ -90,8 +90,13 @@ def locate(name: str, revision: str | None = None, override: str = "model.source
     return Source(name, name, revision=revision)
 
 
-def model_file(source: Source, name: str) -> Path | None:
+def model_file(source: Source, name: str, override: str = "model.source") -> Path | None:
     """A file beside a model's weights, in its folder or on the hub; None where there is none.
+
+    Args:
+        source: of the model.
+        name: of the file.
+        override: what to name in an error.
 
     Raises:
         L2VError: the hub cannot be reached, or has no such model.
@@ -110,17 +115,17 @@ def model_file(source: Source, name: str) -> Path | None:
     except LocalEntryNotFoundError as error:  # no network: a model that is in the cache can be used all the same
         if name != "config.json":
             return None
-        raise not_on_hub(source, error) from error
+        raise not_on_hub(source, error, override) from error
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise not_on_hub(source, error) from error
+        raise not_on_hub(source, error, override) from error
 
 
-def not_on_hub(source: Source, error: Exception) -> L2VError:
+def not_on_hub(source: Source, error: Exception, override: str = "model.source") -> L2VError:
     """What to tell a user whose hub id cannot be loaded."""
     return L2VError(
-        f"model.source={source.name}: not found on the hub or the hub cannot be reached ({first_line(error)}); check "
+        f"{override}={source.name}: not found on the hub or the hub cannot be reached ({first_line(error)}); check "
         "the id, log in with `hf auth login` for a gated model, or name a local folder"
     )
 

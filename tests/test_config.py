@@ -217,6 +217,7 @@ MISTAKES = [
     (["data=triplets", "+data.sets.a.share=2"], "sets.a.share=2: .*less than or equal to 1"),
     (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
     (["stage=simcse", "trainer=fsdp", "stage.micro_batch_tokens=100"], "stage.micro_batch_tokens: sharded"),
+    (["stage.micro_batch_tokens=atuo"], "stage.micro_batch_tokens=atuo: .*number of tokens, null .* or auto"),
     (["quirks=llm2vec", "stage.schedule_steps=100"], "exclude each other"),
     (
         ["stage=simcse", "stage.grad_cache=true", "stage.micro_batch_tokens=null"],

@@ -17,6 +17,7 @@ from launch import Tiny
 from l2v.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.evaluation.suite import Subject
+from l2v.published import adapter_folder
 from l2v.runs import Run
 
 FOLDER = Path(__file__).parent / "reference" / "llm2vec"
@@ -126,6 +127,11 @@ def test_what_is_not_there_is_told_in_one_line(source: str, settings: dict[str, 
     with pytest.raises(L2VError, match=message) as error:
         Encoder.from_pretrained(source, **settings)
     assert "\n" not in str(error.value)
+
+
+def test_an_adapter_that_is_not_there_is_told_with_the_override_that_named_it() -> None:
+    with pytest.raises(L2VError, match="^init_from=runs/nope: not found on the hub or the hub cannot be reached"):
+        adapter_folder("runs/nope", override="init_from")
 
 
 def test_an_adapter_that_was_moved_away_from_its_base_says_so(tmp_path: Path) -> None:
