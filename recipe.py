@@ -31,13 +31,20 @@ def main(composed: DictConfig, given: Sequence[str] = ()) -> None:
     """
     begin = time.monotonic()
     config = configs.plain(composed)
-    shared = _merged(config["overrides"], given)
+    recipes_own = configs.check_value(list[str], config["overrides"], "overrides")
+    stages = {
+        stage: configs.check_value(list[str], overrides, f"stages.{stage}")
+        for stage, overrides in configs.check_value(dict[str, Any], config["stages"], "stages").items()
+    }
+    if not stages:
+        raise L2VError("stages: none; expected one at least, as stages={mntp:[stage=mntp]}")
+    shared = _merged(recipes_own, given)
     name = config["name"] or f"{configs.choices()['recipe']}-{shared['model']}"
     folder = Path(config["runs_dir"]) / name
     fixed = {"runs_dir": config["runs_dir"], "seed": str(config["seed"]), "debug": str(config["debug"]).lower()}
     settings = {
-        stage: _arguments({**_merged(config["overrides"], overrides, given), **fixed, "name": f"{name}/{stage}"})
-        for stage, overrides in config["stages"].items()
+        stage: _arguments({**_merged(recipes_own, overrides, given), **fixed, "name": f"{name}/{stage}"})
+        for stage, overrides in stages.items()
     }
     composed_stages = {stage: configs.compose("train", arguments) for stage, arguments in settings.items()}
     for stage in composed_stages.values():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_p
     assert second.returncode == 0, second.stderr
     assert second.stderr.count("it is reused") == 2 and second.stderr.count("reused, nothing has changed") == 4
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")} == made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.mntp=3", "error: stages.mntp=3: input should be a valid list"),
+        ("stages=null", "error: stages=None: input should be a valid dictionary"),
+        ("~stages.mntp,~stages.simcse", "error: stages: none; expected one at least"),
+        ("overrides=model", "error: overrides=model: input should be a valid list"),
+    ],
+)
+def test_a_recipe_of_another_form_is_told_in_one_line(override: str, message: str) -> None:
+    result = recipe("recipe=smoke", *override.split(","))
+    assert result.returncode == 1 and re.match(message, result.stderr) and result.stderr.count("\n") == 1
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: Path) -> None:
