@@ -104,6 +104,7 @@ class _DroppedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, output = ctx.saved_tensors

@@ -155,3 +155,16 @@ def test_in_16_bits_it_is_torchs_attention_but_for_rounding() -> None:
     for before, after in zip(*found, strict=True):
         assert after.dtype == before.dtype
         assert (after.float() - before.float()).norm() < 2e-2 * before.float().norm()
+
+
+def test_a_backward_pass_under_autocast_is_no_less_exact() -> None:
+    """As where a backward pass runs forward passes again, and goes back through them."""
+    found = []
+    for autocast in (False, True):
+        given = [x.requires_grad_() for x in _tensors(GROUPS)]
+        torch.manual_seed(0)
+        output = dropped_attention(*given, None, 0.4)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found.append(torch.autograd.grad(output, given, torch.ones_like(output)))
+    for plain, under in zip(*found, strict=True):
+        assert torch.equal(plain, under)
