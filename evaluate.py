@@ -1,51 +1,6 @@
-"""Score an encoder: ``python evaluate.py encoder=runs/demo/simcse``; ``--help`` shows the settings."""
+"""The same as ``l2v evaluate``: see l2v/cli/evaluate.py, or ``python evaluate.py --help``."""
 
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from annotated_types import Ge
-from omegaconf import DictConfig
-
-from l2v import config as configs
-
-if TYPE_CHECKING:
-    from l2v.evaluation.suite import Subject
-
-
-def main(composed: DictConfig) -> None:
-    """Check the config, load the encoder, run the suite, print its scores."""
-    config = configs.plain(composed)
-
-    from l2v.evaluation.suite import Subject, evaluate
-    from l2v.report import print_scores
-
-    own = ("evaluation", "encoder", "output", "devices", "debug")
-    settings = {key: value for key, value in config.items() if key not in own}
-    subject = Subject(**configs.check(Subject, {"source": config["encoder"], **settings}, ""))
-    tasks = configs.build(config["evaluation"]["tasks"], "evaluation.tasks")
-    folder = Path(config["output"]) if config["output"] else _folder(subject)
-    devices = configs.check_value(Annotated[int, Ge(1)], config["devices"], "devices")
-    evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder, devices=devices)
-    print_scores([folder])
-
-
-def _folder(subject: "Subject") -> Path:
-    """The run itself; for others, and with settings of its own, runs/<name>-<attention>-<pooling>-..."""
-    folder = Path(subject.source).expanduser()
-    own = [subject.attention, subject.pooling]
-    own += [f"max{subject.max_length}"] if subject.max_length else []
-    own += [key for key in ("template", "separator") if getattr(subject, key) is not None]
-    own += [Path(adapter).name for adapter in subject.adapters]
-    own += [subject.dtype] if subject.dtype != "float32" else []
-    own += [subject.quantization] if subject.quantization else []
-    if (folder / "run.json").exists() and not any(own):
-        return folder
-    # of a hub id its owner too
-    name = folder.name if folder.exists() or subject.source.startswith("package:") else subject.source
-    name = re.sub(r"[^\w.-]+", "-", name.removesuffix(".gguf"))
-    return Path("runs") / "-".join(part for part in (name, *own) if part)
-
+from l2v.cli.evaluate import start
 
 if __name__ == "__main__":
-    configs.run(main, conf=Path(__file__).parent / "conf", name="evaluate")
+    start()

@@ -42,7 +42,7 @@ def texts(words: int, seed: int) -> Iterator[str]:
 
 def phase(file: str, looked_for: str) -> None:
     """One search, in this process; prints a JSON line."""
-    from l2v.contamination import contamination
+    from l2v.contamination.ngrams import contamination
     from l2v.data.texts import FileTexts
 
     wanted = list(FileTexts(looked_for).texts())

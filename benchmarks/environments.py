@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from l2v.progress import say
-from l2v.sources import cache_folder
+from l2v.runs.files import cache_folder
 
 LLM2VEC = [
     "llm2vec==0.2.3",

@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaModel
 
-from l2v.grad_cache import embed_in_parts
-from l2v.losses import info_nce
-from l2v.pooling import pool
+from l2v.kernels.grad_cache import embed_in_parts
+from l2v.losses.info_nce import info_nce
+from l2v.pooling.pooling import pool
 
 
 class Case(NamedTuple):

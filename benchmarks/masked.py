@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from l2v.masking import mask_tokens
-from l2v.tokenization import mask_token_id
+from l2v.text.masking import mask_tokens
+from l2v.text.tokenization import mask_token_id
 
 
 def masked_blocks(

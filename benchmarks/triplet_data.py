@@ -65,8 +65,9 @@ def phase(name: str, folder: str, tokenizer_name: str) -> None:
     from transformers import AutoTokenizer
 
     from l2v.data.collate import TripletBatch
-    from l2v.data.order import MixedOrder
-    from l2v.data.triplets import TripletMix, triplet_rows
+    from l2v.data.mixed_order import MixedOrder
+    from l2v.data.triplets.options import TripletMix
+    from l2v.data.triplets.rows import triplet_rows
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     found: dict[str, float | int] = {"imports s": time.perf_counter() - began, "imports MiB": memory()["peak MiB"]}

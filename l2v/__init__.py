@@ -4,7 +4,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l2v.encoder import Encoder
+    from l2v.encoders.encoder import Encoder
 
 __all__ = ["Encoder"]
 
@@ -15,7 +15,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 def __getattr__(name: str) -> Any:
     """Import the encoder, and torch with it, when it is first used."""
     if name == "Encoder":
-        from l2v.encoder import Encoder
+        from l2v.encoders.encoder import Encoder
 
         return Encoder
     raise AttributeError(f"module 'l2v' has no attribute {name!r}")

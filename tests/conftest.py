@@ -24,8 +24,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Types and shapes are checked where tensors are handled. Elsewhere a wrong type is often a user's mistake, which must
 # arrive at the code under test and end in an L2VError; and protocols such as TextSource cannot be checked at run time.
 _CHECKED = [
-    *("l2v.pooling", "l2v.losses", "l2v.fused_loss", "l2v.masking", "l2v.bidirectional", "l2v.backbone"),
-    "l2v.data.order",
+    *("l2v.pooling", "l2v.losses", "l2v.kernels.masked_loss", "l2v.text.masking", "l2v.models.bidirectional"),
+    *("l2v.models.packing", "l2v.models.proof", "l2v.models.backbone", "l2v.models.loading", "l2v.models.adapters"),
+    *("l2v.data.order", "l2v.data.mixed_order"),
 ]
 install_import_hook(_CHECKED, "beartype.beartype")
 

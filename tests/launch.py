@@ -1,14 +1,16 @@
 """Running train.py's main function in this process, on tiny models."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -47,12 +49,8 @@ def hears_ctrl_c() -> None:
 
 
 def script(name: str) -> Any:
-    """train.py, recipe.py or evaluate.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"l2v_script_{name}", ROOT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A program as a module."""
+    return importlib.import_module(f"l2v.cli.{name}")
 
 
 class Tiny:
@@ -126,3 +124,56 @@ class Batches(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, stage: Any, batch: dict[str, Any], batch_idx: int) -> None:
         self.ids.append(batch.get("queries", batch)["input_ids"].tolist())
+
+
+class SignalAt(Callback):
+    """Sends this process a signal, once, in the middle of training."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number, self.sent = step, number, False
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1 and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.number)
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}/{number}")
+    else:
+        assert a == b, where
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(straight: Path, stopped: Path) -> None:
+    one, two = checkpoint(straight), checkpoint(stopped)
+    assert one["global_step"] == two["global_step"] == 20
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "tokens"):
+        assert_equal(one[part], two[part], part)
+    losses = [
+        [(row["step"], row["train/loss"]) for row in metrics(run) if "train/loss" in row] for run in (straight, stopped)
+    ]
+    assert losses[0] == losses[1]
+    validations = [
+        [(row["step"], row["validation/loss"]) for row in metrics(run) if "validation/loss" in row]
+        for run in (straight, stopped)
+    ]
+    # neither the stop nor the resumed part adds a validation
+    assert validations[0] == validations[1]

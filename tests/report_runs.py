@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from l2v.report import write_report
-from l2v.sources import AdapterRecord, Lineage, write_json, write_text
+from l2v.runs.files import write_json, write_text
+from l2v.runs.lineage import AdapterRecord, Lineage
 
 BASE = Lineage(base="package:models/smollm2.gguf", base_hash="sha256:0123456789abcdef")
 MNTP = AdapterRecord("mntp", "adapter", "aaaabbbbccccdddd")

@@ -8,11 +8,13 @@ import torch
 from launch import Tiny
 from tiny import SENTENCES, make_tiny_model
 
-from l2v import Encoder, fused_loss
-from l2v.backbone import Backbone
-from l2v.bidirectional import prove_packing
-from l2v.families import Family, examine
-from l2v.runs import Run
+from l2v import Encoder
+from l2v.kernels import masked_loss as fused_loss
+from l2v.models.backbone import Backbone
+from l2v.models.examination import examine
+from l2v.models.families import Family
+from l2v.models.packing import prove_packing
+from l2v.runs.run import Run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,13 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import steps
 from l2v_tasks import Steps, stage_and_batch
 
-from l2v import fused_loss
-from l2v.backbone import Backbone, Lora
-from l2v.bidirectional import decoder_layers, prove, set_attention
-from l2v.encoder import Encoder
-from l2v.linear import keep_products, speed_up
-from l2v.sources import Source
-from l2v.training import make_trainer
+from l2v.encoders.encoder import Encoder
+from l2v.kernels import masked_loss as fused_loss
+from l2v.kernels.linear import keep_products, speed_up
+from l2v.models.adapters import Lora
+from l2v.models.backbone import Backbone
+from l2v.models.bidirectional import decoder_layers, set_attention
+from l2v.models.proof import prove
+from l2v.runs.locations import Source
+from l2v.training.trainer import make_trainer
 
 
 def load(folder: Path, options: dict[str, Any], *, attention_dropout: float = 0.0) -> Backbone:

@@ -36,7 +36,7 @@ from steps import OUT_OF_MEMORY  # noqa: E402
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase  # noqa: E402
 
 from l2v.progress import say  # noqa: E402
-from l2v.sources import cache_folder, read_json, write_json, write_text  # noqa: E402
+from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
 OURS, REFERENCE = "l2v", "llm2vec"
 TASKS = ("mntp", "encode_mixed", "simcse", "supervised_16x")

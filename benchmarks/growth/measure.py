@@ -32,8 +32,8 @@ def prepare(spec: Spec, work: Path) -> Found:
     from speed.run import package_texts
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from l2v.encoder import Encoder
-    from l2v.sources import write_json
+    from l2v.encoders.encoder import Encoder
+    from l2v.runs.files import write_json
 
     encoder = Encoder.from_pretrained(spec["model"], device="cpu")
     encoder.save(work / "model")
@@ -63,8 +63,8 @@ def encode(spec: Spec, work: Path) -> Found:
     import numpy as np
     import timing
 
-    from l2v.encoder import Encoder
-    from l2v.tokenization import tokenize
+    from l2v.encoders.encoder import Encoder
+    from l2v.text.tokenization import tokenize
 
     draw = np.random.default_rng(0)
     words = _texts(work)["words"]
@@ -95,9 +95,10 @@ def train(spec: Spec, work: Path) -> Found:
     from lightning.pytorch.callbacks import Callback
     from torch.utils.data import DataLoader
 
-    from l2v.backbone import Backbone, Lora, trainable_parameters
-    from l2v.loop import SaveLast
-    from l2v.training import make_trainer
+    from l2v.models.adapters import Lora, trainable_parameters
+    from l2v.models.backbone import Backbone
+    from l2v.training.checkpoints import SaveLast
+    from l2v.training.trainer import make_trainer
 
     class Steps(Callback):
         peak = 0.0
@@ -142,7 +143,7 @@ def _stage_and_batch(spec: Spec, work: Path, backbone: Any) -> tuple[Any, dict[s
     from l2v.data.collate import PaddedTexts
     from l2v.stages.mntp import MNTP
     from l2v.stages.simcse import SimCSE
-    from l2v.tokenization import tokenize
+    from l2v.text.tokenization import tokenize
 
     words, tokenizer = _texts(work)["words"], backbone.tokenizer
     rows, length = spec["rows"], spec["length"]
@@ -182,11 +183,11 @@ def data(spec: Spec, work: Path) -> Found:
     import psutil
     from transformers import AutoTokenizer
 
-    from l2v.data.rows import TokenData
+    from l2v.data.datamodule import TokenData
     from l2v.data.texts import FileTexts
     from l2v.stages.mntp import MNTP
     from l2v.stages.simcse import SimCSE
-    from l2v.training import make_trainer
+    from l2v.training.trainer import make_trainer
 
     settings = {"name": spec["stage"], "batch_size": spec["rows"], "learning_rate": 5e-5}
     settings["max_steps"] = max(1, spec["batches"])

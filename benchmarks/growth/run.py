@@ -29,7 +29,7 @@ from growth.picture import draw  # noqa: E402
 from speed.run import MODEL, processor  # noqa: E402
 
 from l2v.progress import say  # noqa: E402
-from l2v.sources import cache_folder, read_json, write_json, write_text  # noqa: E402
+from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
 
 @dataclass(frozen=True)

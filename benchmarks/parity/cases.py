@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from l2v.encoder import Encoder
-from l2v.tokenization import tokenize
+from l2v.encoders.encoder import Encoder
+from l2v.text.tokenization import tokenize
 
 Figures = dict[str, Any]
 

@@ -12,12 +12,13 @@ from hydra import initialize_config_dir
 from numpy.typing import NDArray
 
 from l2v import config as configs
-from l2v.backbone import Backbone
-from l2v.data.texts import WikipediaExcerpt
-from l2v.encoder import Encoder
-from l2v.losses import info_nce, masked_token_loss
-from l2v.pooling import Pooling
-from l2v.sources import read_json, write_json
+from l2v.data.wikipedia import WikipediaExcerpt
+from l2v.encoders.encoder import Encoder
+from l2v.losses.info_nce import info_nce
+from l2v.losses.masked_tokens import masked_token_loss
+from l2v.models.backbone import Backbone
+from l2v.pooling.pooling import Pooling
+from l2v.runs.files import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from masked import masked_blocks

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from l2v.backbone import dequantized
-from l2v.encoder import Encoder
+from l2v.encoders.encoder import Encoder
+from l2v.models.loading import dequantized
 from l2v.progress import say
-from l2v.sources import cache_folder, locate, read_json, write_json
-from l2v.tokenization import Tokens, pad, tokenize
+from l2v.runs.files import cache_folder, read_json, write_json
+from l2v.runs.locations import locate
+from l2v.text.tokenization import Tokens, pad, tokenize
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))

@@ -10,7 +10,7 @@ import numpy as np
 from masked import masked_blocks
 from transformers import AutoConfig, AutoTokenizer
 
-from l2v.masking import IGNORED
+from l2v.text.masking import IGNORED
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 ENCODE = ("encode_short", "encode_mixed", "encode_long")

@@ -12,17 +12,18 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parent))
 import timing
 
-from l2v.backbone import Backbone, Lora
-from l2v.config import PASS_TOKENS_ON_CPU
+from l2v.config.training import PASS_TOKENS_ON_CPU
 from l2v.data.collate import PaddedTexts, Row, TripletBatch
-from l2v.encoder import Encoder
-from l2v.losses import Contrastive
+from l2v.encoders.encoder import Encoder
+from l2v.losses.contrastive import Contrastive
+from l2v.models.adapters import Lora
+from l2v.models.backbone import Backbone
 from l2v.stages.mntp import MNTP
 from l2v.stages.simcse import SimCSE
 from l2v.stages.stage import Stage
 from l2v.stages.supervised import Supervised
-from l2v.tokenization import tokenize
-from l2v.training import make_trainer
+from l2v.text.tokenization import tokenize
+from l2v.training.trainer import make_trainer
 
 SMALL_PASS_TOKENS = 768
 """``stage.micro_batch_tokens`` of MNTP where memory is to be saved. Elsewhere it is what a CPU gets."""

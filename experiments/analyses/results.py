@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from l2v.sources import read_json, write_json
+from l2v.runs.files import read_json, write_json
 
 SUITES = ("attention_states", "prefix_triples", "pooling", "geometry", "embedding_map")
 

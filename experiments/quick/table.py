@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from l2v.errors import L2VError
-from l2v.sources import read_json, write_json
+from l2v.runs.files import read_json, write_json
 
 
 def main(folders: list[Path]) -> None:

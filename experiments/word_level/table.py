@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError
-from l2v.sources import read_json, write_json
+from l2v.runs.files import read_json, write_json
 
 ROWS = {
     "uni": "Uni",

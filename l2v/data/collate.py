@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 
 from l2v.data.order import seed_of
-from l2v.masking import IGNORED, Strategy, mask_tokens
-from l2v.tokenization import Batch, Tokens, pad
+from l2v.text.masking import IGNORED, Strategy, mask_tokens
+from l2v.text.tokenization import Batch, Tokens, pad
 
 Row = tuple[dict[str, Any], int]
 """The columns of a row, and the key that seeds what is random about this reading of it (negative: a filler, not
@@ -76,10 +76,11 @@ class PaddedTexts:
 class TripletBatch:
     """Queries and their documents, each padded to the longest of its own kind.
 
-    ``queries`` is a :class:`~l2v.tokenization.Batch` of B rows and ``documents`` one of B + N: the positives in the
-    order of the queries, then the hard negatives. ``owner`` int64 (B + N,) is the query's row number of each document;
-    ``query_hash`` (B,) and ``document_hash`` (B + N,) int64 are equal where texts are; ``score`` float32 (B,) is NaN
-    where the data have none; ``set`` is the number of the rows' data set; ``counted`` int64 (B,) is 0 for fillers.
+    ``queries`` is a :class:`~l2v.text.tokenization.Batch` of B rows and ``documents`` one of B + N: the positives in
+    the order of the queries, then the hard negatives. ``owner`` int64 (B + N,) is the query's row number of each
+    document; ``query_hash`` (B,) and ``document_hash`` (B + N,) int64 are equal where texts are; ``score`` float32
+    (B,) is NaN where the data have none; ``set`` is the number of the rows' data set; ``counted`` int64 (B,) is 0 for
+    fillers.
     """
 
     pad_token_id: int

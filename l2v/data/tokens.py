@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
 from l2v.progress import track
-from l2v.prompts import Prompt
-from l2v.sources import cache_folder, draft_folder
-from l2v.tokenization import Tokens, clean, tokenize
+from l2v.runs.files import cache_folder, draft_folder
+from l2v.text.prompts import Prompt
+from l2v.text.tokenization import Tokens, clean, tokenize
 
 _CHUNK = 1000
 _FILE = "rows.arrow"

@@ -11,23 +11,16 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from annotated_types import Ge
 
-from l2v.backbone import DType
-from l2v.bidirectional import Attention
-from l2v.encoder import Encoder
+from l2v.encoders.encoder import Encoder
+from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
-from l2v.pooling import Pooling
 from l2v.progress import say
-from l2v.published import Assembly, assemble
-from l2v.quantization import Quantization
-from l2v.sources import folder_hash, read_json, source_hash, write_json
+from l2v.runs.files import read_json, write_json
 
-_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "1_Pooling/*.json")
-"""What decides an encoder's vectors beside its weights: config, tokenizer, pooling, settings."""
 _VERSION = 1
 """Part of a result's fingerprint: raise it when a task would score the same encoder otherwise."""
 
@@ -47,7 +40,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResultStore:
     """Where the scores of one encoder are kept one by one."""
 
     folder: Path
@@ -65,19 +58,19 @@ class TaskSet(Protocol):
     metric: str
     needs_head: bool
 
-    def check(self, kept: Kept) -> None:
+    def check(self, kept: ResultStore) -> None:
         """Raise an L2VError where something is missing; called before the encoder is loaded."""
         ...
 
-    def parts(self, kept: Kept) -> "Sequence[TaskSet]":
+    def parts(self, kept: ResultStore) -> "Sequence[TaskSet]":
         """Those of its tasks that have no score yet, each as a set of its own, so that processes can share them."""
         ...
 
-    def fill(self, encoder: Encoder, kept: Kept, *, show: bool = False) -> None:
+    def fill(self, encoder: Encoder, kept: ResultStore, *, show: bool = False) -> None:
         """Score and keep what has no score yet."""
         ...
 
-    def table(self, name: str, kept: Kept) -> dict[str, dict[str, Any]]:
+    def table(self, name: str, kept: ResultStore) -> dict[str, dict[str, Any]]:
         """Entries of a suite's scores, from what is kept; ``name`` is the key of the first, and begins the others'."""
         ...
 
@@ -91,11 +84,13 @@ class Analysis(Protocol):
     metric: str
     needs_head: bool
 
-    def check(self, kept: Kept) -> None:
+    def check(self, kept: ResultStore) -> None:
         """Raise an L2VError where something is missing; called before the encoder is loaded."""
         ...
 
-    def entries(self, name: str, encoder: Encoder, kept: Kept, *, show: bool = False) -> dict[str, dict[str, Any]]:
+    def entries(
+        self, name: str, encoder: Encoder, kept: ResultStore, *, show: bool = False
+    ) -> dict[str, dict[str, Any]]:
         """Entries of a suite's scores, made by :func:`entry`; ``name`` begins their keys."""
         ...
 
@@ -118,51 +113,8 @@ def entry(
     }
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated."""
-
-    source: str
-    """A run folder, a model folder, a GGUF file, a hub id, or package:NAME/FILE.gguf."""
-    attention: Attention | None = None
-    """None: as it was saved, else bidirectional."""
-    pooling: Pooling | None = None
-    """None: as it was saved, else mean."""
-    max_length: Annotated[int, Ge(1)] | None = None
-    """Tokens; None: as it was saved, else 512."""
-    template: str | None = None
-    """With {text} in it, or chat; None: as it was saved, else none."""
-    separator: str | None = None
-    """Between an instruction and its text; None: as it was saved, else ":\\n"."""
-    adapters: tuple[str, ...] = ()
-    """Folders or hub ids of adapters to merge into it, in order."""
-    dtype: DType = "float32"
-    quantization: Quantization | None = None
-    revision: str | None = None
-    """Of a hub id."""
-    partial: bool = False
-    """Accept layers that stay causal."""
-    trust_remote_code: bool = False
-
-    def parts(self) -> Assembly:
-        """The decoder and the adapters that it is put together from."""
-        folder = Path(self.source).expanduser()
-        source = str(folder / "encoder") if (folder / "run.json").exists() else self.source
-        return assemble(source, self.adapters, revision=self.revision, override="encoder")
-
-    def fingerprint(self) -> list[Any]:
-        """What pins the vectors: the weights' hash and the settings."""
-        parts = self.parts()
-        beside = None
-        if parts.base.is_local and not parts.base.gguf_file:
-            beside = folder_hash(Path(parts.base.path), _BESIDE_WEIGHTS)
-        adapters = [folder_hash(adapter, ("*.safetensors", "*.json")) for adapter in parts.adapters]
-        settings = {name: value for name, value in asdict(self).items() if name not in ("source", "adapters")}
-        return [source_hash(parts.base), beside, adapters, settings]
-
-
 def evaluate(
-    subject: Subject,
+    subject: EncoderSettings,
     tasks: dict[str, Evaluation],
     *,
     suite: str,
@@ -199,7 +151,7 @@ def evaluate(
     except OSError as error:
         raise L2VError(f"output={folder}: cannot be written ({error.strerror})") from None
     name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
-    kept = Kept(file.parent / "mteb", f"l2v/{name}", _hash([_VERSION, vectors]))
+    kept = ResultStore(file.parent / "mteb", f"l2v/{name}", _hash([_VERSION, vectors]))
     for task in tasks.values():
         if isinstance(task, TaskSet | Analysis):
             task.check(kept)
@@ -235,7 +187,7 @@ def evaluate(
 
 
 def score(
-    name: str, task: Evaluation, encoder: Encoder, kept: Kept, *, show: bool = False
+    name: str, task: Evaluation, encoder: Encoder, kept: ResultStore, *, show: bool = False
 ) -> dict[str, dict[str, Any]]:
     """A task's entries of a suite's scores; of a set none, which keeps its scores for its ``table``."""
     if isinstance(task, TaskSet):
@@ -251,10 +203,10 @@ def score(
 class _Job(NamedTuple):
     """A task, or one of a set, for whichever process is free."""
 
-    subject: Subject
+    subject: EncoderSettings
     name: str
     task: Evaluation
-    kept: Kept
+    kept: ResultStore
     with_head: bool
 
 

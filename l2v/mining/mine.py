@@ -6,110 +6,31 @@ own positive.
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
-from l2v.data.texts import FileTexts
-from l2v.encoder import Encoder
+from l2v.encoders.encoder import Encoder
+from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
-from l2v.evaluation.suite import Subject
-from l2v.mining.search import Backend, top_k
+from l2v.mining.search import top_k
+from l2v.mining.selection import judge, pick
+from l2v.mining.settings import Mining
 from l2v.mining.texts import Table, Texts, distinct, find, read_table
-from l2v.mining.vectors import VectorDType, Vectors, encode_texts
+from l2v.mining.vectors import Vectors, encode_texts
 from l2v.progress import say, track
-from l2v.sources import cache_folder, draft_file, read_json, write_json
+from l2v.runs.files import cache_folder, draft_file, read_json, write_json
 
 _VERSION = 1
 """Part of the fingerprints: raise it when the same settings would give other vectors or negatives."""
-_OUTPUT = ".jsonl"
-
-
-@dataclass(frozen=True)
-class Mining:
-    """What is mined, and how. Candidates are ranked from 0 by their cosine with the query."""
-
-    pairs: str | list[str]
-    """A path, a glob pattern, or a list of them: .jsonl, .csv, .tsv or .parquet."""
-    output: str
-    """A .jsonl file; the summary goes beside it, as .summary.json."""
-    query_column: str = "query"
-    positive_column: str = "positive"
-    corpus: str | list[str] | None = None
-    """Where negatives come from (also .txt, a text a line); None: the positives of all pairs."""
-    corpus_column: str = "text"
-    query_instruction: str | None = None
-    document_instruction: str | None = None
-    num_negatives: Annotated[int, Ge(1)] = 4
-    """At most so many a pair."""
-    range_min: Annotated[int, Ge(0)] = 0
-    """The first rank that is looked at; higher skips what is likeliest to be relevant."""
-    range_max: Annotated[int, Ge(1)] = 100
-    """The rank that is looked at no more."""
-    percentage_margin: Annotated[float, Gt(0), Le(1)] | None = 0.95
-    """Drop candidates that score above this fraction of the positive's score (TopK-PercPos)."""
-    absolute_margin: Annotated[float, Ge(0)] | None = None
-    """Drop candidates that score above the positive's score less this (TopK-MarginPos)."""
-    sampling: Literal["top", "random"] = "top"
-    """Of the candidates that are left: the best ranked, or any."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Of random sampling."""
-    search: Backend = "torch"
-    batch_size: Annotated[int, Ge(1)] = 32
-    """Texts encoded at once."""
-    vector_dtype: VectorDType = "float16"
-    """Of the vectors on disk."""
-    query_block: Annotated[int, Ge(1)] = 4096
-    """Queries searched for at once; the corpus is read once for each block of them."""
-    corpus_block: Annotated[int, Ge(1)] = 16384
-    """Documents compared at once."""
-    cache: str | None = None
-    """A folder for vectors and tables of texts; None: $L2V_CACHE/mining, else ~/.cache/l2v/mining."""
-
-    def __post_init__(self) -> None:
-        if self.range_max < self.range_min + self.num_negatives:
-            raise L2VError(
-                f"range_max={self.range_max}: expected at least range_min + num_negatives = "
-                f"{self.range_min + self.num_negatives}"
-            )
-        if self.search == "faiss" and importlib.util.find_spec("faiss") is None:
-            raise L2VError("search=faiss: faiss is not installed; `pip install faiss-cpu`, or take search=torch")
-        if self.query_column == self.positive_column:
-            raise L2VError(f"positive_column={self.positive_column}: expected another column than query_column")
-        output = Path(self.output).expanduser()
-        if output.suffix != _OUTPUT:
-            raise L2VError(f"output={self.output}: expected a {_OUTPUT} file")
-        inputs = self.pair_files().paths() + (self.corpus_files().paths() if self.corpus else [])
-        for path in inputs:
-            if path.resolve() == output.resolve():
-                raise L2VError(f"output={self.output}: is read as well; choose another file")
-        for path in self.pair_files().paths():
-            if path.suffix.lower() == ".txt":
-                raise L2VError(f"pairs={path}: expected .jsonl, .csv, .tsv, .parquet, found .txt")
-
-    def pair_files(self) -> FileTexts:
-        return FileTexts(self.pairs, override="pairs")
-
-    def corpus_files(self) -> FileTexts:
-        return FileTexts(self.corpus or [], override="corpus")
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the negatives: the settings, and the files by their content."""
-        settings = asdict(self)
-        for name in ("output", "cache", "batch_size", "query_block", "corpus_block", "search"):
-            del settings[name]
-        corpus = self.corpus_files().fingerprint() if self.corpus else None
-        return {**settings, "pairs": self.pair_files().fingerprint(), "corpus": corpus}
 
 
 @dataclass(frozen=True)
@@ -153,7 +74,7 @@ class _Tally:
     negative_score: float = 0.0
 
 
-def mine(subject: Subject, mining: Mining, *, show: bool = True) -> dict[str, Any]:
+def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict[str, Any]:
     """Write triplets to ``mining.output`` and return the summary, which is also written beside it.
 
     A line of the output holds query, positive, negative (a list, highest score first), positive_score and
@@ -369,40 +290,6 @@ def _choose(
             "positive_score": round(float(positive[number]), 5),
             "negative_scores": [round(float(score), 5) for score in chosen],
         }
-
-
-def judge(
-    scores: NDArray[np.float32], positive: float, mining: Mining, dropped: dict[str, int] | None = None
-) -> NDArray[np.int64]:
-    """Ranks that may become negatives of a pair.
-
-    Args:
-        scores: (ranks,) of the candidates, highest first; -inf where there is none.
-        positive: the positive's score.
-        mining: the thresholds and the ranks to look at.
-        dropped: rule -> count, to which what each rule drops is added; a candidate counts for the first that drops it.
-    """
-    keep = scores > -np.inf
-    keep[: mining.range_min] = False
-    limits: dict[str, float] = {}
-    if mining.percentage_margin is not None:  # of the score's size: a limit is below a negative score as well
-        limits["percentage_margin"] = positive - (1 - mining.percentage_margin) * abs(positive)
-    if mining.absolute_margin is not None:
-        limits["absolute_margin"] = positive - mining.absolute_margin
-    for rule, limit in limits.items():
-        above = keep & (scores > limit)
-        keep &= ~above
-        if dropped is not None:
-            dropped[rule] = dropped.get(rule, 0) + int(above.sum())
-    return np.flatnonzero(keep)
-
-
-def pick(ranks: NDArray[np.int64], mining: Mining, seeds: list[int]) -> NDArray[np.int64]:
-    """At most ``num_negatives`` of the ranks, in their order. Random ones depend on the seeds and nothing else."""
-    if mining.sampling == "random" and len(ranks) > mining.num_negatives:
-        generator = np.random.default_rng([mining.seed, *seeds])
-        ranks = np.sort(generator.choice(ranks, mining.num_negatives, replace=False))
-    return ranks[: mining.num_negatives]
 
 
 def _texts_of(corpus: Texts, wanted: list[NDArray[np.int64]]) -> list[list[str]]:

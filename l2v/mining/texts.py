@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
-from l2v.data.files import records, text_of
+from l2v.data.readers import records, text_of
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import track
-from l2v.sources import draft_folder, read_json, write_json
-from l2v.tokenization import clean
+from l2v.runs.files import draft_folder, read_json, write_json
+from l2v.text.tokenization import clean
 
 _VERSION = 1
 """Part of a table's key: raise it when the same files would make another table."""

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from l2v.encoder import Encoder
+from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.mining.texts import Texts
 from l2v.progress import track
-from l2v.sources import draft_file
+from l2v.runs.files import draft_file
 
 VectorDType = Literal["float16", "float32"]
 _PIECE = 256

@@ -1,6 +1,6 @@
 """Runs side by side: one HTML page that opens without a network, and ``runs.json`` with its tables beside it.
 
-    python -m l2v.report runs/demo/* --output report.html
+    l2v report runs/demo/* --output report.html
 
 A run is a folder with any of ``run.json``, ``config.yaml``, ``lineage.json``, ``metrics.jsonl`` and
 ``evaluation/<suite>.json``; what is missing is left out of the page.

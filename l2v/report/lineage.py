@@ -7,7 +7,7 @@ from pathlib import Path
 
 from l2v.report.markup import Html, el, join
 from l2v.report.runs import Record, weights_of
-from l2v.sources import AdapterRecord, Lineage
+from l2v.runs.lineage import AdapterRecord, Lineage
 
 _WIDTH, _GAP_ACROSS, _GAP_DOWN = 232, 46, 16
 _PADDING, _LINE = 12, 20

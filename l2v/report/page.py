@@ -36,7 +36,7 @@ from l2v.report.runs import Record, finite, read_runs
 from l2v.report.tables import choose_reference, make_document
 from l2v.report.tables import shown as _written
 from l2v.report.words import words_section
-from l2v.sources import write_json, write_text
+from l2v.runs.files import write_json, write_text
 
 _LONG = 80
 """Letters of a setting's value that are shown without a click."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l2v.report.runs import Record, weights_of
-from l2v.sources import Lineage
+from l2v.runs.lineage import Lineage
 
 _SUITES = ("mteb", "mteb_subset15")
 """Suites whose tasks and data are the paper's; ``mteb_v2`` and samples of tasks are not."""

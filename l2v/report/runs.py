@@ -14,7 +14,8 @@ import yaml
 from numpy.typing import NDArray
 
 from l2v.errors import L2VError
-from l2v.sources import AdapterRecord, Lineage, read_json
+from l2v.runs.files import read_json
+from l2v.runs.lineage import AdapterRecord, Lineage
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 _FILES = ("run.json", "config.yaml", "lineage.json", "metrics.jsonl", "evaluation", "contamination")
@@ -88,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[Record]:
         unique.setdefault(Path(os.path.abspath(folder)), folder)
     paths = list(unique)
     if not paths:
-        raise L2VError("no run folder is given; expected at least one, as in `python -m l2v.report runs/demo/*`")
+        raise L2VError("no run folder is given; expected at least one, as in `l2v report runs/demo/*`")
     return [_read_run(unique[path], label) for path, label in zip(paths, _labels(paths), strict=True)]
 
 

@@ -8,14 +8,14 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from l2v.backbone import Backbone
 from l2v.data.collate import MaskedBlocks
 from l2v.data.texts import TextSource
 from l2v.data.tokens import block_rows
-from l2v.losses import masked_token_loss
-from l2v.masking import IGNORED, Strategy
+from l2v.losses.masked_tokens import masked_token_loss
+from l2v.models.backbone import Backbone
 from l2v.stages.stage import Stage
-from l2v.tokenization import mask_token_id
+from l2v.text.masking import IGNORED, Strategy
+from l2v.text.tokenization import mask_token_id
 
 
 class MNTP(Stage):

@@ -14,10 +14,10 @@ from l2v.data.order import seed_of
 from l2v.data.texts import TextSource
 from l2v.data.tokens import text_rows
 from l2v.errors import L2VError
-from l2v.losses import info_nce
-from l2v.pooling import Pooling
-from l2v.prompts import PooledTokens, Prompt
+from l2v.losses.info_nce import info_nce
+from l2v.pooling.pooling import Pooling
 from l2v.stages.stage import Stage, check_grad_cache
+from l2v.text.prompts import PooledTokens, Prompt
 
 _SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
 
@@ -31,7 +31,7 @@ class SimCSE(Stage):
         max_length: tokens a text.
         temperature: of the softmax over cosines; 0.05 is the paper's scale of 20.
         pooling: mean, weighted_mean, last_token or bos.
-        template: around a text, see :class:`~l2v.prompts.Prompt`; None: nothing.
+        template: around a text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
         pooled_tokens: after_prompt, text or all.
         micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
             padding to compute. None runs one pass, as sharded training needs.

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import get_scheduler
 
-from l2v.backbone import Backbone, trainable_parameters
 from l2v.data.collate import Collator
+from l2v.data.datamodule import Rows
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
-from l2v.data.rows import Rows
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
-from l2v.strategies import shard
+from l2v.models.adapters import trainable_parameters
+from l2v.models.backbone import Backbone
+from l2v.models.sharding import shard
 
 Schedule = Literal["linear", "cosine", "constant"]
 

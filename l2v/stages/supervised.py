@@ -6,17 +6,19 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from l2v.backbone import Backbone
 from l2v.data.collate import TripletBatch
-from l2v.data.order import MixedOrder, MixedValidationOrder
-from l2v.data.triplets import TripletMix, TripletRows, triplet_rows
-from l2v.encoder import Encoder
+from l2v.data.mixed_order import MixedOrder, MixedValidationOrder
+from l2v.data.triplets.options import TripletMix
+from l2v.data.triplets.rows import TripletRows, triplet_rows
+from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
-from l2v.evaluation.sts import StsPairs
-from l2v.losses import Contrastive, Triplets
-from l2v.pooling import Pooling
-from l2v.prompts import SEPARATOR, PooledTokens, Prompt
+from l2v.evaluation.tasks.sts import StsPairs
+from l2v.losses.contrastive import Contrastive
+from l2v.losses.triplets import Triplets
+from l2v.models.backbone import Backbone
+from l2v.pooling.pooling import Pooling
 from l2v.stages.stage import Stage, check_grad_cache
+from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
 
 
 class Supervised(Stage):
@@ -28,7 +30,7 @@ class Supervised(Stage):
     Args:
         loss: what is minimised.
         max_length: tokens a text, instruction included.
-        template: around instruction and text, see :class:`~l2v.prompts.Prompt`; None: nothing.
+        template: around instruction and text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
         separator: between an instruction and its text, in training.
         encoder_separator: the same in ``sts``, as in the encoder that comes out.
         pooled_tokens: after_prompt, text or all.

@@ -4,7 +4,8 @@ from itertools import chain, combinations
 import numpy
 import pytest
 
-from l2v.data.order import MixedOrder, MixedValidationOrder, RowTexts, TrainingOrder, ValidationOrder, seed_of
+from l2v.data.mixed_order import MixedOrder, MixedValidationOrder, RowTexts
+from l2v.data.order import TrainingOrder, ValidationOrder, seed_of
 from l2v.errors import L2VError
 
 

@@ -6,7 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from l2v.data.texts import FileTexts, HubTexts, WikipediaExcerpt, names, split_sentences
+from l2v.data.texts import FileTexts, HubTexts
+from l2v.data.wikipedia import WikipediaExcerpt, names, split_sentences
 from l2v.errors import L2VError
 
 TEXTS = ["A cat sat.", 'Zwölf Boxkämpfer, "quoted"\tand a tab', "🐈 on 1, 2 and 3 mats", "naïve\x85next"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 from tiny import SENTENCES, make_tiny_tokenizer
 
+from l2v.data.datamodule import Rows, spread
 from l2v.data.order import Pick
-from l2v.data.rows import Rows, spread
 from l2v.data.tokens import block_rows, text_rows
 from l2v.errors import L2VError
 

@@ -13,13 +13,15 @@ from launch import ROOT, composed
 from tiny import make_tiny_tokenizer
 
 from l2v import config as configs
-from l2v.data import triplets as module
 from l2v.data.collate import TripletBatch
-from l2v.data.order import MixedOrder, Pick
-from l2v.data.triplets import SetOptions, TripletMix, triplet_counts, triplet_rows
+from l2v.data.mixed_order import MixedOrder
+from l2v.data.order import Pick
+from l2v.data.triplets import rows as module
+from l2v.data.triplets.options import SetOptions, TripletMix
+from l2v.data.triplets.rows import triplet_counts, triplet_rows
 from l2v.errors import L2VError
-from l2v.prompts import Prompt
-from l2v.tokenization import tokenize
+from l2v.text.prompts import Prompt
+from l2v.text.tokenization import tokenize
 
 TOKENIZER = make_tiny_tokenizer()
 E5_SAMPLE = ROOT.parent / "shared" / "data" / "e5-sample"

@@ -17,19 +17,20 @@ from tiny import SENTENCES, make_tiny_model, make_tiny_tokenizer
 
 from l2v import Encoder
 from l2v import config as configs
+from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
-from l2v.evaluation import embedding_map
-from l2v.evaluation.attention_states import AttentionStates, binned
-from l2v.evaluation.embedding_map import EmbeddingMap, WikipediaPassages, principal, purity
-from l2v.evaluation.geometry import Geometry, unit
-from l2v.evaluation.masked import MaskedAccuracy
-from l2v.evaluation.mteb_files import ClusteringSet
-from l2v.evaluation.pooling import EveryPooling, PoolingAblation, default_poolings
-from l2v.evaluation.prefix_triples import PrefixTriples, Triple, shared_prefix
-from l2v.evaluation.sts import StsPairs
-from l2v.evaluation.suite import Kept, Subject, evaluate
+from l2v.evaluation.analyses import embedding_map
+from l2v.evaluation.analyses.attention_states import AttentionStates, binned
+from l2v.evaluation.analyses.embedding_map import EmbeddingMap, WikipediaPassages, principal, purity
+from l2v.evaluation.analyses.geometry import Geometry, unit
+from l2v.evaluation.analyses.pooling import EveryPooling, PoolingAblation, default_poolings
+from l2v.evaluation.analyses.prefix_triples import PrefixTriples, Triple, shared_prefix
+from l2v.evaluation.mteb.files import ClusteringSet
+from l2v.evaluation.suite import ResultStore, evaluate
+from l2v.evaluation.tasks.masked import MaskedAccuracy
+from l2v.evaluation.tasks.sts import StsPairs
 
-KEPT = Kept(Path("nowhere"), "l2v/tiny", "0")
+KEPT = ResultStore(Path("nowhere"), "l2v/tiny", "0")
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ def test_a_comparison_is_pinned_by_the_data_of_its_tasks(tmp_path: Path, tiny_mo
     for text in ("5\ta\tb\n1\tc\td\n3\te\tf\n", "5\ta\tb\n1\tc\te\n3\te\tf\n"):
         pairs.write_text(text)
         task = PoolingAblation({"sts": StsPairs(str(pairs), first=1, second=2, score=0)})
-        found.append(evaluate(Subject(str(tiny_model)), {"p": task}, suite="s", folder=tmp_path, show=False))
+        found.append(evaluate(EncoderSettings(str(tiny_model)), {"p": task}, suite="s", folder=tmp_path, show=False))
     assert found[0]["fingerprint"] != found[1]["fingerprint"]
 
 
@@ -287,9 +288,11 @@ def test_mteb_tasks_are_compared_with_a_file_of_scores_each(tmp_path: Path, tiny
     clusters = clustering(tmp_path)
     poolings = ("mean", "last_token")
     task = PoolingAblation({"topics": clusters}, poolings)
-    found = evaluate(Subject(str(tiny_model)), {"p": task}, suite="s", folder=tmp_path / "out", show=False)["scores"]
+    found = evaluate(EncoderSettings(str(tiny_model)), {"p": task}, suite="s", folder=tmp_path / "out", show=False)[
+        "scores"
+    ]
     for pooling in poolings:
-        own = Subject(str(tiny_model), pooling=pooling)
+        own = EncoderSettings(str(tiny_model), pooling=pooling)
         alone = evaluate(own, {"topics": clusters}, suite="alone", folder=tmp_path / pooling, show=False)
         assert found[f"p_{pooling}"]["value"] == pytest.approx(alone["scores"]["topics"]["value"], abs=1e-6)
     assert len(list((tmp_path / "out").rglob("topics*.json"))) == 2

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from l2v.errors import L2VError
-from l2v.evaluation import geometry
-from l2v.evaluation.geometry import Geometry, alignment, anisotropy, uniformity, unit
-from l2v.evaluation.sts import StsPairs
+from l2v.evaluation.analyses import geometry
+from l2v.evaluation.analyses.geometry import Geometry, alignment, anisotropy, uniformity, unit
 from l2v.evaluation.suite import _pinned
+from l2v.evaluation.tasks.sts import StsPairs
 
 
 @pytest.mark.parametrize("block", [1, 3, 1024])

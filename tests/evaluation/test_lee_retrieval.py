@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from l2v.data.texts import Article, names
-from l2v.encoder import Encoder
-from l2v.evaluation.lee import LeeSimilarity, lee_texts
-from l2v.evaluation.retrieval import WikipediaRetrieval, ndcg, opening_sentence
+from l2v.data.wikipedia import Article, names
+from l2v.encoders.encoder import Encoder
+from l2v.evaluation.tasks.lee import LeeSimilarity, lee_texts
+from l2v.evaluation.tasks.retrieval import WikipediaRetrieval, ndcg, opening_sentence
 
 pytest.importorskip("gensim", reason="the package gensim, which holds the texts, is not installed")
 

@@ -16,19 +16,14 @@ from tiny import SENTENCES
 
 from l2v import Encoder
 from l2v import config as configs
+from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
-from l2v.evaluation.instructions import INSTRUCTIONS, mteb_prompts
-from l2v.evaluation.lee import LeeSimilarity
-from l2v.evaluation.mteb import Benchmark
-from l2v.evaluation.mteb_files import (
-    ClassificationSet,
-    ClusteringSet,
-    LocalSet,
-    PairSet,
-    RetrievalSet,
-    StsSet,
-)
-from l2v.evaluation.suite import Kept, Subject, evaluate
+from l2v.evaluation.mteb.benchmark import Benchmark
+from l2v.evaluation.mteb.files import ClassificationSet, ClusteringSet, LocalSet, PairSet, StsSet
+from l2v.evaluation.mteb.retrieval_files import RetrievalSet
+from l2v.evaluation.suite import ResultStore, evaluate
+from l2v.evaluation.tasks.lee import LeeSimilarity
+from l2v.text.instructions import INSTRUCTIONS, mteb_prompts
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'l2v[mteb]'")
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="mteb evaluates nothing without it")
@@ -66,7 +61,7 @@ def write_pairs(file: Path, sign: int = 1) -> StsSet:
 
 
 def score(model: Path, tasks: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return evaluate(Subject(str(model)), tasks, suite="s", folder=folder, show=False)["scores"]
+    return evaluate(EncoderSettings(str(model)), tasks, suite="s", folder=folder, show=False)["scores"]
 
 
 def test_the_suites_are_the_papers_and_todays(tmp_path: Path) -> None:
@@ -84,7 +79,7 @@ def test_the_suites_are_the_papers_and_todays(tmp_path: Path) -> None:
 
 
 def test_every_task_of_the_paper_has_its_instruction() -> None:
-    from l2v.evaluation.mteb_model import instruction_of
+    from l2v.evaluation.mteb.model import instruction_of
 
     leaves = Benchmark(benchmark="MTEB(eng, v1)")._leaves()
     assert {task.metadata.name for task in leaves} == set(INSTRUCTIONS)
@@ -188,7 +183,7 @@ def test_other_data_weights_or_a_broken_file_are_evaluated_again(
         file.write_text(file.read_text()[:50])
     assert score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, tmp_path) == other
     assert len(calls) == 6
-    subject = Subject(str(tiny_model), "causal")
+    subject = EncoderSettings(str(tiny_model), "causal")
     evaluate(subject, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, suite="s", folder=tmp_path, show=False)
     assert len(calls) == 8
 
@@ -247,7 +242,7 @@ def test_an_aggregated_task_is_the_mean_of_its_parts(tiny_model: Path, tmp_path:
         cache.save_to_cache(result, model.mteb_model_meta)
         return result
 
-    monkeypatch.setattr("l2v.evaluation.mteb.run_task", scored)
+    monkeypatch.setattr("l2v.evaluation.mteb.benchmark.run_task", scored)
     monkeypatch.setattr(Benchmark, "check", lambda self, kept: None)
     scores = score(tiny_model, {"mteb": benchmark}, tmp_path)
     assert scores["mteb"]["details"] == {"CQADupstackRetrieval": pytest.approx(0.055)}
@@ -262,15 +257,15 @@ def test_without_a_hub_one_line_names_the_tasks_and_the_place_for_their_data(tin
         score(tiny_model, {"mteb": benchmark}, tmp_path)
     assert "\n" not in str(error.value) and f"evaluation.folder={tmp_path / 'mirror'}" in str(error.value)
     with pytest.raises(L2VError, match="has no task ArguAnna"):
-        Benchmark(benchmark="MTEB(eng, v1)", tasks=["ArguAnna"]).check(Kept(tmp_path, "l2v/x", "f"))
+        Benchmark(benchmark="MTEB(eng, v1)", tasks=["ArguAnna"]).check(ResultStore(tmp_path, "l2v/x", "f"))
     with pytest.raises(L2VError, match="benchmark=quux: mteb has none"):
-        Benchmark(benchmark="quux").check(Kept(tmp_path, "l2v/x", "f"))
+        Benchmark(benchmark="quux").check(ResultStore(tmp_path, "l2v/x", "f"))
 
 
 def test_without_mteb_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(L2VError, match=r"needs the package mteb; `pip install 'l2v\[mteb\]'`"):
-        Benchmark(benchmark="MTEB(eng, v1)").check(Kept(tmp_path, "l2v/x", "f"))
+        Benchmark(benchmark="MTEB(eng, v1)").check(ResultStore(tmp_path, "l2v/x", "f"))
 
 
 def test_ones_own_sets(tiny_model: Path, tmp_path: Path) -> None:
@@ -378,7 +373,7 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
 def test_an_exported_folder_has_the_instructions_of_mteb_under_the_names_that_mteb_looks_for() -> None:
     from mteb.models.abs_encoder import get_prompt_name
 
-    from l2v.evaluation.mteb_model import instruction_of
+    from l2v.evaluation.mteb.model import instruction_of
 
     prompts = mteb_prompts()
     for benchmark in ("MTEB(eng, v1)", "MTEB(eng, v2)"):
@@ -428,7 +423,12 @@ def test_processes_share_the_tasks_and_their_scores_are_those_of_one(tiny_model:
     tasks = {"pairs": write_pairs(tmp_path / "pairs.jsonl"), "mteb": benchmark, "lee": LeeSimilarity()}
     results = [
         evaluate(
-            Subject(str(tiny_model)), tasks, suite="s", folder=tmp_path / str(devices), devices=devices, show=False
+            EncoderSettings(str(tiny_model)),
+            tasks,
+            suite="s",
+            folder=tmp_path / str(devices),
+            devices=devices,
+            show=False,
         )
         for devices in (1, 2)
     ]
@@ -438,7 +438,7 @@ def test_processes_share_the_tasks_and_their_scores_are_those_of_one(tiny_model:
 
 def test_an_error_in_a_process_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
     tasks = {name: write_pairs(tmp_path / f"{name}.jsonl") for name in ("first", "second")}
-    subject = Subject(str(tiny_model), template="no place for a text")
+    subject = EncoderSettings(str(tiny_model), template="no place for a text")
     with pytest.raises(L2VError, match=r"model\.template='no place for a text'"):
         evaluate(subject, tasks, suite="s", folder=tmp_path, devices=2, show=False)
 

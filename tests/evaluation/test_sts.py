@@ -7,7 +7,7 @@ from tiny import SENTENCES
 
 from l2v import Encoder
 from l2v.errors import L2VError
-from l2v.evaluation.sts import StsPairs
+from l2v.evaluation.tasks.sts import StsPairs
 
 STS_B = Path(__file__).parents[3] / "shared" / "data" / "stsbenchmark" / "sts-dev.csv"
 

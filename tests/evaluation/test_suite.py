@@ -11,9 +11,10 @@ from launch import script
 from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder
+from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
-from l2v.evaluation.masked import MaskedAccuracy
-from l2v.evaluation.suite import Subject, evaluate
+from l2v.evaluation.suite import evaluate
+from l2v.evaluation.tasks.masked import MaskedAccuracy
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def test_masked_accuracy_needs_the_output_head(tiny_model: Path) -> None:
 
 
 def test_scores_are_written_and_reused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subject = Subject(str(tiny_model), "causal")
+    subject = EncoderSettings(str(tiny_model), "causal")
     result = evaluate(subject, {"dimension": Dimension()}, suite="small", folder=tmp_path, show=False)
     assert result["scores"]["dimension"]["value"] == 32.0 and result["attention"] == "causal"
     assert json.loads((tmp_path / "evaluation" / "small.json").read_text()) == result
@@ -78,14 +79,14 @@ def test_scores_are_written_and_reused(tiny_model: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize("change", ["weights", "config", "tokenizer", "attention", "task"])
 def test_whatever_changes_a_score_is_evaluated_again(tmp_path: Path, change: str) -> None:
     model = make_tiny_model(tmp_path / "model")
-    first = evaluate(Subject(str(model)), {"d": Dimension()}, suite="s", folder=tmp_path, show=False)
+    first = evaluate(EncoderSettings(str(model)), {"d": Dimension()}, suite="s", folder=tmp_path, show=False)
     if change == "weights":
         make_tiny_model(tmp_path / "model", initializer_range=0.1)
     if change == "config":
         make_tiny_model(tmp_path / "model", rms_norm_eps=0.5)
     if change == "tokenizer":
         make_tiny_model(tmp_path / "model", bos=True)
-    subject = Subject(str(model), "causal" if change == "attention" else None)
+    subject = EncoderSettings(str(model), "causal" if change == "attention" else None)
     task = Dimension(factor=2 if change == "task" else 1)
     second = evaluate(subject, {"d": task}, suite="s", folder=tmp_path, show=False)
     assert first["fingerprint"] != second["fingerprint"]
@@ -95,15 +96,15 @@ def test_only_the_settings_of_a_run_write_scores_into_its_folder(tmp_path: Path)
     run, folder_of = tmp_path / "tuned", script("evaluate")._folder
     run.mkdir()
     (run / "run.json").write_text("{}")
-    assert folder_of(Subject(str(run))) == run
-    assert folder_of(Subject(str(run), attention="causal")) == Path("runs/tuned-causal")
-    assert folder_of(Subject(str(run), pooling="last_token")) == Path("runs/tuned-last_token")
-    assert folder_of(Subject(str(run), "causal", "last_token")) == Path("runs/tuned-causal-last_token")
-    assert folder_of(Subject("owner/model-7b", pooling="bos")) == Path("runs/owner-model-7b-bos")
+    assert folder_of(EncoderSettings(str(run))) == run
+    assert folder_of(EncoderSettings(str(run), attention="causal")) == Path("runs/tuned-causal")
+    assert folder_of(EncoderSettings(str(run), pooling="last_token")) == Path("runs/tuned-last_token")
+    assert folder_of(EncoderSettings(str(run), "causal", "last_token")) == Path("runs/tuned-causal-last_token")
+    assert folder_of(EncoderSettings("owner/model-7b", pooling="bos")) == Path("runs/owner-model-7b-bos")
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     model = make_tiny_model(tmp_path / "model")
     with pytest.raises(L2VError, match="output=.*file: cannot be written"):
-        evaluate(Subject(str(model)), {}, suite="s", folder=tmp_path / "file", show=False)
+        evaluate(EncoderSettings(str(model)), {}, suite="s", folder=tmp_path / "file", show=False)

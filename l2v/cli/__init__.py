@@ -1,0 +1,1 @@
+"""The programs, a module each: read top-down, compose, check, run."""

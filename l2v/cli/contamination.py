@@ -1,0 +1,95 @@
+"""Look for evaluation texts in training data: ``l2v contamination run=runs/demo/mntp evaluation=demo``."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from l2v import config as configs
+from l2v.contamination.ngrams import Grams, contamination
+from l2v.contamination.texts import SaysTexts, SaysTextsOfTasks, training_texts
+from l2v.data.texts import FileTexts
+from l2v.errors import L2VError
+from l2v.progress import say
+from l2v.report.contamination import print_contamination
+from l2v.runs.files import write_json
+from l2v.runs.run import Run
+
+
+def main(composed: DictConfig) -> None:
+    """Check the config, read both sides, write ``contamination/<suite>.json``, print the shares."""
+    config = configs.plain(composed, without=("data.validation", "data.test"))
+    grams = Grams(**configs.check(Grams, {name: config[name] for name in ("n", "shortest")}, ""))
+    source, data, folder = _training_data(config)
+    suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
+    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    texts: dict[str, tuple[str, Iterable[str]]] = {}
+    unknown = []
+    for name, task in tasks.items():
+        if isinstance(task, SaysTextsOfTasks):
+            texts |= {each: (each, own) for each, own in task.evaluated_texts_by_task().items()}
+        elif isinstance(task, SaysTexts):
+            texts[name] = (task.label, task.evaluated_texts())
+        else:
+            unknown.append(name)
+    if config["texts"]["files"] is not None:
+        given = FileTexts(**configs.check(FileTexts, {**config["texts"], "override": "texts.files"}, "texts"))
+        for path in given.paths():
+            own = FileTexts(str(path), given.column, given.override)
+            texts[path.stem if path.stem not in texts else str(path)] = (path.name, own.texts())
+    if not texts:
+        raise L2VError("evaluation: no texts to look for; choose a suite (evaluation=demo) or name texts.files=")
+    if unknown:
+        say(f"not looked at, as they do not say their texts: {', '.join(unknown)}", style="yellow")
+    begin = time.monotonic()
+    found = contamination(training_texts(source, show=True), {name: own for name, (_, own) in texts.items()}, grams)
+    result = {
+        "suite": suite["suite"],
+        "data": data,
+        "n": grams.n,
+        "shortest": grams.shortest,
+        "training": {**found["training"], "fingerprint": source.fingerprint()},
+        "seconds": round(time.monotonic() - begin, 1),
+        "tasks": {name: {"label": texts[name][0], **task} for name, task in found["tasks"].items()},
+        "not_looked_at": unknown,
+    }
+    file = Path(config["output"] or folder).expanduser() / "contamination" / f"{suite['suite']}.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L2VError(f"output={file.parent.parent}: cannot be written ({error.strerror})") from None
+    write_json(file, result)
+    print_contamination(result)
+    say(f"wrote {file}")
+
+
+def _training_data(config: dict[str, Any]) -> tuple[Any, str, Path]:
+    """The training data, what they are called, and the folder for the result where none is given."""
+    if (config["run"] is None) == (config.get("data") is None):
+        raise L2VError("expected either run=<run> or data=<training data> (data=wikitext103, data=files, ...)")
+    if config["run"] is None:
+        name = configs.choices()["data"]
+        return configs.build(config["data"]["train"], "data.train"), name, Path("runs") / f"data-{name}"
+    run = Run.open(config["run"], "run")
+    try:
+        settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        node = settings["data"]["train"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        raise L2VError(
+            f"run={config['run']}: its config.yaml does not say its training data; name data= instead"
+        ) from None
+    if settings.get("init_from"):
+        say(f"the run began with init_from={settings['init_from']}, whose own training data are not looked at")
+    return configs.build(node, "data.train"), f"data of {run.folder.name}", run.folder
+
+
+def start() -> None:
+    """The program, with the arguments of this process."""
+    configs.run(main, name="contamination")
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,61 @@
+"""Write a run's encoder for others: ``l2v export run=runs/demo/simcse``."""
+
+from pathlib import Path
+from typing import get_args
+
+from omegaconf import DictConfig
+
+from l2v import config as configs
+from l2v.errors import L2VError
+from l2v.export.card import Form
+from l2v.export.export import Export, Merge, export
+from l2v.export.hub import check_hub, push_folder
+from l2v.models.loading import DType
+from l2v.progress import say
+from l2v.runs.run import Run
+
+
+def main(composed: DictConfig) -> None:
+    """Check the config, write, push."""
+    config = configs.plain(composed)
+    run = Run.open(config["run"], "run")
+    dtype, form, prompts = config["dtype"], config["form"], config["prompts"] or {}
+    for name, value, known in (("dtype", dtype, get_args(DType)), ("form", form, get_args(Form))):
+        if value not in known:
+            raise L2VError(f"{name}={value}: expected one of {', '.join(known)}")
+    wanted = Export(
+        form=form,
+        dtype=dtype,
+        merge=Merge(**configs.check(Merge, config["merge"], "merge")),
+        onnx=configs.check_value(bool, config["onnx"], "onnx"),
+        prompts={name: configs.check_value(str, text, f"prompts.{name}") for name, text in prompts.items()},
+    )
+    private = configs.check_value(bool, config["private"], "private")
+    folder = Path(config["output"]).expanduser() if config["output"] else _folder(run, wanted)
+    if folder.exists() and not (folder / "l2v.json").exists():
+        raise L2VError(f"output={folder}: the folder exists and holds no encoder; name another one")
+    start = wanted.check(run)
+    if config["push"]:
+        check_hub(config["push"], wanted, start)
+    export(run, folder, wanted, name=config["push"] or run.folder.name)
+    say(f"wrote {folder}")
+    if config["push"]:
+        say(f"pushed {push_folder(folder, config['push'], private=private)}")
+
+
+def _folder(run: Run, wanted: Export) -> Path:
+    parts = ["exported"]
+    parts += [wanted.form] if wanted.form != "merged" else []
+    parts += [f"base{wanted.merge.base_ratio:g}"] if wanted.merge.base_ratio else []
+    parts += [wanted.dtype] if wanted.dtype != "float32" else []
+    parts += ["onnx"] if wanted.onnx else []
+    return run.folder / "-".join(parts)
+
+
+def start() -> None:
+    """The program, with the arguments of this process."""
+    configs.run(main, name="export")
+
+
+if __name__ == "__main__":
+    start()

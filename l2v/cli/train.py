@@ -1,0 +1,146 @@
+"""Train one stage: ``python train.py stage=mntp``; ``python train.py --help`` shows the settings."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from l2v import config as configs
+from l2v.errors import L2VError
+from l2v.progress import say
+from l2v.runs.initialization import Initialization, config_hash
+from l2v.runs.locations import Source, locate
+from l2v.runs.run import LAST, Run
+
+_RUN_DIR = "L2V_RUN_DIR"
+_RESUMES = "L2V_RESUMES"
+"""Set by the first process for those that it starts: where the run is, and whether it goes on from a checkpoint."""
+
+
+def main(composed: DictConfig) -> None:
+    """Check the whole config, settle the run folder, train. Nothing is loaded before the config is checked."""
+    resume = composed.resume is not None
+    if resume:
+        run = Run.open(composed.resume)
+        run.last_checkpoint()
+        saved = cast(DictConfig, OmegaConf.load(run.folder / "config.yaml"))
+        composed = configs.merge_overrides(saved, composed, configs.overrides())
+        composed.run_dir = str(run.folder)  # it may have been moved
+    else:
+        composed.name = composed.name or _free_name(Path(composed.runs_dir))
+        run = Run(Path(composed.run_dir))
+    config = configs.plain(composed)
+    training = configs.build_training(config)
+
+    text = OmegaConf.to_yaml(composed, resolve=True)
+    data = training.fingerprints()
+    if configs.process_rank() > 0:
+        _wait_for(run)
+        start = Initialization.of(run)
+        resume = os.environ.get(_RESUMES, str(resume)) == "True"
+    elif resume:
+        _check_resumable(run, config, data)
+        start = Initialization.of(run)
+        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
+    else:
+        base = locate(config["model"]["source"], config["model"]["revision"])
+        start = Initialization.plan(
+            run.folder,
+            base=base,
+            init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
+            init=config["adapter"]["init"],
+            trains_adapter=training.lora is not None,
+        )
+        _check_base(config["init_from"], base, start)
+        wanted = config_hash(config, start, data)
+        if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
+            if run.is_finished:
+                say(f"{run.folder}: a finished run with this config is here; it is reused")
+                return
+            resume = (run.checkpoints / LAST).exists()
+        if resume:
+            run.take_over(text, {})
+            start = Initialization.of(run)
+        else:
+            run.create(text, _record(config, wanted, data))
+            start = start.settle(run)
+    os.environ[_RUN_DIR] = str(run.folder)
+    os.environ[_RESUMES] = str(resume)
+
+    from l2v.training.train import train
+
+    train(training, run, start, resume=resume)
+    if configs.process_rank() == 0:
+        made = (
+            f"encoder is {run.encoder}"
+            if training.stage.trains_backbone
+            else f"scores are in {run.folder / 'evaluation'}"
+        )
+        say(f"finished {run.folder}; its {made}")
+
+
+def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, Any]:
+    return {
+        "name": config["name"],
+        "stage": config["stage"]["name"],
+        "seed": config["seed"],
+        "config_hash": hash_,
+        "data": data,
+        "choices": configs.choices(),
+        "overrides": configs.overrides(),
+    }
+
+
+def _check_base(init_from: str | list[str] | None, base: Source, start: Initialization) -> None:
+    """A run goes on with its own decoder: another one in model= would be passed over without a word."""
+    own = start.head or start.base
+    is_run = isinstance(init_from, str) and (Path(init_from).expanduser() / "run.json").exists()
+    if is_run and (own.path, own.gguf_file) != (base.path, base.gguf_file):
+        raise L2VError(
+            f"model.source={base.name}: init_from={init_from} was trained on {own.name}; leave model= out, or set "
+            f"model.source={own.name}"
+        )
+
+
+def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
+    if run.record()["data"] != data and not any(o.lstrip("+").startswith("data") for o in configs.overrides()):
+        raise L2VError(
+            f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
+        )
+    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
+        raise L2VError(
+            f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
+            "stage.max_steps"
+        )
+
+
+def _free_name(runs: Path) -> str:
+    """<model>-<stage>, and the task where there is one, with a number where that is taken."""
+    if configs.process_rank() > 0:
+        if _RUN_DIR in os.environ:
+            return os.path.relpath(os.environ[_RUN_DIR], runs)
+        raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
+    chosen = configs.choices()
+    stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
+    return next(name for name in names if not (runs / name).exists())
+
+
+def _wait_for(run: Run, seconds: int = 120) -> None:
+    """Until the first process has settled the run's folder."""
+    for _ in range(seconds):
+        if (run.folder / "lineage.json").exists():
+            return
+        time.sleep(1)
+    raise L2VError(f"{run.folder}: the first process has not made the run's folder within {seconds} s")
+
+
+def start() -> None:
+    """The program, with the arguments of this process."""
+    configs.run(main, name="train")
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,26 @@
+"""From a composed Hydra config to checked Python objects, and from any mistake to one line.
+
+The only room that knows Hydra: everything else takes plain, typed arguments.
+"""
+
+from l2v.config.build import build, check, check_value
+from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank
+from l2v.config.program import conf_folder, run
+from l2v.config.trainer import build_predictor
+from l2v.config.training import build_training
+
+__all__ = [
+    "build",
+    "build_predictor",
+    "build_training",
+    "check",
+    "check_value",
+    "choices",
+    "compose",
+    "conf_folder",
+    "merge_overrides",
+    "overrides",
+    "plain",
+    "process_rank",
+    "run",
+]

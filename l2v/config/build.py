@@ -1,0 +1,123 @@
+"""From ``_target_`` nodes to objects, every argument checked against the target's signature."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args, get_origin, get_type_hints
+
+from l2v.config.messages import guess
+from l2v.errors import L2VError
+
+
+def build(node: Any, where: str) -> Any:
+    """Instantiate ``_target_`` nodes, inner ones first, with every argument checked against the target's signature.
+
+    Args:
+        node: plain dictionaries, lists and values.
+        where: the dotted name of the node, for errors.
+
+    Raises:
+        L2VError: an unknown or missing key, or a value of the wrong type or out of range.
+    """
+    if isinstance(node, list):
+        return [build(item, f"{where}.{number}") for number, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return arguments
+    target = find_target(node["_target_"], where)
+    return target(**check(target, arguments, where))
+
+
+def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> dict[str, Any]:
+    """The arguments, converted to the types that the target's signature asks for.
+
+    ``where`` is the dotted name of the node that they are in, empty at the top of the config.
+
+    Raises:
+        L2VError: see :func:`build`.
+    """
+    parameters, takes_more = _parameters(target)
+    inside = f"{where}." if where else ""
+    for name in arguments:
+        if name not in parameters and not takes_more:
+            raise L2VError(f"{inside}{name}: no such setting{guess(name, list(parameters))}")
+    for name, (_, default) in parameters.items():
+        if name not in arguments and default is inspect.Parameter.empty:
+            raise L2VError(f"{inside}{name}: must be given")
+    return {
+        name: check_value(parameters.get(name, (Any, None))[0], value, f"{inside}{name}")
+        for name, value in arguments.items()
+    }
+
+
+def check_value(annotation: Any, value: Any, where: str) -> Any:
+    """``value`` converted to the annotated type, where that is one that can be checked.
+
+    A dictionary of dataclasses takes dictionaries of their arguments.
+
+    Raises:
+        L2VError: the wrong type, or out of range.
+    """
+    items = get_args(annotation)
+    if get_origin(annotation) is dict and dataclasses.is_dataclass(items[1]) and isinstance(value, dict):
+        options: Any = items[1]
+        return {key: options(**check(options, one or {}, f"{where}.{key}")) for key, one in value.items()}
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    for config in (ConfigDict(arbitrary_types_allowed=True), None):  # pydantic takes no config beside a dataclass
+        try:
+            return TypeAdapter(annotation, config=config).validate_python(value)
+        except ValidationError as error:
+            reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
+            raise L2VError(f"{where}={value}: {'; or '.join(reasons)}") from None
+        except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
+            continue
+    return value
+
+
+def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
+    """Name -> (annotation, default) of what a callable takes, and whether it takes other names too.
+
+    ``**settings`` of a class of ours stand for the arguments of its base class; elsewhere they take any name.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for owner in target.__mro__ if isinstance(target, type) else [target]:
+        function = owner.__dict__.get("__init__") if isinstance(owner, type) else owner
+        if function is None or not inspect.isfunction(inspect.unwrap(function)):
+            continue
+        try:
+            hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+        except NameError:  # an annotation that only a type checker can resolve
+            hints = {}
+        more = False
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                more = True
+            elif name != "self":
+                found.setdefault(name, (hints.get(name, Any), parameter.default))
+        if not more or not owner.__module__.startswith("l2v."):
+            return found, more
+    return found, False
+
+
+def find_target(target: str, where: str) -> Callable[..., Any]:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        hint = f"; `pip install {error.name}`" if error.name and not error.name.startswith("l2v") else ""
+        raise L2VError(f"{where}._target_={target}: cannot be imported ({error}){hint}") from None
+    except AttributeError:
+        raise L2VError(f"{where}._target_={target}: {module} has no {name}") from None
+
+
+def build_later(node: dict[str, Any], where: str) -> Callable[[], Any]:
+    """The instance of a ``_target_`` node, checked now and made when called."""
+    target = find_target(node["_target_"], where)
+    arguments = {key: build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
+    return functools.partial(target, **check(target, arguments, where))

@@ -1,0 +1,84 @@
+"""Run a program with the config that Hydra composes; a mistake ends in one line."""
+
+import functools
+import os
+import select
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from l2v.config.compose import process_rank, with_model_of_init
+from l2v.config.messages import one_line
+from l2v.errors import Stopped
+from l2v.progress import say
+
+
+def conf_folder() -> Path:
+    """Where l2v's configs are: inside of an installed package, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def run(task: Callable[[DictConfig], None], *, name: str) -> None:
+    """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
+
+    An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
+    or 143 after Ctrl-C or SIGTERM.
+    """
+    conf = conf_folder()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
+    debug = any(argument.lower() == "debug=true" for argument in sys.argv)
+    failures: list[Exception] = []
+
+    @functools.wraps(task)
+    def guarded(composed: DictConfig) -> None:
+        try:
+            task(composed)
+        except Exception as error:
+            if debug:
+                raise
+            failures.append(error)
+            if isinstance(error, Stopped):
+                raise SystemExit from None
+            _tell(error, conf)
+
+    try:
+        sys.argv[1:] = with_model_of_init(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(guarded)()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("interrupted; what was saved before is kept")
+        sys.exit(130)
+    except SystemExit:
+        if not failures:
+            raise
+        if process_rank() == 0:
+            say(str(failures[-1]))
+        sys.exit(128 + failures[-1].signal if isinstance(failures[-1], Stopped) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        failures.append(error)
+        _tell(error, conf)
+    if failures:
+        sys.exit(1)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as after ``| head``. No more is then tried to print."""
+    out = sys.stdout.fileno()
+    watch = select.poll()
+    watch.register(out, 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return gone
+
+
+def _tell(error: Exception, conf: Path) -> None:
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        return
+    say(f"error: {one_line(error, conf)}", style="red")

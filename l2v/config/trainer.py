@@ -1,0 +1,46 @@
+"""The group ``trainer``: keyword arguments of ``lightning.Trainer``."""
+
+from typing import Any
+
+from l2v.config.build import build_later, check, find_target
+from l2v.config.messages import guess
+from l2v.errors import L2VError
+
+_SET_BY_L2V = {
+    "max_steps": "use stage.max_steps",
+    "val_check_interval": "use stage.validate_every",
+    "check_val_every_n_epoch": "use stage.validate_every",
+    "logger": "choose logger=",
+    "callbacks": "there is no override for it",
+    "enable_progress_bar": "there is no override for it",
+    "enable_model_summary": "there is no override for it",
+    "num_sanity_val_steps": "l2v validates before the first step",
+    "use_distributed_sampler": "the stages share the data themselves",
+    "default_root_dir": "use runs_dir",
+}
+
+
+_OF_PREDICTION = {"_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "plugins"}
+_OF_TRAINING = {"accumulate_grad_batches", "gradient_clip_val", "log_every_n_steps"}
+"""What every option of the group ``trainer`` says, and only training reads."""
+
+
+def build_predictor(trainer: dict[str, Any]) -> dict[str, Any]:
+    """What encode.py takes of the group ``trainer``, as keyword arguments of ``lightning.Trainer``, checked."""
+    kept = {key: value for key, value in trainer.items() if key not in _OF_TRAINING}
+    for key in kept.keys() - _OF_PREDICTION:
+        known = sorted(_OF_PREDICTION - {"_target_"})
+        raise L2VError(f"trainer.{key}: not used here{guess(key, known)}; there are {', '.join(known)}")
+    return build_trainer(kept)
+
+
+def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of ``lightning.Trainer``, checked; the strategy is what makes it, once it is needed."""
+    trainer = dict(trainer)
+    target = find_target(trainer.pop("_target_"), "trainer")
+    kept: dict[str, Any] = {}
+    if trainer["precision"] == "auto":  # which Trainer does not know
+        kept["precision"] = trainer.pop("precision")
+    if isinstance(trainer.get("strategy"), dict):
+        kept["strategy"] = build_later(trainer.pop("strategy"), "trainer.strategy")
+    return {**check(target, trainer, "trainer"), **kept}

@@ -1,0 +1,250 @@
+"""Which data sets are mixed, and how each is read."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from l2v.data.readers import RECORD_FILES, Record, content, count_records, find, records
+from l2v.data.texts import load_hub
+from l2v.errors import L2VError
+from l2v.progress import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions:
+    """Where a set's rows are and how they are read. None: as the mix says."""
+
+    files: str | list[str] | None = None
+    """A path, a glob pattern or a list of them: .jsonl, .csv, .tsv or .parquet."""
+    hub: str | None = None
+    """owner/name of a data set on the Hugging Face hub, in place of files."""
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    data_files: str | None = None
+    """What to load of the hub's data set."""
+    query: str | None = None
+    positive: str | None = None
+    negative: str | list[str] | None = None
+    """Columns. A negative column holds a text or a list of texts; several columns, a text each; []: pairs."""
+    score: str | None = None
+    """A column of numbers, kept with the row."""
+    task: str | None = None
+    """The column that says which set a row belongs to, where a file holds several: a set takes the rows of its name."""
+    query_instructions: str | list[str] | None = None
+    """One wording or several, which take turns: row n of the set has wording n modulo their number."""
+    document_instruction: str | None = None
+    symmetric: bool | list[bool] | None = None
+    """Whether documents are of the same kind as queries, and get the query's instruction; or that for each wording."""
+    share: Annotated[float, Gt(0), Le(1)] | None = None
+    """Fraction of the rows to use: a fixed seeded choice."""
+    on_error: Literal["fatal", "skip"] | None = None
+    """What to do about a row that cannot be read, has a field missing or an empty text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletSet(SetOptions):
+    """One data set of a mix, with every option settled."""
+
+    name: str
+    override: str
+    """What an error names, e.g. data.sets.nli."""
+    seed: int
+    symmetric_documents: bool
+
+    def __post_init__(self) -> None:
+        if self.files is None and self.hub is None:
+            raise L2VError(f"{self.override}.files: must be given (or {self.override}.hub)")
+        if self.files is not None and self.hub is not None:
+            raise L2VError(f"{self.override}.files and {self.override}.hub exclude each other; give one")
+        self.paths()
+        wordings = self.wordings
+        if isinstance(self.symmetric, list) and len(self.symmetric) != len(wordings):
+            raise L2VError(
+                f"{self.override}.symmetric: expected one value or one for each of {len(wordings)} "
+                f"query_instructions, found {len(self.symmetric)}"
+            )
+
+    def paths(self) -> list[Path]:
+        return find(self.files, f"{self.override}.files") if self.files is not None else []
+
+    @property
+    def wordings(self) -> list[str | None]:
+        """Instructions of the queries, at least one; None is no instruction."""
+        given = self.query_instructions
+        wordings: list[str | None] = [given] if isinstance(given, str) else [*(given or ())]
+        return wordings or [None]
+
+    @property
+    def negatives(self) -> list[str]:
+        """Columns of the hard negatives."""
+        return [self.negative] if isinstance(self.negative, str) else self.negative or []
+
+    @property
+    def columns(self) -> list[str]:
+        named = [self.query, self.positive, *self.negatives, self.score, self.task]
+        return [name for name in named if name is not None]
+
+    def instructions(self, number: int) -> tuple[str | None, str | None]:
+        """Those of the query and of the documents of row ``number``."""
+        turn = number % len(self.wordings)
+        symmetric = self.symmetric[turn] if isinstance(self.symmetric, list) else self.symmetric
+        if symmetric:
+            return self.wordings[turn], self.wordings[turn] if self.symmetric_documents else None
+        return self.wordings[turn], self.document_instruction
+
+    def fingerprint(self) -> str:
+        """Of the files' bytes and of every option that makes the rows."""
+        options = dataclasses.asdict(self)
+        for key in ("files", "override", *(() if self.task else ("name",)), *(() if self.share != 1 else ("seed",))):
+            del options[key]
+        return content(self.paths()) + json.dumps(options, sort_keys=True)
+
+    def records(self, *, show: bool) -> Iterator[Record]:
+        """The rows as they are in the files or on the hub, with a progress bar."""
+        title = f"reading {self.name}"
+        if self.hub is not None:
+            data = load_hub(
+                self.hub,
+                self.config,
+                self.split or "train",
+                self.revision,
+                self.data_files,
+                columns=self.columns,
+                override=f"{self.override}.hub",
+            )
+            named = (Record(f"{self.hub}:{number}", row) for number, row in enumerate(data, 1))
+            yield from track(named, title, total=len(data), show=show)
+            return
+        paths = self.paths()
+        counts = [count_records(path) for path in paths]
+        total = None if None in counts else sum(count or 0 for count in counts)
+        all_records = (
+            r for path in paths for r in records(path, self.columns, self.override + ".query/positive/negative")
+        )
+        yield from track(all_records, title, total=total, show=show)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletMix(SetOptions):
+    """Data sets to train or to validate on; what a set does not say itself it has from here.
+
+    One set is given by ``files`` or ``hub``; several by ``sets``, whose files are ``folder``/<name>.<ending> where they
+    name none; ``folder`` alone makes a set of every file in it.
+    """
+
+    part: Literal["train", "held_out"]
+    folder: str | None = None
+    sets: dict[str, SetOptions] = field(default_factory=dict)
+    held_out: Annotated[int, Ge(0)] = 256
+    """Rows of each set (but at most a tenth) that validate and are never trained on; 0: every row is in both parts."""
+    alpha: Annotated[float, Ge(0), Le(1)] = 1.0
+    """A set's share of the batches goes as its size to this power: 1 proportional, 0 the same for all sets."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Of the choice of held-out rows and of shares."""
+    symmetric_documents: bool = True
+    """False: documents of symmetric sets get no instruction, as in the reference implementation."""
+    query: str | None = "query"
+    positive: str | None = "positive"
+    negative: str | list[str] | None = "negative"
+    """None, here: pairs without hard negatives."""
+    symmetric: bool | list[bool] | None = False
+    share: Annotated[float, Gt(0), Le(1)] | None = 1.0
+    on_error: Literal["fatal", "skip"] | None = "fatal"
+    override: str = "data.train"
+    """What an error names."""
+
+    def __post_init__(self) -> None:
+        self.resolved()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the sets; a row's ``set`` is an index into them."""
+        return list(self._sets())
+
+    def resolved(self) -> list[TripletSet]:
+        """The sets with every option settled."""
+        inherited = {f.name: getattr(self, f.name) for f in dataclasses.fields(SetOptions)}
+        made = []
+        for name, (own, override) in self._sets().items():
+            options = {k: v for k, v in vars(own).items() if v is not None}
+            elsewhere = {"files": None, "hub": None} if options.keys() & {"files", "hub"} else {}
+            made.append(
+                TripletSet(
+                    **(inherited | elsewhere | options),
+                    name=name,
+                    override=override,
+                    seed=self.seed,
+                    symmetric_documents=self.symmetric_documents,
+                )
+            )
+        return made
+
+    def _sets(self) -> dict[str, tuple[SetOptions, str]]:
+        """Name -> the set's own options, and what its errors name."""
+        group = self.override.partition(".")[0]
+        if self.sets:
+            return {name: (self._placed(name, own), f"{group}.sets.{name}") for name, own in self.sets.items()}
+        if self.files is not None or self.hub is not None:
+            one_file = isinstance(self.files, str) and Path(self.files).expanduser().is_file()
+            name = Path(str(self.files)).stem if one_file else self.hub or "triplets"
+            return {name: (SetOptions(), self.override)}
+        if self.folder is None:
+            raise L2VError(f"{self.override}.files: must be given (or {group}.folder, or {group}.sets)")
+        files = sorted(file for file in self._folder().iterdir() if file.suffix.lower() in RECORD_FILES)
+        if not files:
+            raise L2VError(f"{group}.folder={self.folder}: expected {', '.join(RECORD_FILES)} files, found none")
+        if len({file.stem for file in files}) < len(files):
+            raise L2VError(f"{group}.folder={self.folder}: two files of the same name; list them in {group}.sets")
+        return {file.stem: (SetOptions(files=str(file)), f"{group}.sets.{file.stem}") for file in files}
+
+    def _folder(self) -> Path:
+        group = self.override.partition(".")[0]
+        if self.folder is None:
+            raise L2VError(f"{group}.folder: must be given: the folder with the files of {group}.sets")
+        if not (folder := Path(self.folder).expanduser()).is_dir():
+            raise L2VError(f"{group}.folder={self.folder}: no such folder; it holds the files of {group}.sets")
+        return folder
+
+    def _placed(self, name: str, own: SetOptions) -> SetOptions:
+        """A set's options with its file in the folder, where it names none."""
+        if own.files is not None or own.hub is not None or (self.task and (self.files or self.hub)):
+            return own
+        folder = self._folder()
+        found = [folder / (name + ending) for ending in RECORD_FILES if (folder / (name + ending)).is_file()]
+        if not found:
+            group = self.override.partition(".")[0]
+            raise L2VError(f"{group}.folder={self.folder}: no {name}.jsonl (.csv, .tsv, .parquet) in it")
+        return replace(own, files=str(found[0]))
+
+    def fingerprint(self) -> str:
+        prints = [s.fingerprint() for s in self.resolved()]
+        return (
+            f"triplets:{self.part}:{self.held_out}:{self.seed}:"
+            + hashlib.sha256("\n".join(prints).encode()).hexdigest()
+        )
+
+
+def check_parts(train: Any, validation: Any) -> None:
+    """That no mix validates on what it trains on.
+
+    Raises:
+        L2VError: the same rows in both, or rows held out for nothing.
+    """
+    if not (isinstance(train, TripletMix) and isinstance(validation, TripletMix)):
+        return
+    same = [replace(s, override="") for s in train.resolved()] == [
+        replace(s, override="") for s in validation.resolved()
+    ]
+    if same and train.held_out == 0:
+        raise L2VError("data.held_out=0: nothing to validate on; raise it, or name data.validation.files=")
+    if same and (train.held_out, train.seed) != (validation.held_out, validation.seed):
+        raise L2VError("data.train and data.validation: expected the same held_out and seed; set data.held_out")
+    if not same and train.held_out > 0:
+        raise L2VError("data.validation has files of its own; set data.held_out=0, so that all of data.train trains")

@@ -1,0 +1,141 @@
+"""Rows of a data set as clean texts: a query, its positive, its hard negatives."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from l2v.data.order import seed_of
+from l2v.data.triplets.options import TripletMix, TripletSet
+from l2v.errors import L2VError
+from l2v.text.tokenization import clean
+
+_PLACES_KEPT = 20
+
+
+def triplet_texts(mix: TripletMix, *, show: bool = True) -> Iterator[str]:
+    """Queries and documents of all rows of a mix, those that are held out among them, without instructions.
+
+    Raises:
+        L2VError: a broken row, where ``on_error`` is fatal.
+    """
+    for one in mix.resolved():
+        for row in read_triplets(one, Counts(), show=show):
+            yield row.query
+            yield from row.documents
+
+
+@dataclass
+class Counts:
+    """What reading a set found."""
+
+    rows: int = 0
+    broken: int = 0
+    places: list[str] = field(default_factory=list)
+    """Of the first broken rows, with what is wrong."""
+    negatives: int = 0
+    negatives_dropped: int = 0
+    """Negatives that repeat the query, the positive or another negative of their row."""
+
+    def line(self, name: str) -> str:
+        told = f"{name}: {self.rows:,} rows, {self.negatives:,} hard negatives"
+        if self.negatives_dropped:
+            told += f"; {self.negatives_dropped:,} negatives left out that repeat a text of their row"
+        if self.broken:
+            told += f"; {self.broken:,} broken rows skipped, the first: {self.places[0]}"
+        return told
+
+
+class Triplet(NamedTuple):
+    """A row of a set, cleaned."""
+
+    number: int
+    """Of the row in the set, broken ones counted in; it chooses the instruction's wording."""
+    query: str
+    documents: list[str]
+    """The positive and the hard negatives."""
+    score: float
+
+
+class _BrokenRow(Exception):
+    pass
+
+
+def read_triplets(one: TripletSet, counts: Counts, *, show: bool) -> Iterator[Triplet]:
+    """The rows of a set that are used."""
+    number = -1
+    for where, values, problem in one.records(show=show):
+        try:
+            if problem is not None:
+                raise _BrokenRow(problem)
+            if one.task and _field(values, one.task, f"{one.override}.task") != one.name:
+                continue
+            number += 1
+            if one.share is not None and one.share < 1 and not _is_shared(one, number):
+                continue
+            triplet, dropped = _triplet(one, number, values)
+        except _BrokenRow as error:
+            number += problem is not None
+            if one.on_error == "fatal":
+                hint = f"{one.override}.on_error=skip leaves such rows out"
+                raise L2VError(f"{where}: {error}; mend it, or {hint}") from None
+            counts.broken += 1
+            if len(counts.places) < _PLACES_KEPT:
+                counts.places.append(f"{where}: {error}")
+        else:
+            counts.negatives += len(triplet.documents) - 1
+            counts.negatives_dropped += dropped
+            yield triplet
+
+
+def _is_shared(one: TripletSet, number: int) -> bool:
+    return seed_of(one.seed, "share", number) < (one.share or 1) * 2**63
+
+
+def _triplet(one: TripletSet, number: int, values: Any) -> tuple[Triplet, int]:
+    """A row's texts, and how many negatives were left out.
+
+    A negative that equals the positive would push away what is to be pulled close; one that equals the query would
+    have the highest score of all, whatever the model; one that is there twice would count twice.
+    """
+    assert one.query is not None and one.positive is not None
+    query = _text(values, one.query, f"{one.override}.query")
+    positive = _text(values, one.positive, f"{one.override}.positive")
+    negatives = [text for column in one.negatives for text in _negatives(one, values, column)]
+    kept = list(dict.fromkeys(text for text in negatives if text not in (query, positive)))
+    score = math.nan
+    if one.score is not None:
+        try:
+            score = float(_field(values, one.score, f"{one.override}.score"))
+        except (TypeError, ValueError):
+            raise _BrokenRow(f"expected a number under {one.score!r}, found {values[one.score]!r}") from None
+    return Triplet(number, query, [positive, *kept], score), len(negatives) - len(kept)
+
+
+def _negatives(one: TripletSet, values: Any, column: str) -> list[str]:
+    """The texts of a negative column. Null is none; so is an empty text, where there are several columns."""
+    override = f"{one.override}.negative"
+    found = _field(values, column, f"{override} (null: pairs)")
+    if found is None or (found == "" and len(one.negatives) > 1):
+        return []
+    texts = found if isinstance(found, list) else [found]
+    return [_text({column: text}, column, override) for text in texts]
+
+
+def _field(values: Any, column: str, override: str) -> Any:
+    if not isinstance(values, dict):
+        raise _BrokenRow(f"expected an object with {column!r}, found {type(values).__name__}")
+    if column not in values:
+        names = ", ".join(map(str, values)) or "none"
+        raise _BrokenRow(f"no column {column!r} (it has {names}); name the column with {override}")
+    return values[column]
+
+
+def _text(values: Any, column: str, override: str) -> str:
+    found = _field(values, column, override)
+    if not isinstance(found, str):
+        raise _BrokenRow(f"expected a text under {column!r}, found {type(found).__name__}")
+    text = clean(found).strip()
+    if not text:
+        raise _BrokenRow(f"the text under {column!r} is empty")
+    return text

@@ -1,0 +1,145 @@
+"""The batches of one process, of which all processes have as many."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch.utils.data import IterableDataset
+
+from l2v.embedding.inputs import Row, chunks
+from l2v.embedding.job import Encoding
+from l2v.embedding.shards import count_shards
+from l2v.encoders.encoder import Encoder
+from l2v.errors import L2VError
+from l2v.text import tokenization
+from l2v.text.tokenization import Tokens, pad, tokenize
+
+CALIBRATION, FILLER = -1, -2
+"""Batches that belong to no shard: for the ranges of int8; and for a rank that waits for the others."""
+
+
+# batches
+
+
+class Batch(NamedTuple):
+    """Texts of like length.
+
+    Attributes:
+        tokens: padded, (batch, length).
+        shard: that they belong to, or ``CALIBRATION`` or ``FILLER``.
+        size: rows of that shard.
+        places: (batch,) of the texts in it.
+        kept: of each text.
+    """
+
+    tokens: tokenization.Batch
+    shard: int
+    size: int
+    places: list[int]
+    kept: list[tuple[Any, ...]]
+
+
+class Batches(IterableDataset):
+    """The batches of one process, of which all processes have as many: some strategies need all of them in each step.
+
+    Missing shards are dealt out one by one: in a folder without any, to process (number modulo processes).
+
+    Args:
+        encoding: what is encoded.
+        manifest: with the numbers of rows.
+        missing: shards to make.
+        encoder: for its tokenizer and lengths; it is not kept.
+        rank: of the process.
+        world_size: processes.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        manifest: dict[str, Any],
+        missing: list[int],
+        encoder: Encoder,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.encoding, self.missing, self.rank, self.world_size = encoding, missing, rank, world_size
+        self.rows, self.shards = manifest["rows"], count_shards(manifest)
+        self.sample = manifest["calibration_rows"] if missing and manifest["calibration"] is None else 0
+        self.tokenizer, self.prompt = encoder.backbone.tokenizer, encoder.prompt
+        self.max_length, self.text_max_length = encoder.max_length, encoder.text_max_length
+        self.padding_side = encoder.padding_side
+
+    def __len__(self) -> int:
+        """Batches of each process."""
+        return sum(self._of_sample()) + self._most()
+
+    def __iter__(self) -> Iterator[Batch]:
+        size = self.encoding.shard_rows
+        rounds = self._of_sample()
+        sample = chunks(self.encoding.sample().rows(), size, range(len(rounds)), len(rounds))
+        for (number, chunk), batches in zip(sample, rounds, strict=True):
+            self._check(chunk, min(size, self.sample - number * size))
+            own = list(self._batches(chunk, CALIBRATION))[self.rank :: self.world_size]
+            yield from own
+            yield from self._fillers(batches - len(own))
+        made = 0
+        own_shards = self._own(self.rank)
+        count = own_shards[-1] + 1 if own_shards else 0
+        for number, chunk in chunks(self.encoding.inputs().rows(), size, frozenset(own_shards), count):
+            self._check(chunk, self._size(number))
+            for batch in self._batches(chunk, number):
+                made += 1
+                yield batch
+        yield from self._fillers(self._most() - made)
+
+    def _of_sample(self) -> list[int]:
+        """Batches of each process for each chunk of the sample."""
+        size = self.encoding.shard_rows
+        rows = [min(size, self.sample - begin) for begin in range(0, self.sample, size)]
+        return [math.ceil(self._count(count) / self.world_size) for count in rows]
+
+    def _most(self) -> int:
+        """Batches for the shards of the process that has most of them."""
+        return max(sum(self._count(self._size(n)) for n in self._own(rank)) for rank in range(self.world_size))
+
+    def _own(self, rank: int) -> list[int]:
+        return self.missing[rank :: self.world_size]
+
+    def _size(self, number: int) -> int:
+        return min(self.encoding.shard_rows, self.rows - number * self.encoding.shard_rows)
+
+    def _count(self, rows: int) -> int:
+        return math.ceil(rows / self.encoding.batch_size)
+
+    def _check(self, chunk: list[Row], expected: int) -> None:
+        if len(chunk) != expected:
+            raise L2VError(f"files={self.encoding.files}: changed since the first look at them; delete output= first")
+
+    def _batches(self, chunk: list[Row], shard: int) -> Iterator[Batch]:
+        tokens = self._tokenize([row.text for row in chunk])
+        order = sorted(range(len(chunk)), key=lambda place: -len(tokens[place].input_ids))
+        for begin in range(0, len(order), self.encoding.batch_size):
+            places = order[begin : begin + self.encoding.batch_size]
+            padded = self._pad([tokens[place] for place in places])
+            yield Batch(padded, shard, len(chunk), places, [chunk[place].kept for place in places])
+
+    def _fillers(self, count: int) -> Iterator[Batch]:
+        for _ in range(count):
+            yield Batch(self._pad(self._tokenize(["a"])), FILLER, 0, [0], [()])
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        return tokenize(
+            texts,
+            self.tokenizer,
+            max_length=self.max_length,
+            instructions=[self.encoding.instruction] * len(texts),
+            prompt=self.prompt,
+            text_max_length=self.text_max_length,
+        )
+
+    def _pad(self, tokens: Sequence[Tokens]) -> tokenization.Batch:
+        return pad(tokens, self.tokenizer.pad_token_id, self.padding_side)
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,102 @@
+"""A folder of vectors: Parquet shards that appear whole or not at all, and a manifest that says what they are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from l2v.embedding.compression import Ranges, restored
+from l2v.errors import L2VError
+from l2v.runs.files import draft_file, read_json, write_json
+
+ROW, VECTOR = "row", "vector"
+"""Columns of every shard: the row's number in the input, from 0, and its vector."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards in a folder, by number."""
+
+    folder: Path
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.parquet"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the shards are; None where nothing was written yet."""
+        return read_json(self.manifest_file) if self.manifest_file.exists() else None
+
+    def update(self, **fields: Any) -> dict[str, Any]:
+        """Change fields of the manifest."""
+        manifest = {**(self.manifest() or {}), **fields}
+        write_json(self.manifest_file, manifest)
+        return manifest
+
+    def missing(self, manifest: Mapping[str, Any]) -> list[int]:
+        """Shards that are not there yet."""
+        return [number for number in range(count_shards(manifest)) if not self.file(number).exists()]
+
+    def write(
+        self,
+        number: int,
+        first: int,
+        vectors: NDArray[Any],
+        kept: Sequence[Sequence[Any]] = (),
+        types: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a shard.
+
+        Args:
+            number: of the shard.
+            first: its first row's number in the input.
+            vectors: (rows, width) as they are stored.
+            kept: the values of each kept column.
+            types: name -> Arrow type of each kept column.
+        """
+        types = types or {}
+        rows, width = vectors.shape
+        flat = pyarrow.array(vectors.reshape(-1))
+        columns = {
+            ROW: pyarrow.array(np.arange(first, first + rows)),
+            **{
+                name: pyarrow.array(values, pyarrow.type_for_alias(kind))
+                for (name, kind), values in zip(types.items(), kept, strict=True)
+            },
+            VECTOR: pyarrow.FixedSizeListArray.from_arrays(flat, width),
+        }
+        with draft_file(self.file(number)) as draft:
+            # values of vectors hardly repeat: a dictionary of them would only take time
+            pyarrow.parquet.write_table(pyarrow.table(columns), draft, use_dictionary=list(types))
+
+
+def count_shards(manifest: Mapping[str, Any]) -> int:
+    return -(-manifest["rows"] // manifest["shard_rows"])
+
+
+def read_vectors(folder: str | Path) -> Iterator[NDArray[np.float32]]:
+    """The vectors that encode.py wrote, a shard at a time, in the order of the input.
+
+    Yields:
+        (rows, dimension) float32: int8 codes as the values they stand for, bits as 1 and -1.
+
+    Raises:
+        L2VError: no finished folder of vectors.
+    """
+    shards = Shards(Path(folder).expanduser())
+    manifest = shards.manifest()
+    if manifest is None or "finished" not in manifest:
+        raise L2VError(f"{folder}: expected a finished folder of encode.py, found no manifest.json that says so")
+    ranges = Ranges.read(manifest["calibration"]) if manifest["calibration"] else None
+    for number in range(count_shards(manifest)):
+        column = pyarrow.parquet.read_table(shards.file(number), columns=[VECTOR])[VECTOR].combine_chunks()
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        yield restored(values, manifest["settings"]["vector_dtype"], ranges, manifest["dimension"])

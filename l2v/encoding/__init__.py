@@ -1,5 +1,0 @@
-"""Bulk embedding: files of texts to Parquet shards of vectors."""
-
-from l2v.encoding.shards import read_vectors
-
-__all__ = ["read_vectors"]

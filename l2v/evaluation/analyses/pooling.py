@@ -1,0 +1,131 @@
+"""The same tasks under each pooling (paper, figure 3 and table 5), with one forward pass a text."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from l2v.encoders.encoder import Encoder
+from l2v.errors import L2VError
+from l2v.evaluation.suite import ResultStore, Task, TaskSet, entry
+from l2v.pooling.pooling import Pooling, pool
+from l2v.text.tokenization import Tokens, pad
+
+_NAMES = {"last_token": "last token", "mean": "mean", "weighted_mean": "weighted mean", "bos": "first token"}
+
+
+@dataclass(frozen=True)
+class PoolingAblation:
+    """The average over tasks under each pooling, and each task's score.
+
+    Attributes:
+        tasks: name -> task, of any suite. Those that pool nothing (masked-token accuracy) are left out.
+        poolings: to compare; None: last_token, mean and weighted_mean, and bos where the tokenizer puts such a token
+            first and the attention is bidirectional (a causal model's first state is the same for all texts).
+    """
+
+    tasks: dict[str, Any]
+    poolings: tuple[Pooling, ...] | None = None
+
+    label: ClassVar[str] = "Pooling"
+    metric: ClassVar[str] = "average of the tasks"
+    needs_head: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.chosen:
+            raise L2VError("evaluation.tasks.pooling.tasks: no task with vectors; expected one or more")
+        for name, task in self.chosen.items():
+            if isinstance(task, PoolingAblation):
+                raise L2VError(f"evaluation.tasks.pooling.tasks.{name}: a comparison of poolings inside another")
+            if not getattr(task, "higher_is_better", True):
+                raise L2VError(
+                    f"evaluation.tasks.pooling.tasks.{name}: lower is better for it, so it cannot be averaged with the "
+                    "others; leave it out"
+                )
+
+    @property
+    def chosen(self) -> dict[str, Task | TaskSet]:
+        """The tasks that need vectors."""
+        return {name: task for name, task in self.tasks.items() if not task.needs_head}
+
+    def check(self, kept: ResultStore) -> None:
+        """Raise an L2VError where a task misses something."""
+        for task in self.chosen.values():
+            if isinstance(task, TaskSet):
+                task.check(kept)
+
+    def evaluated_texts(self) -> list[str]:
+        """Of all tasks that say which they are."""
+        found = [task.evaluated_texts() for task in self.chosen.values() if hasattr(task, "evaluated_texts")]
+        return list(dict.fromkeys(text for texts in found for text in texts))
+
+    def entries(
+        self, name: str, encoder: Encoder, kept: ResultStore, *, show: bool = False
+    ) -> dict[str, dict[str, Any]]:
+        """``<name>_<pooling>`` is the average over the tasks; the first of them has ``plot``, with all scores."""
+        poolings = self.poolings or default_poolings(encoder)
+        tasks: list[dict[str, Any]] = []
+        for key, task in self.chosen.items():
+            every = EveryPooling(encoder, poolings)
+            values = {}
+            for pooling in poolings:
+                every.pooling = pooling
+                told = f"{key}-{pooling}"
+                if isinstance(task, TaskSet):
+                    under = replace(kept, fingerprint=f"{kept.fingerprint}-{pooling}")
+                    task.fill(every, under, show=show)
+                    values[pooling] = task.table(told, under)[told]["value"]
+                else:
+                    values[pooling] = task.run(every, show=show)[task.metric]
+            tasks.append({"label": task.label, "metric": task.metric, "values": values})
+        named = [[pooling, _NAMES[pooling]] for pooling in poolings]
+        plot = {"kind": "pooling", "task": name, "poolings": named, "tasks": tasks}
+        entries = {}
+        for pooling in poolings:
+            details = {task["label"]: task["values"][pooling] for task in tasks}
+            average = sum(details.values()) / len(details)
+            entries[f"{name}_{pooling}"] = entry(f"Pooling: {_NAMES[pooling]}", self.metric, average, details)
+        first = next(iter(entries))
+        entries[first] |= {"plot": plot}
+        return entries
+
+
+class EveryPooling(Encoder):
+    """An encoder that keeps the vectors of all poolings, so that a text is run once though each of them asks for it.
+
+    Its ``pooling`` can be changed between calls. What it keeps grows with the texts: 4 bytes a dimension, pooling and
+    text.
+    """
+
+    def __init__(self, encoder: Encoder, poolings: tuple[Pooling, ...]) -> None:
+        super().__init__(
+            encoder.backbone,
+            pooling=poolings[0],
+            max_length=encoder.max_length,
+            text_max_length=encoder.text_max_length,
+            prompt=encoder.prompt,
+            padding_side=encoder.padding_side,
+        )
+        self.poolings = poolings
+        self._kept: dict[tuple[int, ...], dict[Pooling, torch.Tensor]] = {}
+
+    def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
+        keys = [(text.text_begin, *text.input_ids) for text in tokens]
+        if new := {key: text for key, text in zip(keys, tokens, strict=True) if key not in self._kept}:
+            batch = pad(list(new.values()), self.backbone.tokenizer.pad_token_id, self.padding_side)
+            on_device = {key: value.to(self.device) for key, value in batch.items()}  # type: ignore[attr-defined]
+            pool_mask = on_device.pop("pool_mask")
+            states = self.backbone(**on_device)
+            vectors = {kind: pool(states, pool_mask, on_device["attention_mask"], kind).cpu() for kind in self.poolings}
+            for row, key in enumerate(new):
+                self._kept[key] = {kind: found[row] for kind, found in vectors.items()}
+        return torch.stack([self._kept[key][self.pooling] for key in keys])
+
+
+def default_poolings(encoder: Encoder) -> tuple[Pooling, ...]:
+    """All that make sense for an encoder."""
+    poolings: tuple[Pooling, ...] = ("last_token", "mean", "weighted_mean")
+    tokenizer = encoder.backbone.tokenizer
+    first = tokenizer("a").input_ids[:1]
+    starts_alike = bool(first) and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+    return (*poolings, "bos") if starts_alike and encoder.backbone.attention == "bidirectional" else poolings

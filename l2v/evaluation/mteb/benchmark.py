@@ -1,0 +1,168 @@
+"""MTEB with mteb's own task classes and scorers.
+
+Scores are kept in mteb's own format under ``evaluation/mteb``, a file a task, as soon as they are there: an evaluation
+that was stopped goes on with the task it was at. mteb is imported where it is used, so that configs are checked
+without it.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from l2v.encoders.encoder import Encoder
+from l2v.errors import L2VError, first_line
+from l2v.evaluation.mteb.package import (
+    hub_answers,
+    in_hub_cache,
+    known_result,
+    leaves,
+    load,
+    mteb_package,
+    result_cache,
+    run_task,
+    texts_of,
+    wrapped,
+)
+from l2v.evaluation.suite import ResultStore, entry
+
+_CATEGORIES = {
+    "Retrieval": "Retrieval",
+    "Reranking": "Reranking",
+    "Clustering": "Clustering",
+    "PairClassification": "Pair classification",
+    "Classification": "Classification",
+    "STS": "STS",
+    "Summarization": "Summarization",
+}
+"""mteb's types of tasks, in the order of the paper's tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark of mteb: its average over tasks, and the average of each category (scores from 0 to 1).
+
+    Attributes:
+        benchmark: mteb's name of it: ``MTEB(eng, v1)`` are the 56 tasks of the paper.
+        tasks: some of its tasks by name; None: all.
+        instructions: those of the paper, and mteb's own for tasks that the paper has not; False: none.
+        folder: data sets as folders ``<owner>/<name>``, where they are not to come from the hub.
+        batch_size: texts in a batch.
+    """
+
+    benchmark: str
+    tasks: list[str] | None = None
+    instructions: bool = True
+    folder: str | None = None
+    batch_size: Annotated[int, Ge(1)] = 32
+
+    label: ClassVar[str] = "Average"
+    metric: ClassVar[str] = "main score"
+    needs_head: ClassVar[bool] = False
+
+    def check(self, kept: ResultStore) -> None:
+        """Raise an L2VError where mteb, a task or its data is missing. Loads nothing."""
+        pinned = self._pinned(kept)
+        missing = [t for t in self._leaves() if known_result(t, pinned) is None and not self._has_data(t)]
+        if missing and not hub_answers():
+            absent = [task for task in missing if not in_hub_cache(task.metadata.dataset["path"])]
+            if absent:
+                names = ", ".join(f"{task.metadata.name} ({task.metadata.dataset['path']})" for task in absent)
+                place = self.folder or "<folder>"
+                raise L2VError(
+                    f"the hub cannot be reached, and there is no data of {len(absent)} task(s): {names}; put each into "
+                    f"{place}/<owner>/<name>, as `hf download --repo-type dataset <owner>/<name> --local-dir "
+                    f"{place}/<owner>/<name>` does, and set evaluation.folder={place}"
+                )
+
+    def parts(self, kept: ResultStore) -> list["Benchmark"]:
+        """A benchmark of one task for each that has no score yet."""
+        pinned = self._pinned(kept)
+        return [
+            replace(self, tasks=[task.metadata.name])
+            for task in self._tasks()
+            if any(known_result(leaf, pinned) is None for leaf in leaves(task))
+        ]
+
+    def fill(self, encoder: Encoder, kept: ResultStore, *, show: bool = False) -> None:
+        """Score what has no score yet."""
+        from l2v.evaluation.mteb.model import instruction_of
+
+        kept, cache = self._pinned(kept), result_cache(kept)
+        instruction = instruction_of if self.instructions else lambda task: None
+        model = wrapped(encoder, kept, instruction, self.batch_size, show)
+        for task in self._tasks():
+            parts = []
+            for leaf in leaves(task):
+                result = known_result(leaf, kept)
+                parts.append(run_task(self._with_data(leaf), model, cache) if result is None else result)
+            if task.is_aggregate:
+                cache.save_to_cache(task.combine_task_results(parts), model.mteb_model_meta)
+
+    def table(self, name: str, kept: ResultStore) -> dict[str, dict[str, Any]]:
+        """The averages, as entries of a suite's scores. The average's details are the scores of the tasks."""
+        kept = self._pinned(kept)
+        results = {}
+        for task in self._tasks():
+            parts = [known_result(leaf, kept) for leaf in leaves(task)]
+            result = task.combine_task_results(parts) if task.is_aggregate else parts[0]
+            results[task.metadata.name] = (task.metadata.type, round(float(result.get_score()), 6))
+        return self._averages(name, results)
+
+    def evaluated_texts_by_task(self) -> dict[str, Iterator[str]]:
+        """The texts of each task, which are loaded when they are asked for."""
+        return {leaf.metadata.name: self._texts(leaf) for leaf in self._leaves()}
+
+    def _texts(self, task: Any) -> Iterator[str]:
+        task = self._with_data(task)
+        load(task)
+        yield from texts_of(task)
+
+    def _averages(self, name: str, results: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
+        """The average of all tasks, then that of each category, from each task's type and score."""
+        table = {name: _average(self.label, {task: score for task, (_, score) in results.items()})}
+        kinds = [kind for kind in _CATEGORIES if any(kind == found for found, _ in results.values())]
+        kinds += sorted({kind for kind, _ in results.values()} - set(kinds))
+        for kind in kinds:
+            scores = {task: score for task, (found, score) in results.items() if found == kind}
+            table[f"{name}_{kind.lower()}"] = _average(_CATEGORIES.get(kind, kind), scores)
+        return table
+
+    def _tasks(self) -> list[Any]:
+        mteb = mteb_package()
+        try:
+            known = {task.metadata.name: task for task in mteb.get_benchmark(self.benchmark).tasks}
+        except KeyError as error:
+            raise L2VError(f"evaluation: benchmark={self.benchmark}: mteb has none ({first_line(error)})") from None
+        for task in self.tasks or ():
+            if task not in known:
+                raise L2VError(f"evaluation: {self.benchmark} has no task {task}; it has {', '.join(known)}")
+        return [known[task] for task in self.tasks or known]
+
+    def _leaves(self) -> list[Any]:
+        return [leaf for task in self._tasks() for leaf in leaves(task)]
+
+    def _pinned(self, kept: ResultStore) -> ResultStore:
+        """Scores with and without instructions are kept apart."""
+        return kept if self.instructions else ResultStore(kept.folder, kept.encoder, f"{kept.fingerprint}-plain")
+
+    def _local(self, task: Any) -> Path:
+        return Path(self.folder or "").expanduser() / task.metadata.dataset["path"]
+
+    def _has_data(self, task: Any) -> bool:
+        return self.folder is not None and self._local(task).is_dir()
+
+    def _with_data(self, task: Any) -> Any:
+        """The task with its data's place; a copy, because mteb hands the same one to all."""
+        task = deepcopy(task)
+        if self._has_data(task):
+            dataset = {**task.metadata.dataset, "path": str(self._local(task))}
+            task.metadata = task.metadata.model_copy(update={"dataset": dataset})
+        return task
+
+
+def _average(label: str, scores: dict[str, float]) -> dict[str, Any]:
+    return entry(label, f"{len(scores)} task{'s' * (len(scores) > 1)}", sum(scores.values()) / len(scores), scores)

@@ -1,0 +1,137 @@
+"""A run's encoder for others: a folder for sentence-transformers, transformers and l2v."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Le
+
+from l2v.encoders.encoder import Encoder
+from l2v.encoders.saved_settings import saved_settings
+from l2v.errors import L2VError
+from l2v.export.card import Card, Form, model_card
+from l2v.export.merging import blend, stack_adapters
+from l2v.export.onnx import check_packages, write_onnx
+from l2v.models.backbone import Backbone
+from l2v.models.loading import DType, cast_weights
+from l2v.progress import say
+from l2v.runs.adapter_folders import ADAPTER_CONFIG
+from l2v.runs.files import draft_folder, read_json, write_json, write_text
+from l2v.runs.initialization import Initialization
+from l2v.runs.locations import Source, locate
+from l2v.runs.run import Run, lineage_at
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How adapters and base become one set of weights."""
+
+    base_ratio: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of the original decoder's weights in the result. 0.5 undoes much of what adaptation forgot (BidirLM,
+    arXiv 2604.02045)."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write of a run."""
+
+    form: Form = "merged"
+    """A whole model, or one adapter on the base, whose weights stay where they are."""
+    dtype: DType = "float32"
+    """Of the written weights."""
+    merge: Merge = field(default_factory=Merge)
+    onnx: bool = False
+    """Write ``onnx/model.onnx`` too."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """More instructions for sentence-transformers and mteb, by the name of a prompt, without separator."""
+
+    def check(self, run: Run) -> Initialization:
+        """What the run began with.
+
+        Raises:
+            L2VError: the run is not finished, or cannot be written so. No model is loaded.
+        """
+        if not run.is_finished:
+            raise L2VError(f"run={run.folder}: the run is not finished; go on with it first: resume={run.folder}")
+        start = Initialization.of(run)
+        if self.onnx:
+            if self.dtype != "float32" or self.form != "merged":
+                raise L2VError("onnx=true: expected dtype=float32 and form=merged, which the graph is made of")
+            check_packages()
+        if self.form == "merged":
+            return start
+        if not adapters_of(run, start):
+            raise L2VError(f"form=adapter: {run.folder} has no adapter, it trained all weights; choose form=merged")
+        if start.base.gguf_file:
+            raise L2VError(
+                f"form=adapter: transformers loads no adapter on the GGUF file {start.base.name}; choose form=merged"
+            )
+        if self.dtype != "float32" or self.merge.base_ratio > 0:
+            raise L2VError("form=adapter leaves the base as it is: expected dtype=float32 and merge.base_ratio=0")
+        return start
+
+
+def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | None = None) -> Encoder:
+    """Put a run's encoder together from its parts, and write it with its lineage and a model card.
+
+    The run's own ``encoder/`` is read for its settings only. Adapters are merged in the order of the lineage, in
+    float32 whatever the dtype is.
+
+    Args:
+        run: a finished one.
+        folder: where the encoder goes; what is there is replaced.
+        wanted: what to write; None: a merged model in float32.
+        name: of the encoder, for the card; None: that of the folder.
+
+    Raises:
+        L2VError: the run is not finished, what it refers to is not there, or it cannot be written so.
+    """
+    wanted = wanted or Export()
+    start = wanted.check(run)
+    settings = saved_settings(locate(str(run.encoder), override="run"))
+    with draft_folder(folder) as draft:
+        write = _write_merged if wanted.form == "merged" else _write_adapter
+        encoder = write(wanted, run, start, settings, draft)
+        difference = None
+        if wanted.onnx:
+            difference = write_onnx(encoder, draft / "onnx" / "model.onnx")
+            say(f"onnx/model.onnx: its vectors differ by at most {difference:.1e}")
+        lineage = replace(lineage_at(run, folder), base_ratio=wanted.merge.base_ratio)
+        lineage.write(draft / "lineage.json")
+        about = Card(name or folder.name, start.head or start.base, lineage, wanted.form, wanted.dtype, difference)
+        write_text(draft / "README.md", model_card(run, encoder, about))
+    return encoder
+
+
+def adapters_of(run: Run, start: Initialization) -> list[Path]:
+    """Folders of the adapters that made a run's encoder, in order; one that training went on with is in the last."""
+    return [*start.merge, *([run.adapter] if run.adapter.exists() else [])]
+
+
+def _write_merged(wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], draft: Path) -> Encoder:
+    backbone = _load(start.base, settings, adapters_of(run, start))
+    if wanted.merge.base_ratio > 0:
+        blend(backbone.decoder, _load(start.head or start.base, settings, []).decoder, wanted.merge.base_ratio)
+    cast_weights(backbone.decoder, getattr(torch, wanted.dtype))
+    encoder = Encoder.with_settings(backbone, settings)
+    encoder.save(draft, prompts=wanted.prompts)
+    return encoder
+
+
+def _write_adapter(wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], draft: Path) -> Encoder:
+    stack_adapters(adapters_of(run, start), draft)
+    config = read_json(draft / ADAPTER_CONFIG)
+    base = start.base
+    place = {"base_model_name_or_path": base.path, "revision": None if base.is_local else base.revision}
+    write_json(draft / ADAPTER_CONFIG, config | place)
+    encoder = Encoder.with_settings(_load(base, settings, [draft]), settings)
+    encoder.backbone.tokenizer.save_pretrained(draft)
+    encoder.save_settings(draft, wanted.prompts, as_adapter=True)
+    return encoder
+
+
+def _load(source: Source, settings: dict[str, Any], adapters: list[Path]) -> Backbone:
+    attention, partial = settings.get("attention", "bidirectional"), settings.get("partial", False)
+    return Backbone.load(source, attention=attention, partial=partial, merge=adapters)

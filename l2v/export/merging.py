@@ -1,0 +1,93 @@
+"""Weights of several adapters, and of adapted and original decoders, put together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from l2v.errors import L2VError
+from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from l2v.runs.files import read_json, write_json
+
+
+@torch.no_grad()
+def blend(weights: nn.Module, base: nn.Module, base_ratio: float) -> None:
+    """``weights`` become (1 - base_ratio) * weights + base_ratio * base, in place.
+
+    Raises:
+        L2VError: the two have not the same parameters.
+    """
+    mine, other = dict(weights.named_parameters()), dict(base.named_parameters())
+    if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in other.items()}:
+        raise L2VError("merge.base_ratio: the run's weights and those of its original model have not the same shapes")
+    for name, parameter in mine.items():
+        parameter.lerp_(other[name], base_ratio)
+
+
+_LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
+_PLAIN_LORA: dict[str, tuple[Any, ...]] = {
+    **{key: (None, False) for key in ("use_dora", "modules_to_save", "layers_to_transform", "target_parameters")},
+    **{key: (None, {}, False) for key in ("rank_pattern", "alpha_pattern", "layer_replication")},
+    "bias": ("none",),
+}
+"""Settings of a LoRA adapter, with the values under which it is no more than two matrices a module."""
+
+
+def stack_adapters(folders: Sequence[Path], target: Path) -> None:
+    """Write LoRA adapters as one, which adds to the base what they add together.
+
+    B1 A1 + B2 A2 = [B1 B2] [A1; A2]: the ranks add up, and each scale goes into its B. Exact but for the rounding.
+
+    Args:
+        folders: of adapters in PEFT's layout, in order. A single one is copied as it is.
+        target: an existing folder.
+
+    Raises:
+        L2VError: an adapter is more than plain LoRA.
+    """
+    configs_of = [read_json(folder / ADAPTER_CONFIG) for folder in folders]
+    weights_of = [load_file(folder / ADAPTER_WEIGHTS) for folder in folders]
+    config, weights = configs_of[-1], weights_of[-1]
+    if len(folders) > 1:
+        for folder, one, tensors in zip(folders, configs_of, weights_of, strict=True):
+            odd = [key for key, plain in _PLAIN_LORA.items() if one.get(key) not in (*plain, [])]
+            odd += [key for key in tensors if not key.endswith((_LORA_A, _LORA_B))][:1]
+            if odd or not isinstance(one["target_modules"], list):
+                what = odd[0] if odd else "target_modules"
+                raise L2VError(
+                    f"form=adapter: {folder} is more than plain LoRA ({what}), so the run's adapters do not add up to "
+                    "one; choose form=merged"
+                )
+        weights = _stacked(weights_of, [one["lora_alpha"] / _divisor(one) for one in configs_of])
+        rank = sum(one["r"] for one in configs_of)
+        targets = sorted({name for one in configs_of for name in one["target_modules"]})
+        config = {**config, "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": targets}
+    save_file(weights, target / ADAPTER_WEIGHTS, {"format": "pt"})
+    write_json(target / ADAPTER_CONFIG, {**config, "inference_mode": True})
+
+
+def _divisor(config: dict[str, Any]) -> float:
+    return config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+
+
+def _stacked(adapters: list[dict[str, Tensor]], scales: list[float]) -> dict[str, Tensor]:
+    """One adapter's tensors, in float32; a module that an adapter does not have gets zeros in its place."""
+    ranks = [next(tensor.shape[0] for key, tensor in one.items() if key.endswith(_LORA_A)) for one in adapters]
+    modules = {key.removesuffix(_LORA_A) for one in adapters for key in one if key.endswith(_LORA_A)}
+    stacked = {}
+    for module in modules:
+        shapes = next((one[module + _LORA_A], one[module + _LORA_B]) for one in adapters if module + _LORA_A in one)
+        inputs, outputs = shapes[0].shape[1], shapes[1].shape[0]
+        a = [
+            one.get(module + _LORA_A, torch.zeros(rank, inputs)).float()
+            for one, rank in zip(adapters, ranks, strict=True)
+        ]
+        b = [
+            one.get(module + _LORA_B, torch.zeros(outputs, rank)).float() * scale
+            for one, rank, scale in zip(adapters, ranks, scales, strict=True)
+        ]
+        stacked[module + _LORA_A], stacked[module + _LORA_B] = torch.cat(a, dim=0), torch.cat(b, dim=1)
+    return stacked

@@ -1,0 +1,361 @@
+"""The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from l2v.errors import L2VError
+from l2v.kernels.attention import keep_no_pairs
+from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
+from l2v.kernels.linear import keep_products, speed_up
+from l2v.kernels.masked_loss import Scores, summed_cross_entropy
+from l2v.kernels.memory import keep_freed_memory
+from l2v.models.adapters import Lora, load_adapter
+from l2v.models.bidirectional import Attention, accepts_position_ids, set_attention
+from l2v.models.loading import (
+    AttnImplementation,
+    Checkpointing,
+    DType,
+    Kind,
+    cast_weights,
+    check_kind,
+    choose_attn_implementation,
+    decoder_with_head,
+    dequantized,
+    missing_weights,
+    quiet,
+    set_attention_dropout,
+    tokenizer_and_config,
+    told_as_one_line,
+)
+from l2v.models.packing import packed_states, prove_packing
+from l2v.models.proof import Proof
+from l2v.models.quantization import Quantization, check_quantization, quantize
+from l2v.pooling.pooling import Pooling, pool
+from l2v.runs.files import draft_folder
+from l2v.runs.locations import Source, locate, model_file
+from l2v.text.masking import IGNORED
+
+
+class Backbone(nn.Module):
+    """A decoder turned encoder: ids in, token states or pooled vectors out.
+
+    Attributes:
+        decoder: the inner decoder (no output head), or a ``PeftModel`` around it.
+        head: the frozen output head, when loaded with one. It is the input embedding where the model ties them.
+        tokenizer: the decoder's tokenizer; it has a padding token and pads on the right.
+        proof: what was seen when the attention was proven at loading.
+    """
+
+    def __init__(
+        self,
+        decoder: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        head: nn.Module | None = None,
+        source: Source,
+        proof: Proof,
+        attention: Attention = "bidirectional",
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.tokenizer = tokenizer
+        self.source = source
+        self.proof = proof
+        self.attention: Attention = attention
+        self._accepts_position_ids = accepts_position_ids(decoder)
+        self._packing_is_proven = False
+        if head is not None:
+            head.requires_grad_(False)
+
+    @staticmethod
+    def load(
+        source: str | Source,
+        *,
+        revision: str | None = None,
+        attention: Attention = "bidirectional",
+        attn_implementation: AttnImplementation = "auto",
+        dtype: DType = "float32",
+        attention_dropout: float | None = None,
+        gradient_checkpointing: Checkpointing = False,
+        with_head: bool = False,
+        head_source: Source | None = None,
+        merge: Sequence[Path] = (),
+        quantization: Quantization | None = None,
+        partial: bool = False,
+        kind: Kind = "decoder",
+        trust_remote_code: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> "Backbone":
+        """Load a decoder, merge adapters into it, set its attention and prove it.
+
+        Args:
+            source: a hub id, a folder, a GGUF file or ``package:NAME/FILE.gguf``.
+            revision: of a hub id.
+            attention: ``bidirectional``, or ``causal`` for the untouched decoder.
+            attn_implementation: ``auto`` takes the first of flash_attention_2 (16 bit, on CUDA, where installed),
+                sdpa and eager that the model supports and that is proven.
+            dtype: of the decoder's weights. Adapters stay in float32.
+            attention_dropout: probability in the attention weights while training; None leaves the model's own.
+            gradient_checkpointing: recompute activations in the backward pass: all of them, or ``selective``, what lies
+                between the LoRA layers, whose products are kept.
+            with_head: load the output head too, for MNTP.
+            head_source: where to take the head from if ``source`` has none of its own.
+            merge: adapter folders to merge into the weights, in order, in float32.
+            quantization: nf4 keeps the linear layers in 4 bits, after merging; None does not.
+            partial: accept layers that cannot be made bidirectional.
+            kind: ``encoder`` for a model that attends both ways by itself, to compare decoders with (BERT).
+            trust_remote_code: run code that comes with the model.
+            device: where the weights go and where the proof runs.
+
+        Raises:
+            L2VError: the source is missing, is of another kind, or fails the proof.
+        """
+        if quantization is not None:
+            check_quantization(device)
+        named = locate(source, revision) if isinstance(source, str) else source
+        if not named.is_local and model_file(named, "config.json") is None:
+            raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
+        loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
+        with told_as_one_line(named), quiet():
+            place = dequantized(named)
+            arguments = {**place.arguments(), "trust_remote_code": trust_remote_code}
+            tokenizer, config = tokenizer_and_config(place, arguments)
+            check_kind(named, config, kind)
+            if with_head:
+                decoder, head = decoder_with_head(place, head_source, loaded_dtype, arguments)
+            else:
+                decoder, info = AutoModel.from_pretrained(
+                    place.path, dtype=loaded_dtype, output_loading_info=True, **arguments
+                )
+                # the head over an encoder's first token: nothing reads it, and masked language models are saved without
+                missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
+                if missing:
+                    raise missing_weights(place, missing, "expected all the weights of its config")
+                head = None
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
+            keep_no_pairs()
+        set_attention(decoder, attention)
+        for folder in merge:
+            decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
+        cast_weights(decoder, getattr(torch, dtype))
+        if quantization is not None:
+            quantize(decoder, quantization)
+        cast(nn.Module, decoder).to(device=device)
+        if head is not None:
+            head.to(device=device, dtype=getattr(torch, dtype))
+            speed_up(head)
+        if attention_dropout is not None:
+            set_attention_dropout(decoder, attention_dropout)
+        speed_up(decoder)
+        proof = choose_attn_implementation(decoder, attn_implementation, attention, partial)
+        if gradient_checkpointing:
+            kept = {"context_fn": keep_products} if gradient_checkpointing == "selective" else {}
+            with quiet():
+                decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
+        backbone = Backbone(decoder, tokenizer, head=head, source=named, proof=proof, attention=attention)
+        return backbone.eval()
+
+    @property
+    def config(self) -> Any:
+        return self.decoder.config
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def has_adapter(self) -> bool:
+        return isinstance(self.decoder, PeftModel)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        segment_ids: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Token states of the last layer.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 for tokens, 0 for padding.
+            position_ids: needed only where rows are padded on the left.
+            segment_ids: for rows that hold several texts: the number of the text that a token belongs to, 0 for
+                padding. They take the place of the mask and the positions, and each text gets the states that it has
+                alone. This is proven at the first use.
+
+        Raises:
+            L2VError: ``segment_ids`` are given and the decoder cannot keep the texts of a row apart.
+        """
+        if segment_ids is not None:
+            if not self._packing_is_proven:
+                prove_packing(self.decoder)
+                self._packing_is_proven = True
+            return packed_states(self.decoder, input_ids, segment_ids)
+        positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
+        output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        return output.last_hidden_state
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        pool_mask: Int[Tensor, "batch length"],
+        position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        pooling: Pooling = "mean",
+        micro_batch_tokens: int | None = None,
+        grad_cache: bool = False,
+    ) -> Float[Tensor, "batch hidden"]:
+        """One float32 vector per row.
+
+        With ``micro_batch_tokens`` the rows run sorted by length in several forward passes of at most that many
+        tokens each, padding included: the same vectors, without computing a short text's padding up to the longest.
+        With ``grad_cache`` a backward pass needs the memory of one of these passes (:mod:`l2v.kernels.grad_cache`).
+        """
+
+        def run(ids: Tensor, mask: Tensor, text: Tensor, positions: Tensor | None) -> Tensor:
+            return pool(self(ids, mask, positions), text, mask, pooling)
+
+        if micro_batch_tokens is None:
+            return run(input_ids, attention_mask, pool_mask, position_ids)
+        lengths = attention_mask.sum(dim=1)
+        order = lengths.argsort(descending=True)
+        parts = []
+        for rows in row_groups(order.tolist(), lengths.tolist(), micro_batch_tokens):
+            width = int(lengths[rows[0]])
+            columns = slice(width) if position_ids is None else slice(-width, None)
+            positions = None if position_ids is None else position_ids[rows, columns]
+            ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
+            parts.append((ids, mask, text, positions))
+        if grad_cache and torch.is_grad_enabled():
+            vectors = embed_in_parts(run, parts, self.parameters())
+        else:
+            vectors = torch.cat([run(*part) for part in parts])
+        return vectors[order.argsort()]
+
+    def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
+        """Vocabulary scores of token states, scaled and capped as the model's own forward does."""
+        return self._scores()(states)
+
+    def _scores(self) -> Scores:
+        if self.head is None:
+            raise RuntimeError("the backbone was loaded without its output head")
+        return Scores.of(self.head, self.config.get_text_config())
+
+    def predict_masked(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        labels: Int[Tensor, "batch length"],
+    ) -> tuple[Float[Tensor, "masked vocabulary"], Int[Tensor, " masked"]]:
+        """Vocabulary scores and ids of the hidden tokens, each from the state one position before it.
+
+        Only those positions go through the output head: at 20% masking, a fifth of the logits.
+        """
+        hidden = labels[:, 1:] != IGNORED
+        states = self(input_ids, attention_mask)[:, :-1]
+        return self.logits(states[hidden]), labels[:, 1:][hidden]
+
+    def masked_loss(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        labels: Int[Tensor, "batch length"],
+        *,
+        micro_batch_tokens: int | None = None,
+    ) -> Float[Tensor, ""]:
+        """The summed cross entropy of the hidden tokens, in nats, for training.
+
+        That of :meth:`predict_masked`, with the scores of some tokens at a time (:mod:`l2v.kernels.masked_loss`). With
+        ``micro_batch_tokens`` the rows go forward and backward in passes of at most that many tokens, or of one row:
+        the same gradients, in the memory of one pass.
+        """
+
+        def run(ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+            hidden = wanted[:, 1:] != IGNORED
+            states = self(ids, mask)[:, :-1]
+            return summed_cross_entropy(states[hidden], wanted[:, 1:][hidden], self._scores())
+
+        rows = input_ids.shape[0] if micro_batch_tokens is None else max(1, micro_batch_tokens // input_ids.shape[1])
+        if rows >= input_ids.shape[0] or not torch.is_grad_enabled():
+            return run(input_ids, attention_mask, labels)
+        parts = zip(input_ids.split(rows), attention_mask.split(rows), labels.split(rows), strict=True)
+        return sum_in_parts(run, list(parts), self.parameters())
+
+    def add_adapter(self, lora: Lora) -> None:
+        """Put a new LoRA adapter on the decoder and freeze everything else."""
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            bias="none",
+        )
+        try:
+            with quiet():
+                adapted = get_peft_model(cast(PreTrainedModel, self.decoder), config)
+        except ValueError as error:
+            if "lora_dropout" in str(error):  # PEFT's answer to experts that are one tensor
+                raise L2VError(
+                    f"adapter.lora.dropout={lora.dropout}: the experts of this model take none; set it to 0"
+                ) from None
+            raise L2VError(f"adapter.lora.target_modules={lora.target_modules}: {error}") from None
+        speed_up(adapted)
+        self.decoder = adapted.train(self.decoder.training)  # PEFT puts new modules into training mode
+
+    def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
+        """Put a saved adapter on the decoder. Its keys must fit exactly."""
+        self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable)
+
+    def merge_adapter(self) -> None:
+        """Merge the adapter into the decoder's weights, in float32, and take it off."""
+        decoder = cast(PeftModel, self.decoder)
+        dtype = next(p.dtype for n, p in decoder.named_parameters() if "lora_" not in n and p.is_floating_point())
+        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
+        cast_weights(self.decoder, dtype)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""
+        decoder = cast(PeftModel, self.decoder)
+        decoder.peft_config["default"].base_model_name_or_path = self.source.name
+        with draft_folder(folder) as draft:
+            decoder.save_pretrained(str(draft), save_embedding_layers=False)
+            (draft / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+    def save(self, folder: Path) -> None:
+        """Write the decoder without an adapter, and its tokenizer, as a transformers folder."""
+        if self.has_adapter:
+            raise RuntimeError("merge the adapter before saving the decoder")
+        if getattr(self.decoder, "is_loaded_in_4bit", False):
+            raise L2VError("an encoder with quantization=nf4 cannot be saved: load it without, and save that one")
+        with quiet():
+            self.decoder.save_pretrained(str(folder))
+            self.tokenizer.save_pretrained(folder)
+
+
+def row_groups(
+    order: Sequence[int], lengths: Sequence[int], budget: int | None, *, most: int | None = None
+) -> list[list[int]]:
+    """Cut row numbers, longest first, into groups of at most ``budget`` padded tokens and ``most`` rows.
+
+    A group has one row at least.
+    """
+    groups: list[list[int]] = []
+    begin = 0
+    while begin < len(order):
+        limits = [limit for limit in (budget and budget // lengths[order[begin]], most) if limit is not None]
+        size = max(1, min(limits, default=len(order)))
+        groups.append(list(order[begin : begin + size]))
+        begin += size
+    return groups

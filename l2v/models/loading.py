@@ -1,0 +1,219 @@
+"""From a hub id, a folder or a GGUF file to a decoder, its tokenizer and its output head."""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from l2v.errors import L2VError, first_line
+from l2v.models.bidirectional import Attention
+from l2v.models.proof import Proof, prove
+from l2v.progress import say
+from l2v.runs.files import cache_folder, draft_folder
+from l2v.runs.hashes import file_hash
+from l2v.runs.locations import Source, not_on_hub
+
+DType = Literal["float32", "bfloat16", "float16"]
+Kind = Literal["decoder", "encoder"]
+AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
+Checkpointing = bool | Literal["selective"]
+
+
+def load_tokenizer_and_config(
+    source: Source, *, kind: Kind = "decoder", trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """What can be known of a model without loading its weights. The tokenizer has a padding token, on the right.
+
+    Raises:
+        L2VError: the source is missing, holds no model, or one of another kind.
+    """
+    with told_as_one_line(source), quiet():
+        place = dequantized(source)
+        tokenizer, config = tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
+        check_kind(source, config, kind)
+        return tokenizer, config
+
+
+def tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer, AutoConfig.from_pretrained(place.path, **arguments)
+
+
+def check_kind(source: Source, config: Any, kind: Kind) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise L2VError(f"model.source={source.name}: an encoder-decoder ({config.model_type}); expected {_A[kind]}")
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    found: Kind = "encoder" if is_encoder else "decoder"
+    if found != kind:
+        raise L2VError(f"model.source={source.name}: {_A[found]} ({config.model_type}); expected {_A[kind]}")
+
+
+_A = {"decoder": "a decoder", "encoder": "an encoder"}
+
+
+def decoder_with_head(
+    place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, nn.Module]:
+    """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    whole, info = loaded
+    head = whole.get_output_embeddings()
+    if missing := set(info["missing_keys"]):
+        own = {id(p) for p in head.parameters()}
+        if head_source is None or not missing <= {name for name, p in whole.named_parameters() if id(p) in own}:
+            raise missing_weights(place, missing, "expected a decoder with an output head")
+        origin = dequantized(head_source)
+        _, head = decoder_with_head(origin, None, dtype, {**arguments, **origin.arguments()})
+    return cast(PreTrainedModel, whole.base_model), head
+
+
+def missing_weights(place: Source, keys: Collection[str], expected: str) -> L2VError:
+    return L2VError(f"model.source={place.name}: {len(keys)} weights are missing, e.g. {min(keys)}; {expected}")
+
+
+def dequantized(place: Source) -> Source:
+    """A GGUF file's model as a transformers folder in float32, made once and kept in the cache.
+
+    Reading a GGUF takes some 15 seconds for 135M parameters; the folder loads in less than one. Any other source is
+    returned as it is.
+    """
+    if not (place.gguf_file and place.is_local):
+        return place
+    folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
+    if not (folder / "config.json").exists():
+        arguments = place.arguments()
+        say(f"unpacking {place.name} into the cache, once; some 15 seconds for 135M parameters")
+        tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(place.path, dtype=torch.float32, **arguments)
+        # the weights are plain tensors by now, but a model that is marked as quantized refuses to be saved
+        config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+        plain = type(model)(config)
+        plain.load_state_dict(model.state_dict())
+        with draft_folder(folder) as draft:
+            plain.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+    return replace(place, path=str(folder), gguf_file=None)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the dtype of a model's weights, in place, and of nothing else.
+
+    Buffers stay as they are, as in ``from_pretrained(dtype=...)``: rotary frequencies in bfloat16 would misplace the
+    tokens of a long text.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def choose_attn_implementation(
+    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool
+) -> Proof:
+    """Set the first implementation that the model supports and that is proven, or the one that was asked for.
+
+    Proven means also: the same states as eager attention. ``auto`` leaves out flex_attention, which compiles for each
+    new shape and, on a CPU, cannot train.
+    """
+    if wanted != "auto":
+        _set_attn_implementation(decoder, wanted)
+        return prove(decoder, attention, partial=partial)
+    failures: list[L2VError] = []
+    device = next(decoder.parameters())
+    candidates: list[AttnImplementation] = ["sdpa", "eager"]
+    if device.is_cuda and device.dtype in (torch.float16, torch.bfloat16):
+        candidates.insert(0, "flash_attention_2")
+    for name in candidates:
+        try:
+            _set_attn_implementation(decoder, name)
+            return prove(decoder, attention, partial=partial)
+        except L2VError as error:
+            failures.append(error)
+    raise failures[-1]
+
+
+def _set_attn_implementation(decoder: PreTrainedModel, name: AttnImplementation) -> None:
+    try:
+        with quiet():
+            decoder.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise L2VError(f"model.attn_implementation={name}: {first_line(error)}") from None
+    # families whose layers compute attention themselves keep it, and are only warned about
+    if name != "eager" and decoder.config._attn_implementation == "eager":
+        raise L2VError(
+            f"model.attn_implementation={name}: {decoder.config.model_type} has eager only; expected eager or auto"
+        )
+
+
+def set_attention_dropout(decoder: nn.Module, probability: float) -> None:
+    """Set the dropout of attention weights, under the names that the families use."""
+    names = ("attention_dropout", "attn_pdrop", "attn_dropout")
+    found = False
+    for module in decoder.modules():
+        for name in names:
+            value = getattr(module, name, None)
+            if isinstance(value, float | int):
+                setattr(module, name, probability)
+                found = True
+            elif isinstance(value, nn.Dropout):
+                value.p = probability
+                found = True
+    if not found:
+        raise L2VError(
+            f"stage.attention_dropout={probability}: found no attention dropout in this model; set it to null and "
+            "rely on adapter.lora.dropout"
+        )
+
+
+@contextlib.contextmanager
+def told_as_one_line(source: Source) -> Iterator[None]:
+    """Turn the many ways in which a model cannot be loaded into one line each."""
+    try:
+        yield
+    except L2VError:
+        raise
+    except json.JSONDecodeError as error:
+        raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if not source.is_local:
+            raise not_on_hub(source, error) from error
+        raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and reports: the entry points have theirs."""
+    from transformers.utils import logging
+
+    getLogger("huggingface_hub").setLevel(ERROR)  # it reports every retry
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # it has a new name in newer versions, and works in all that l2v supports
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

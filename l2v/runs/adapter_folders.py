@@ -1,0 +1,171 @@
+"""Folders and hub repositories that hold an adapter: PEFT's layout, and that of the published LLM2Vec encoders.
+
+A published encoder is one or two adapters on a decoder: ``...-mntp`` holds the first, ``...-mntp-unsup-simcse`` and
+``...-mntp-supervised`` the second, trained on the decoder with the first one merged. Their ``config.json`` asks for
+code that comes with them; l2v reads the decoder that ``adapter_config.json`` names instead and needs none of it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from l2v.errors import L2VError, first_line
+from l2v.runs.files import read_json
+from l2v.runs.locations import Source, locate, model_file
+from l2v.text.prompts import TEXT
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SETTINGS_FILE = "l2v.json"
+"""Pooling, attention, lengths and prompt, beside the weights or the adapter of a saved encoder."""
+_SETTINGS = "llm2vec_config.json"
+_POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token", "last_token": "last_token"}
+_POOLINGS["bos_token"] = "bos"
+_ON_MNTP = re.compile(r"(.+-mntp)-(?:unsup-simcse|simcse|supervised)")
+# The reference chooses a template by the name of the decoder and does not save it with the encoder.
+_LLAMA2 = f"[INST] {TEXT} [/INST]"
+_TEMPLATES = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": f"<|start_header_id|>user<|end_header_id|>\n\n{TEXT}<|eot_id|>",
+    "mistralai/Mistral-7B-Instruct-v0.2": _LLAMA2,
+    "meta-llama/Llama-2-7b-chat-hf": _LLAMA2,
+    "google/gemma-2-9b-it": f"<bos><start_of_turn>user\n{TEXT}<end_of_turn>",
+    "Qwen/Qwen2-1.5B-Instruct": f"<|im_start|>user\n{TEXT}<|im_end|>",
+    "Qwen/Qwen2-7B-Instruct": f"<|im_start|>user\n{TEXT}<|im_end|>",
+}
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What an encoder is put together from."""
+
+    base: Source
+    """The decoder."""
+    adapters: list[Path] = field(default_factory=list)
+    """Adapter folders to merge into it, in order."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Pooling, lengths and prompt, as they were saved with the last adapter that has any; empty where none has."""
+
+
+def assemble(
+    source: str,
+    adapters: Sequence[str | Path] = (),
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    override: str = "model.source",
+) -> Assembly:
+    """The decoder and the adapters that ``source``, and ``adapters`` on it, stand for.
+
+    Args:
+        source: a model, or an adapter on the model that its ``adapter_config.json`` names.
+        adapters: folders or hub ids of more adapters, each trained on what comes before it.
+        base: the model of the adapter in ``source``, where ``adapter_config.json`` names another place.
+        revision: of ``source``.
+        override: what to name in an error.
+
+    Raises:
+        L2VError: nothing there, or no adapter where one is expected.
+    """
+    first = adapter_folder(source, revision, override)
+    folders = [] if first is None else [first]
+    for name in adapters:
+        if (folder := adapter_folder(str(name), override="adapters")) is None:
+            raise L2VError(f"adapters={name}: no {ADAPTER_CONFIG}, so it holds no adapter")
+        folders.append(folder)
+    if first is not None:
+        check_beginning(source, override)
+    if first is None:
+        place = locate(base or source, revision, override)
+    else:
+        place = locate(base, override="base") if base else _base_of(first)
+    settings: dict[str, Any] = {}
+    for folder in folders:
+        own = folder / SETTINGS_FILE
+        settings = (read_json(own) if own.is_file() else reference_settings(folder)) or settings
+    return Assembly(place, folders, settings)
+
+
+def check_beginning(name: str, override: str) -> None:
+    """See that an adapter that was trained on another one is not put on the bare decoder.
+
+    Its files do not say so: the base that they name is the decoder. The names of the published ones do.
+
+    Raises:
+        L2VError: naming the adapter that belongs under it.
+    """
+    if found := _ON_MNTP.fullmatch(name.rstrip("/")):
+        raise L2VError(
+            f"{override}={name}: this adapter was trained on {found[1]}, which has to come first: "
+            f"Encoder.from_pretrained({found[1]!r}, adapters=[{name!r}]), or init_from=[{found[1]},{name}]"
+        )
+
+
+def adapter_folder(name: str, revision: str | None = None, override: str = "model.source") -> Path | None:
+    """The folder of an adapter, fetched where it is a hub id; None where there is a model instead.
+
+    Raises:
+        L2VError: neither a folder nor found on the hub.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith("package:"):
+        return path if (path / ADAPTER_CONFIG).exists() else None
+    place = locate(name, revision, override)
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not isinstance(try_to_load_from_cache(name, ADAPTER_CONFIG, revision=revision), str):
+        model_file(place, "config.json", override)  # where the hub cannot be reached, this says so, and waits but once
+        if model_file(place, ADAPTER_CONFIG, override) is None:
+            return None
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["adapter_*", SETTINGS_FILE, _SETTINGS, "config.json"]
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise L2VError(
+            f"{override}={name}: no such folder, and not found on the hub or the hub cannot be reached "
+            f"({first_line(error)})"
+        ) from None
+
+
+def _base_of(adapter: Path) -> Source:
+    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not named:
+        raise L2VError(f"{adapter / ADAPTER_CONFIG}: names no base model; give base=<the decoder it was trained on>")
+    beside = adapter / named
+    try:
+        return locate(str(beside) if beside.is_dir() else named, override="base")
+    except L2VError:
+        raise L2VError(
+            f"{adapter / ADAPTER_CONFIG}: its base model {named} is not there; give base=<where that decoder is now>"
+        ) from None
+
+
+def reference_settings(folder: Path) -> dict[str, Any]:
+    """What ``llm2vec_config.json`` says, in the words of l2v; empty for other adapters.
+
+    The MNTP adapters come without that file but with a ``config.json`` that asks for the reference's code: they have
+    its defaults. The reference leaves the beginning-of-text token out of every mean, puts a space after an
+    instruction, and takes its chat template from the name of the decoder.
+    """
+    file = folder / _SETTINGS
+    own = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not file.is_file() and "auto_map" not in own:
+        return {}
+    raw = read_json(file) if file.is_file() else {}
+    pooling = raw.get("pooling_mode", "mean")
+    if pooling not in _POOLINGS:
+        raise L2VError(f"{file}: pooling_mode {pooling!r}; expected one of {', '.join(_POOLINGS)}")
+    named = own.get("_name_or_path") or read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return {
+        "attention": "bidirectional",
+        "pooling": _POOLINGS[pooling],
+        "max_length": raw.get("max_length", 512),
+        "text_max_length": raw.get("doc_max_length", 400),
+        "separator": " ",
+        "pooled_tokens": "text" if raw.get("skip_instruction", True) else "all",
+        "template": _TEMPLATES.get(str(named)),
+    }

@@ -1,0 +1,30 @@
+"""What pins a file, a folder of weights, or a model of the hub."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from l2v.runs.locations import Source
+
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path, patterns: Sequence[str] = _WEIGHTS) -> str:
+    """SHA-256 over the names and hashes of a folder's weight files, or of other files."""
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{f.name} {file_hash(f)}\n" for f in files).encode()).hexdigest()
+
+
+def source_hash(source: Source, commit: str | None = None) -> str:
+    """What pins a source's weights: a file's or folder's hash, or a hub id's commit."""
+    if source.gguf_file and source.is_local:
+        return "sha256:" + file_hash(Path(source.path) / source.gguf_file)
+    if source.is_local:
+        return "sha256:" + folder_hash(Path(source.path))
+    return "commit:" + (commit or source.revision or "unknown")

@@ -1,0 +1,84 @@
+"""What an encoder is made of: a base decoder and adapters, each pinned by a hash."""
+
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from l2v.errors import L2VError
+from l2v.runs.files import read_json, write_json
+from l2v.runs.hashes import source_hash
+from l2v.runs.locations import Source, locate
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """An adapter of a lineage."""
+
+    stage: str
+    """The stage that trained it, or the hub id it came from."""
+    path: str
+    """Relative to the folder that holds the lineage."""
+    hash: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What an encoder is made of: a base decoder and adapters merged into it, in order."""
+
+    base: str
+    """The base's source, as :func:`locate` takes it, or a path relative to the folder that holds the lineage."""
+    base_hash: str
+    revision: str | None = None
+    origin: str | None = None
+    """The original decoder, where the base is a fully fine-tuned one: the output head is still that one's."""
+    merged: list[AdapterRecord] = field(default_factory=list)
+    initial: AdapterRecord | None = None
+    """The adapter that training went on with (adapter.init=continue)."""
+    adapter: AdapterRecord | None = None
+    """The adapter on top, which is trained or was trained last."""
+    history: list[dict[str, str]] = field(default_factory=list)
+    """Stages that changed the weights themselves (full fine-tuning), oldest first."""
+    base_ratio: float = 0.0
+    """Share of the original decoder's weights that was mixed back in at the end."""
+
+    def write(self, file: Path) -> None:
+        write_json(file, asdict(self))
+
+    @staticmethod
+    def read(file: Path) -> "Lineage":
+        raw = read_json(file)
+        merged = [AdapterRecord(**record) for record in raw.pop("merged")]
+        tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
+        return Lineage(**{**raw, **tops, "merged": merged})
+
+
+def recorded_base(base: Source, folder: Path) -> str:
+    """How a base is written into a lineage in ``folder``: a hub id or package file as it is, a path relative to it."""
+    if not base.is_local or base.name.startswith("package:"):
+        return base.name
+    return os.path.relpath(Path(base.path) / (base.gguf_file or ""), folder.resolve())  # runs/ may be a link
+
+
+def lineage_base(lineage: Lineage, folder: Path) -> Source:
+    """The base of a lineage that lies in ``folder``, checked against its hash.
+
+    Raises:
+        L2VError: the base is gone, or is another one than the lineage was made with.
+    """
+    local = (folder / lineage.base).resolve()
+    name = str(local) if local.exists() else lineage.base
+    commit = lineage.base_hash.removeprefix("commit:")
+    revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else lineage.revision
+    source = locate(name, revision, override=f"the base of {folder}")
+    if source.is_local and source_hash(source) != lineage.base_hash:
+        raise L2VError(f"{folder}: its base {lineage.base} is not the one it was trained on (another hash)")
+    return source
+
+
+def lineage_head(lineage: Lineage, folder: Path) -> Source | None:
+    """Where the output head comes from, if not from the base."""
+    if lineage.origin is None:
+        return None
+    local = (folder / lineage.origin).resolve()
+    return locate(str(local) if local.exists() else lineage.origin, override=f"the original model of {folder}")

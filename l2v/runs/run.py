@@ -1,0 +1,237 @@
+"""Run folders: ``runs/<name>/`` holds whatever is needed to read, resume or go on from a run."""
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from l2v.errors import L2VError
+from l2v.runs.files import read_json, write_json, write_text
+from l2v.runs.hashes import folder_hash
+from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+INITIAL_ADAPTER = "initial_adapter"
+_PARTS = ("checkpoints", "merged", INITIAL_ADAPTER, "adapter", "probe", "encoder", "evaluation")
+"""Folders of a run."""
+_PACKAGES = ("l2v", "torch", "transformers", "lightning", "peft", "datasets")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    ::
+
+        config.yaml      the resolved config
+        run.json         status, config hash, versions, machine, proof of the attention
+        lineage.json     base model and adapters, each with its hash
+        metrics.jsonl    a line a logged step; metrics.csv is the same as a table
+        checkpoints/     last.ckpt and best.ckpt: trainable weights, optimizer, schedule, loops
+        merged/          the adapters that were merged into the base before training
+        initial_adapter/ the adapter that training went on with (adapter.init=continue)
+        adapter/         the trained adapter
+        probe/           the trained probe and its labels (stage=word, which has no adapter and no encoder)
+        encoder/         the merged encoder: l2v, transformers and sentence-transformers load it
+        evaluation/      scores, a file a suite
+    """
+
+    folder: Path
+
+    def create(self, config: str, record: dict[str, Any]) -> None:
+        """Start a new run in this folder.
+
+        Args:
+            config: the resolved config as YAML.
+            record: what goes into ``run.json`` beside status, times, versions and machine.
+
+        Raises:
+            L2VError: the folder holds a run.
+        """
+        self.must_be_free()
+        if self.record_file.exists():  # a run that stopped before its first save: nothing of it may enter the new one
+            for part in _PARTS:
+                shutil.rmtree(self.folder / part, ignore_errors=True)
+            (self.folder / "lineage.json").unlink(missing_ok=True)
+        write_text(self.folder / "config.yaml", config)
+        write_json(
+            self.record_file,
+            {
+                **record,
+                "status": "running",
+                "created": now(),
+                "finished": None,
+                "seconds": 0.0,
+                "step": 0,
+                "versions": {name: _version(name) for name in _PACKAGES},
+                "machine": {
+                    "platform": platform.platform(),
+                    "cpus": os.cpu_count(),
+                    "python": platform.python_version(),
+                },
+                "process": self.this_process(),
+            },
+        )
+
+    def take_over(self, config: str, record: dict[str, Any]) -> None:
+        """Go on with the run in this process, from now on with this config.
+
+        Raises:
+            L2VError: another process trains in the folder.
+        """
+        self.must_not_be_running()
+        write_text(self.folder / "config.yaml", config)
+        self.update(**record, status="running", error=None, finished=None, process=self.this_process())
+
+    @staticmethod
+    def this_process() -> dict[str, Any]:
+        """Who trains: host and process id."""
+        return {"host": platform.node(), "pid": os.getpid()}
+
+    def must_be_free(self) -> None:
+        """Fail if the folder holds a run with something in it; one that stopped before its first save holds nothing.
+
+        Raises:
+            L2VError: saying how to go on.
+        """
+        if not self.record_file.exists():
+            return
+        self.must_not_be_running()
+        if self.is_finished:
+            raise L2VError(f"name={self.folder.name}: the run {self.folder} is finished; choose another name=")
+        if (self.checkpoints / LAST).exists():
+            raise L2VError(
+                f"name={self.folder.name}: the run {self.folder} exists; go on with it by resume={self.folder}, or "
+                "choose another name="
+            )
+
+    def must_not_be_running(self) -> None:
+        """Fail if a living process of this machine trains in the folder."""
+        record = self.record()
+        process = record["process"]
+        other = process != self.this_process() and process["host"] == platform.node()
+        if record["status"] == "running" and other and _is_alive(process["pid"]):
+            raise L2VError(f"{self.folder}: process {process['pid']} is training in it; stop that one first")
+
+    @staticmethod
+    def open(path: str | Path, override: str = "resume") -> "Run":
+        """An existing run.
+
+        Raises:
+            L2VError: the folder holds none.
+        """
+        run = Run(Path(path).expanduser())
+        if not run.folder.is_dir():
+            raise L2VError(f"{override}={path}: no such folder")
+        if not run.record_file.exists():
+            raise L2VError(f"{override}={path}: not a run folder (it has no run.json)")
+        return run
+
+    @property
+    def record_file(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def encoder(self) -> Path:
+        return self.folder / "encoder"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.record_file.exists() and self.record()["status"] == "finished"
+
+    def record(self) -> dict[str, Any]:
+        return read_json(self.record_file)
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of ``run.json``."""
+        old = self.record() if self.record_file.exists() else {}
+        write_json(self.record_file, {**old, **fields})
+
+    def lineage(self) -> Lineage:
+        return Lineage.read(self.folder / "lineage.json")
+
+    def last_checkpoint(self) -> Path:
+        """The checkpoint to resume from.
+
+        Raises:
+            L2VError: nothing was saved yet.
+        """
+        file = self.checkpoints / LAST
+        if not file.exists():
+            raise L2VError(
+                f"resume={self.folder}: the run has no checkpoint ({file} is missing): it stopped before its first "
+                "one; delete the folder and start it anew"
+            )
+        return file
+
+
+def lineage_at(run: Run, folder: Path) -> Lineage:
+    """A run's lineage as it reads in another folder: with paths relative to that one."""
+    lineage = run.lineage()
+
+    def moved(record: AdapterRecord) -> AdapterRecord:
+        return replace(record, path=os.path.relpath(run.folder.resolve() / record.path, folder.resolve()))
+
+    head = lineage_head(lineage, run.folder)
+    return replace(
+        lineage,
+        base=recorded_base(lineage_base(lineage, run.folder), folder),
+        origin=recorded_base(head, folder) if head else None,
+        merged=[moved(record) for record in lineage.merged],
+        adapter=moved(lineage.adapter) if lineage.adapter else None,
+    )
+
+
+def finish_lineage(run: Run, stage: str) -> None:
+    """Add what the run trained to its lineage: its adapter, or its full weights as the new base."""
+    lineage = run.lineage()
+    if lineage.base == run.encoder.name:  # trained longer than at first
+        lineage = replace(lineage, base_hash="sha256:" + folder_hash(run.encoder))
+    elif run.adapter.exists():
+        lineage = replace(lineage, adapter=AdapterRecord(stage, run.adapter.name, folder_hash(run.adapter)))
+    else:
+        step = {"stage": stage, "base": lineage.base, "base_hash": lineage.base_hash}
+        lineage = replace(
+            lineage,
+            base=run.encoder.name,
+            base_hash="sha256:" + folder_hash(run.encoder),
+            revision=None,
+            origin=lineage.origin or lineage.base,
+            merged=[],
+            history=[*lineage.history, *(asdict(record) for record in lineage.merged), step],
+        )
+    lineage.write(run.folder / "lineage.json")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True
+
+
+def now() -> str:
+    """The time, ISO 8601 with zone."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

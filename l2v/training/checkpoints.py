@@ -1,0 +1,53 @@
+"""Checkpoints that appear whole or not at all, and are read without unpickling."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+
+from l2v.errors import L2VError, first_line
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint file appears whole or not at all, and is read without unpickling objects."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(target.name + ".tmp")
+        try:
+            torch.save(checkpoint, draft)
+            os.replace(draft, target)
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+            draft.unlink(missing_ok=True)
+            raise L2VError(f"{target}: cannot be saved ({first_line(error)}); the one before is kept") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many unrelated types for a damaged file
+            raise L2VError(f"{path}: not a checkpoint that l2v wrote ({first_line(error)})") from error
+
+
+class SaveLast(Callback):
+    """Saves ``last.ckpt`` at every validation and when training ends or is stopped."""
+
+    def __init__(self, file: Path, on_save: Callable[[int], None]) -> None:
+        self.file, self.on_save = file, on_save
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        if trainer.is_global_zero:
+            self.on_save(trainer.global_step)

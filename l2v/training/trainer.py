@@ -1,0 +1,67 @@
+"""Lightning's trainer as l2v runs it."""
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from l2v.errors import L2VError, first_line
+
+
+def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
+    """Lightning's trainer, without the notes that tell a user of l2v nothing.
+
+    Args:
+        settings: of ``lightning.Trainer``; the precision may be auto, and the strategy what makes it.
+        of_l2v: what no override sets.
+
+    Raises:
+        L2VError: the machine has no such accelerator, or settings exclude each other.
+    """
+    quiet_lightning()
+    settings = dict(settings)
+    settings["precision"] = resolve_precision(settings.get("precision", "auto"), settings.get("accelerator", "auto"))
+    try:
+        if callable(settings.get("strategy")):
+            settings["strategy"] = settings["strategy"]()
+        return L.Trainer(**settings, **of_l2v, enable_model_summary=False, use_distributed_sampler=False)
+    except MisconfigurationException as error:
+        raise L2VError(f"trainer: {first_line(error)}") from error
+
+
+def accelerator_of(name: str) -> str:
+    """cpu, cuda or mps: what Lightning takes for a name, which may be auto or gpu."""
+    if name not in ("auto", "gpu"):
+        return name
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(precision: str, accelerator: str = "auto") -> str:
+    """``auto`` is bf16-mixed where the processor multiplies bfloat16 natively (any current GPU), else 32-true."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator_of(accelerator) == "cuda"
+    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def quiet_lightning() -> None:
+    """Without the notes of Lightning and transformers that tell a user of l2v nothing."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+_KNOWN_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*treespec, LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # it is: its order is a function of the step
+    ".*Found .* module.* in eval mode.*",
+    ".*sync_dist=True.*",  # the sums are over all ranks already
+)

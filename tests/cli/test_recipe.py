@@ -1,0 +1,92 @@
+"""recipe.py on a tiny model: stages in a row, scores in between, everything reused the second time."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launch import ROOT, hears_ctrl_c
+
+from l2v.runs.run import Run
+
+pytest.importorskip("gensim", reason="the recipe's texts come from the package gensim")
+
+
+def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "recipe.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+
+
+def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"model.source={tiny_model}"]
+    first = recipe(*arguments)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "smoke"
+    for row in ("causal", "bidirectional", "mntp", "simcse"):
+        scores = json.loads((folder / row / "evaluation" / "smoke.json").read_text())["scores"]
+        assert f"{scores['masked']['value']:.4f}" in first.stdout
+    assert "Encoder.from_pretrained" in first.stdout
+    assert (folder / "report.html").exists() and (folder / "runs.json").exists()
+    lineage = json.loads((folder / "simcse" / "lineage.json").read_text())
+    assert [record["stage"] for record in lineage["merged"]] == ["mntp"]
+
+    made = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+    second = recipe(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.count("it is reused") == 2 and second.stderr.count("reused, nothing has changed") == 4
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")} == made
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.mntp=3", "error: stages.mntp=3: input should be a valid list"),
+        ("stages=null", "error: stages=None: input should be a valid dictionary"),
+        ("~stages.mntp,~stages.simcse", "error: stages: none; expected one at least"),
+        ("overrides=model", "error: overrides=model: input should be a valid list"),
+    ],
+)
+def test_a_recipe_of_another_form_is_told_in_one_line(override: str, message: str) -> None:
+    result = recipe("recipe=smoke", *override.split(","))
+    assert result.returncode == 1 and re.match(message, result.stderr) and result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    overrides = ["stage=mntp", "stage.max_steps=5000", "stage.batch_size=2", "stage.block_length=64"]
+    overrides += ["stage.validation_rows=4", "stage.validate_every=50"]
+    mntp = ",".join(f"'{override}'" for override in overrides)
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", "baselines=[]", f"stages={{mntp:[{mntp}]}}"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "recipe.py"), *arguments, f"model.source={tiny_model}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
+    run = Run(tmp_path / "smoke" / "mntp")
+    deadline = time.monotonic() + 120
+    while not (run.checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from here" in errors and "Traceback" not in errors
+    assert run.record()["status"] == "stopped" and 50 <= run.record()["step"] < 5000
+
+
+def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_runs(tiny_model: Path, tmp_path: Path) -> None:
+    wrong = "stages={mntp:['stage=mntp'],simcse:['stage=simcse','stage.batch_size=1']}"
+    done = recipe("recipe=smoke", f"runs_dir={tmp_path}", wrong)
+    assert done.returncode == 1
+    assert "error: stage.batch_size must be at least 2" in done.stderr
+    assert not (tmp_path / "smoke").exists()

@@ -1,0 +1,101 @@
+"""A suite while a stage trains: curves of the scores, and a training that goes on as it would have."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from launch import Tiny, composed
+from quick_folder import write_quick_folder
+
+from l2v import config as configs
+from l2v.encoders.settings import EncoderSettings
+from l2v.errors import L2VError
+from l2v.evaluation.suite import evaluate
+from l2v.runs.run import Run
+
+SUITE = [f"~evaluation.tasks.{name}" for name in ("scifact", "banking77", "stackoverflow")]
+KEY = "evaluation/quick/stsbenchmark"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    return Tiny(tmp_path, tiny_model, monkeypatch)
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> list[str]:
+    """Overrides."""
+    data = write_quick_folder(tmp_path / "data")
+    return ["evaluate_every=2", "evaluation=quick", f"evaluation.folder={data}", *SUITE]
+
+
+def curve(run: Path, key: str = KEY) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row[key]) for row in rows if key in row]
+
+
+def test_scores_are_curves_and_the_last_is_that_of_the_encoder(
+    tiny: Tiny, quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny.train("run", "simcse", "stage.max_steps=5", "stage.learning_rate=1e-2", *quick)
+    steps, values = zip(*curve(run), strict=True)
+    assert steps == (0, 2, 4, 5) and len(set(values)) > 1
+    assert [step for step, _ in curve(run, "evaluation/quick/sickr")] == list(steps)
+    suite = configs.plain(composed("train", quick))["evaluation"]
+    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    result = evaluate(EncoderSettings(str(run)), tasks, suite="quick", folder=run, show=False)
+    assert values[-1] == pytest.approx(result["scores"]["stsbenchmark"]["value"], abs=1e-5)
+    assert "step 5: stsbenchmark" in capsys.readouterr().err
+    assert not list(run.rglob("now"))
+
+
+def test_training_goes_on_as_without_evaluations(tiny: Tiny, quick: list[str]) -> None:
+    plain = tiny.train("plain", "simcse", "stage.max_steps=4")
+    watched = tiny.train("watched", "simcse", "stage.max_steps=4", *quick)
+    files = (run / "checkpoints" / "last.ckpt" for run in (plain, watched))
+    one, two = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert Run(plain).record()["config_hash"] == Run(watched).record()["config_hash"]
+
+
+def test_a_resumed_run_has_each_evaluation_once(tiny: Tiny, quick: list[str]) -> None:
+    run = tiny.train("run", "simcse", "stage.max_steps=4", *quick)
+    before = curve(run)
+    tiny.resume(run, "stage.max_steps=6")
+    assert curve(run)[: len(before)] == before and [step for step, _ in curve(run)] == [0, 2, 4, 6]
+
+
+def test_a_task_that_needs_the_head_is_left_out_where_there_is_none(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [
+        "evaluate_every=2",
+        "evaluation=smoke",
+        "+evaluation.tasks.lee._target_=l2v.evaluation.tasks.lee.LeeSimilarity",
+    ]
+    run = tiny.train("simcse", "simcse", "stage.max_steps=2", *few)
+    assert not curve(run, "evaluation/smoke/masked") and len(curve(run, "evaluation/smoke/lee")) == 2
+    assert "left out while training" in capsys.readouterr().err
+    run = tiny.train("mntp", "mntp", "stage.max_steps=2", *few)
+    assert [step for step, _ in curve(run, "evaluation/smoke/masked")] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluate_every=5"], "evaluate_every=5: say what to evaluate: evaluation=demo"),
+        (["evaluation=demo"], "evaluation=demo: say how often"),
+        (["evaluation=demo", "evaluate_every=0"], "evaluate_every=0: input should be greater than or equal to 1"),
+        (["evaluation=quick", "evaluate_every=5"], "evaluation.folder: must be given"),
+    ],
+)
+def test_a_wrong_setting_is_named(tiny: Tiny, overrides: list[str], message: str) -> None:
+    with pytest.raises(L2VError, match=message):
+        tiny.train("run", "simcse", *overrides)
+
+
+def test_missing_data_are_found_before_the_model_is_loaded(tiny: Tiny, quick: list[str], tmp_path: Path) -> None:
+    (tmp_path / "data" / "stsbenchmark" / "sts-test.csv").unlink()
+    with pytest.raises(L2VError, match="no such file"):
+        tiny.train("run", "simcse", *quick, "model.source=/nowhere/at/all")

@@ -1,0 +1,170 @@
+"""Attention with dropout on a CPU: what plain operations give, without keeping pairs of tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_tiny_decoder
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from l2v.kernels import attention as module
+from l2v.kernels.attention import dropped_attention, keep_no_pairs
+from l2v.models.bidirectional import set_attention
+
+BATCH, GROUPS, LENGTH, WIDTH = 3, 2, 5, 4
+MASKS = ["none", "bool", "bool of heads", "added", "of all rows"]
+
+
+def _tensors(heads: int, **kind: Any) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, **kind)
+
+    # as they come from a model: (batch, length, heads, width), turned around
+    query = normal(BATCH, LENGTH, heads, WIDTH).transpose(1, 2)
+    return query, normal(BATCH, LENGTH, GROUPS, WIDTH).transpose(1, 2), normal(BATCH, GROUPS, LENGTH, WIDTH + 1)
+
+
+def _mask(kind: str, heads: int) -> Tensor | None:
+    generator = torch.Generator().manual_seed(1)
+    seen = torch.rand(BATCH, heads, LENGTH, LENGTH, generator=generator) < 0.7
+    seen |= torch.eye(LENGTH, dtype=torch.bool)
+    added = torch.where(seen, torch.rand(seen.shape, generator=generator), -torch.inf)
+    masks = {"bool": seen[:, :1], "bool of heads": seen, "added": added[:, :1], "of all rows": seen[:1, :1]}
+    return masks.get(kind)
+
+
+@pytest.fixture(params=[1, 60, 10**6], ids=["a group at once", "a row at once", "all at once"])
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", request.param)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("heads", [GROUPS, 2 * GROUPS])
+def test_without_a_drop_it_is_torchs_attention(kind: str, heads: int) -> None:
+    mine, torchs = (tuple(x.requires_grad_() for x in _tensors(heads)) for _ in range(2))
+    mask = _mask(kind, heads)
+    added = mask.float() if mask is not None and mask.dtype.is_floating_point else mask
+    got = dropped_attention(*mine, added, 1e-9, 0.3)
+    expected = scaled_dot_product_attention(*torchs, attn_mask=added, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(got, expected)
+    direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(2))
+    for x, y in zip(
+        torch.autograd.grad(got, mine, direction), torch.autograd.grad(expected, torchs, direction), strict=True
+    ):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("kind", MASKS)
+def test_gradients_with_dropout_are_those_of_what_it_gives(kind: str) -> None:
+    heads = 2 * GROUPS
+    mask = _mask(kind, heads)
+    mask = mask.double() if mask is not None and mask.dtype.is_floating_point else mask
+
+    def attention(*tensors: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return dropped_attention(*tensors, mask, 0.4)
+
+    given = tuple(x.requires_grad_() for x in _tensors(heads, dtype=torch.float64))
+    assert torch.autograd.gradcheck(attention, given)
+
+
+def _with_dropout(causal: bool, probability: float, length: int) -> tuple[Any, Tensor, Tensor]:
+    """A decoder, and ids and the mask of two rows, one of them half padding."""
+    keep_no_pairs()
+    decoder = make_tiny_decoder(attention_dropout=probability).get_decoder()
+    set_attention(decoder, "causal" if causal else "bidirectional")
+    mask = torch.ones(2, length, dtype=torch.int64)
+    mask[1, length // 2 :] = 0
+    return decoder.train(), torch.arange(2 * length).view(2, length) % 50, mask
+
+
+def test_dropped_weights() -> None:
+    """Values of the identity show the weights: some are gone, the others are scaled up, in other places each time."""
+    length, probability = 64, 0.3
+    query, key = torch.randn(2, 4, 3, length, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    value = torch.eye(length).expand(4, 3, length, length)
+    weights = (query @ key.mT * 8**-0.5).softmax(dim=-1).transpose(1, 2)
+    torch.manual_seed(0)
+    first, second = (dropped_attention(query, key, value, None, probability) for _ in range(2))
+    for found in (first, second):
+        stays = found != 0
+        assert abs(stays.float().mean().item() - (1 - probability)) < 0.02
+        torch.testing.assert_close(found[stays], weights[stays] / (1 - probability), rtol=1e-4, atol=1e-6)
+    agree = ((first != 0) == (second != 0)).float().mean().item()
+    assert abs(agree - (0.7**2 + 0.3**2)) < 0.02
+    torch.manual_seed(0)
+    assert torch.equal(dropped_attention(query, key, value, None, probability), first)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_model_in_training_keeps_no_pairs(causal: bool, autocast: bool) -> None:
+    """With dropout and padding, nothing of the size of all pairs of tokens is kept for the backward pass."""
+    length = 64
+    decoder, ids, mask = _with_dropout(causal, 0.3, length)
+    kept: list[int] = []
+
+    def count(x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            kept.append(x.numel())
+        return x
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda x: x),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+    ):
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
+    pairs = 2 * decoder.config.num_attention_heads * length * length
+    assert length * decoder.config.intermediate_size < max(kept) < pairs
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_model_sees_the_same_tokens(causal: bool, padded: bool) -> None:
+    """Without a drop, the states and gradients are those of the model's own attention."""
+    found = []
+    for probability in (0.0, 1e-9):
+        decoder, ids, mask = _with_dropout(causal, probability, 12)
+        if not padded:
+            mask = torch.ones_like(mask)
+        given = decoder.get_input_embeddings()(ids).detach().requires_grad_()
+        states = decoder(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state[mask.bool()]
+        states.square().sum().backward()
+        found.append((states.detach(), given.grad))
+    for before, after in zip(*found, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_in_16_bits_it_is_torchs_attention_but_for_rounding() -> None:
+    """As autocast has it: queries and keys of float32, for their positions, and values of bfloat16."""
+    query, key, value = _tensors(2 * GROUPS)
+    attention = torch.nn.Module()
+    attention.is_causal, attention.num_key_value_groups = False, 2  # type: ignore[assignment]
+    found = []
+    for probability in (0.0, 1e-9):
+        given = [x.clone().requires_grad_() for x in (query, key, value.bfloat16())]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, _ = module._sdpa(attention, *given, None, probability)
+        output.float().square().sum().backward()
+        found.append((output, *(x.grad for x in given)))
+    for before, after in zip(*found, strict=True):
+        assert after.dtype == before.dtype
+        assert (after.float() - before.float()).norm() < 2e-2 * before.float().norm()
+
+
+def test_a_backward_pass_under_autocast_is_no_less_exact() -> None:
+    """As where a backward pass runs forward passes again, and goes back through them."""
+    found = []
+    for autocast in (False, True):
+        given = [x.requires_grad_() for x in _tensors(GROUPS)]
+        torch.manual_seed(0)
+        output = dropped_attention(*given, None, 0.4)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found.append(torch.autograd.grad(output, given, torch.ones_like(output)))
+    for plain, under in zip(*found, strict=True):
+        assert torch.equal(plain, under)

@@ -1,0 +1,41 @@
+"""Dropout masks drop what they should, at random and again."""
+
+import pytest
+import torch
+
+from l2v.kernels.dropout import dropout_mask
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.3])
+def test_dropout_masks(probability: float) -> None:
+    torch.manual_seed(0)
+    mask, scale = dropout_mask(torch.Size([601, 1001]), probability)
+    assert mask.shape == (601, 1001) and mask.dtype == torch.uint8 and mask.max() == 1
+    dropped = 1 - mask.float()
+    spread = (probability * (1 - probability)) ** 0.5
+    assert abs(dropped.mean().item() - probability) < 5 * spread / mask.numel() ** 0.5
+    for dimension in (0, 1):  # no row and no column stands out
+        means = dropped.mean(dim=dimension)
+        assert (means - probability).abs().max() < 6 * spread / mask.shape[dimension] ** 0.5
+    assert abs(scale - 1 / (1 - probability)) < 1e-4
+    torch.manual_seed(0)
+    assert torch.equal(dropout_mask(torch.Size([601, 1001]), probability)[0], mask)
+
+
+def test_dropout_masks_are_independent() -> None:
+    """Of 60 masks, and of the numbers of one at any distance up to 64: no correlation beyond chance."""
+    torch.manual_seed(0)
+    masks = torch.stack([dropout_mask(torch.Size([40_001]), 0.2)[0] for _ in range(60)]).double()
+    z = (masks - 0.8) / 0.4
+    correlations = (z @ z.T / z.shape[1])[~torch.eye(len(z), dtype=torch.bool)]
+    assert correlations.abs().max() < 5 / z.shape[1] ** 0.5
+    assert abs(correlations.mean()) < 5 / (1770 * z.shape[1]) ** 0.5
+    for distance in (*range(1, 9), 64):
+        assert abs((z[:, distance:] * z[:, :-distance]).mean()) < 5 / z.numel() ** 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_dropout_masks_on_a_gpu() -> None:
+    mask, scale = dropout_mask(torch.Size([301, 1001]), 0.3, "cuda")
+    assert abs(mask.float().mean().item() * scale - 1) < 1e-2

@@ -1,0 +1,214 @@
+"""Fast linear layers and lean LoRA give what torch and PEFT give."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import make_tiny_decoder
+from torch import nn
+
+from l2v.kernels import linear
+from l2v.kernels.linear import FastLinear, LeanLora, speed_up
+
+
+@pytest.fixture(params=[False, True], ids=["default", "onednn"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Either library, whatever the processor."""
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: request.param)
+    return request.param
+
+
+def _gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().sum().backward()
+    assert x.grad is not None
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "x": x.grad, **found}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+def test_a_fast_linear_layer_is_a_linear_layer(library: bool, bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(12, 7, bias=bias)
+    fast = copy.deepcopy(plain)
+    speed_up(fast)
+    assert type(fast) is FastLinear
+    x = torch.randn(shape)
+    expected, found = _gradients(plain, x), _gradients(fast, x)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+def test_what_a_layer_gives_may_be_changed_in_place(library: bool, shape: tuple[int, ...]) -> None:
+    """As OLMo does, which clips its queries, keys and values."""
+    fast = FastLinear(12, 7)
+    fast(torch.randn(shape)).clamp_(-1, 1).sum().backward()
+    assert fast.weight.grad is not None
+
+
+def test_compiled_in_one_graph(library: bool) -> None:
+    """With the operations that torch's compiler knows."""
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 7), nn.Linear(7, 3)), LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
+    speed_up(model)
+    layers = model.base_model.model
+    assert (type(layers[0]), type(layers[1])) == (LeanLora, FastLinear)
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(torch.compile(layers, backend="eager", fullgraph=True)(x), layers(x))
+
+
+def test_autocast_keeps_its_own_way(library: bool) -> None:
+    fast = FastLinear(12, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(torch.randn(3, 12)).dtype == torch.bfloat16
+
+
+def _adapted(dropout: float) -> nn.Module:
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", bias="none")
+    model = get_peft_model(make_tiny_decoder().base_model, settings)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model.train()
+
+
+def _step(model: nn.Module, seed: int = 1) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(seed)
+    ids = torch.randint(384, (3, 9))
+    states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    # not the sum of squares: a normalised vector's is constant
+    (states * torch.randn(states.shape)).sum().backward()
+    return {"states": states.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+
+
+def test_lean_lora_is_lora(library: bool) -> None:
+    plain, lean = _adapted(0.0), _adapted(0.0)
+    speed_up(lean)
+    assert sum(isinstance(module, LeanLora) for module in lean.modules()) == 14
+    assert plain.state_dict().keys() == lean.state_dict().keys()
+    expected, found = _step(plain), _step(lean)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_lean_lora_is_lora_under_autocast(library: bool, weights: torch.dtype) -> None:
+    """As far from float32 as PEFT's is, in the dtypes of PEFT's."""
+    exact, plain, lean = _adapted(0.0), _adapted(0.0), _adapted(0.0)
+    speed_up(lean)
+    for model in (plain, lean):
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.to(weights)
+    theirs, ours = [], []
+    for seed in range(6):
+        reference = _step(exact, seed)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected, found = _step(plain, seed), _step(lean, seed)
+        for name, value in reference.items():
+            assert found[name].dtype == expected[name].dtype, name
+            theirs.append((expected[name].float() - value).norm() / value.norm())
+            ours.append((found[name].float() - value).norm() / value.norm())
+    assert 0 < sum(ours) < 1.2 * sum(theirs)
+    assert max(ours) < 1.5 * max(theirs)
+
+
+def test_lean_lora_keeps_a_byte_a_number_of_its_dropout() -> None:
+    """Beside the layer's input, which its neighbours keep too, and tensors of the adapter's rank."""
+
+    def kept(lean: bool) -> dict[torch.dtype, int]:
+        torch.manual_seed(0)
+        settings = LoraConfig(r=4, lora_dropout=0.05, target_modules=["0"], bias="none")
+        model = get_peft_model(nn.Sequential(nn.Linear(64, 96)), settings).train()  # type: ignore[arg-type]
+        model.base_model.model[0].base_layer.to(torch.bfloat16)
+        if lean:
+            speed_up(model)
+        tensors: dict[int, torch.Tensor] = {}
+        x = torch.randn(100, 64, dtype=torch.bfloat16, requires_grad=True)
+        weights = {p.data_ptr() for p in model.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.numel() == x.numel():
+                tensors[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+            model(x)
+        found = [tensor for pointer, tensor in tensors.items() if pointer not in weights | {x.data_ptr()}]
+        return {dtype: sum(tensor.dtype == dtype for tensor in found) for dtype in {t.dtype for t in found}}
+
+    assert kept(lean=True) == {torch.uint8: 1}
+    assert kept(lean=False)[torch.float32] >= 1
+
+
+def test_lean_lora_leaves_several_dtypes_to_peft() -> None:
+    """Weights in bfloat16 and an adapter in float32 without autocast: PEFT casts to and fro."""
+    plain, lean = _adapted(0.0), _adapted(0.0)
+    speed_up(lean)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        for model in (plain, lean):
+            for name, parameter in model.named_parameters():
+                if "lora_" not in name:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+        torch.testing.assert_close(lean(ids)[0], plain(ids)[0], rtol=0, atol=0)
+
+
+def test_lean_lora_drops_what_peft_would_drop(library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same masks it is the same step."""
+
+    def mask_of(shape: torch.Size, probability: float) -> torch.Tensor:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(shape.numel())) >= probability
+
+    class Dropout(nn.Dropout):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * mask_of(x.shape, self.p) / (1 - self.p)
+
+    plain, lean = _adapted(0.25), _adapted(0.25)
+    speed_up(lean)
+    for module in plain.modules():
+        if type(module) is nn.Dropout and module.p:
+            module.__class__ = Dropout
+    monkeypatch.setattr(linear, "dropout_mask", lambda shape, p, _: (mask_of(shape, p).byte(), 1 / (1 - p)))
+    expected, found = _step(plain), _step(lean)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_lean_lora_leaves_merging_switching_off_and_evaluation_to_peft(library: bool) -> None:
+    plain, lean = _adapted(0.5), _adapted(0.5)
+    speed_up(lean)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(lean.eval()(ids)[0], plain.eval()(ids)[0])
+        with plain.disable_adapter(), lean.disable_adapter():
+            torch.testing.assert_close(lean(ids)[0], plain(ids)[0])
+        merged = lean.merge_and_unload()
+        assert not any(isinstance(module, LeanLora) for module in merged.modules())
+        torch.testing.assert_close(merged(ids)[0], plain(ids)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_lean_lora_on_a_gpu(precision: torch.dtype) -> None:
+    plain, lean = _adapted(0.0).cuda(), _adapted(0.0).cuda()
+    speed_up(lean)
+    ids = torch.arange(16, device="cuda").view(2, 8)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        for model in (plain, lean):
+            model(ids)[0].float()[..., 0].sum().backward()
+    for (name, p), other in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        if p.grad is not None:
+            assert other.grad is not None
+            assert (other.grad - p.grad).norm() < (1e-4 if precision == torch.float32 else 3e-2) * p.grad.norm(), name

@@ -1,0 +1,133 @@
+"""A run that is stopped and resumed is the run that never stopped, bit for bit."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from launch import Batches, SignalAt, Tiny, assert_same_training, checkpoint, metrics
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from l2v.errors import L2VError, Stopped
+from l2v.runs.run import Run
+
+
+class FailAt(Callback):
+    """Breaks off in the middle of training."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            raise RuntimeError("the machine went down")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    return Tiny(tmp_path, tiny_model, monkeypatch)
+
+
+@pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
+@pytest.mark.parametrize("stop_after", [10, 13])
+def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, stop_after: int) -> None:
+    settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
+    if stage == "supervised":
+        settings += ["stage.micro_batch_tokens=48", "stage.grad_cache=true"]
+    whole, first, second = Batches(), Batches(), Batches()
+    straight = tiny.train("straight", stage, *settings, callbacks=[whole])
+    with pytest.raises(Stopped) as stop:
+        tiny.train("stopped", stage, *settings, callbacks=[first, SignalAt(stop_after, signal.SIGTERM)])
+    assert stop.value.signal == signal.SIGTERM
+    stopped = tiny.folder / "runs" / "stopped"
+    assert Run(stopped).record()["status"] == "stopped"
+    assert checkpoint(stopped)["global_step"] == stop_after
+    tiny.resume(stopped, callbacks=[second])
+    assert first.ids + second.ids == whole.ids
+    assert_same_training(straight, stopped)
+    assert Run(stopped).is_finished
+
+
+@pytest.mark.parametrize("stage", ["mntp", "simcse"])
+def test_a_crash_goes_back_to_the_validation_before_it(tiny: Tiny, stage: str) -> None:
+    settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
+    straight = tiny.train("straight", stage, *settings)
+    with pytest.raises(RuntimeError):
+        tiny.train("crashed", stage, *settings, callbacks=[FailAt(13)])
+    crashed, again = tiny.folder / "runs" / "crashed", Batches()
+    record = Run(crashed).record()
+    assert record["status"] == "failed" and record["error"] == "the machine went down"
+    assert checkpoint(crashed)["global_step"] == record["step"] == 10
+    tiny.resume(crashed, callbacks=[again])
+    assert len(again.ids) == 10
+    assert_same_training(straight, crashed)
+
+
+def test_overrides_on_resume_stay(tiny: Tiny) -> None:
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=5"))
+    first = run.record()["config_hash"]
+    with pytest.raises(Stopped):
+        tiny.resume(run.folder, "stage.max_steps=20", callbacks=[SignalAt(8, signal.SIGTERM)])
+    assert OmegaConf.load(run.folder / "config.yaml").stage.max_steps == 20
+    second = run.record()["config_hash"]
+    with pytest.raises(RuntimeError):
+        tiny.resume(run.folder, callbacks=[FailAt(12)])
+    assert run.record()["error"] == "the machine went down" and not run.is_finished
+    tiny.resume(run.folder)
+    record = run.record()
+    assert record["status"] == "finished" and record["step"] == 20 and not record["error"]
+    assert first != second == record["config_hash"]
+    assert [row["step"] for row in metrics(run.folder) if "train/loss" in row] == list(range(1, 21))
+
+
+def test_ten_steps_then_ten_more_equal_twenty(tiny: Tiny) -> None:
+    settings = ["stage.schedule_steps=20", "stage.attention_dropout=0.3"]
+    straight = tiny.train("straight", "simcse", "stage.max_steps=20", *settings)
+    parts = tiny.train("parts", "simcse", "stage.max_steps=10", *settings)
+    tiny.resume(parts, "stage.max_steps=20")
+    assert_same_training(straight, parts)
+    a, b = (Run(run).lineage() for run in (straight, parts))
+    assert a.adapter is not None and b.adapter is not None and a.adapter.hash == b.adapter.hash
+
+
+def test_resume_with_accumulated_gradients(tiny: Tiny) -> None:
+    settings = ["stage.max_steps=20", "trainer.accumulate_grad_batches=2"]
+    straight = tiny.train("straight", "mntp", *settings)
+    with pytest.raises(Stopped):
+        tiny.train("stopped", "mntp", *settings, callbacks=[SignalAt(7, signal.SIGINT)])
+    tiny.resume(tiny.folder / "runs" / "stopped")
+    assert_same_training(straight, tiny.folder / "runs" / "stopped")
+
+
+def test_another_seed_is_another_run(tiny: Tiny) -> None:
+    one, two = (checkpoint(tiny.train(f"seed-{s}", "mntp", "stage.max_steps=2", f"seed={s}")) for s in (0, 1))
+    assert any(not torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
+
+
+def test_a_run_without_checkpoint_cannot_be_resumed(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(L2VError, match="no checkpoint"):
+        tiny.resume(run)
+
+
+def test_a_damaged_checkpoint_is_told(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"half a file")
+    with pytest.raises(L2VError, match=r"last\.ckpt: not a checkpoint"):
+        tiny.resume(run, "stage.max_steps=2")
+
+
+def test_a_finished_run_needs_more_steps_to_go_on(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    with pytest.raises(L2VError, match=r"raise stage\.max_steps"):
+        tiny.resume(run)
+
+
+def test_a_checkpoint_of_another_adapter_does_not_load(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    with pytest.raises(L2VError, match="does not fit"):
+        tiny.resume(run, "stage.max_steps=2", "adapter.lora.target_modules=[q_proj]")
