@@ -10,7 +10,7 @@ from l2v.errors import L2VError
 from l2v.export.card import Form
 from l2v.export.export import Export, Merge, export
 from l2v.export.hub import check_hub, push_folder
-from l2v.models.loading import DType
+from l2v.models.settings import DType
 from l2v.progress import say
 from l2v.runs.run import Run
 

@@ -113,8 +113,8 @@ def _train(arguments: list[str]) -> None:
 
 
 def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
-    from l2v.encoders.settings import EncoderSettings
     from l2v.evaluation.suite import evaluate
+    from l2v.models.settings import EncoderSettings
 
     tasks = configs.build(suite["tasks"], "evaluation.tasks")
     evaluate(EncoderSettings(**how), tasks, suite=suite["suite"], folder=folder)

@@ -5,6 +5,7 @@ The only room that knows Hydra: everything else takes plain, typed arguments.
 
 from l2v.config.build import build, check, check_value
 from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank
+from l2v.config.encoder import take_encoder
 from l2v.config.program import conf_folder, run
 from l2v.config.trainer import build_predictor
 from l2v.config.training import build_training
@@ -23,4 +24,5 @@ __all__ = [
     "plain",
     "process_rank",
     "run",
+    "take_encoder",
 ]

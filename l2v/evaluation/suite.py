@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 
 from l2v.encoders.encoder import Encoder
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
+from l2v.models.settings import EncoderSettings
+from l2v.pooling import pooling_name
 from l2v.progress import say
 from l2v.runs.files import read_json, write_json
 
@@ -166,7 +167,9 @@ def evaluate(
         done = _in_processes(jobs, min(devices, len(jobs)))
     else:
         encoder = Encoder.from_pretrained(**asdict(subject), with_head=with_head)
-        done = [_do(job, encoder, show) for job in jobs] or [_Done("", {}, encoder.backbone.attention, encoder.pooling)]
+        done = [_do(job, encoder, show) for job in jobs] or [
+            _Done("", {}, encoder.backbone.attention, pooling_name(encoder.pooling))
+        ]
     entries = {one.name: one.entries for one in done}
     result = {
         "suite": suite,
@@ -219,7 +222,7 @@ class _Done(NamedTuple):
 
 def _do(job: _Job, encoder: Encoder, show: bool) -> _Done:
     entries = score(job.name, job.task, encoder, job.kept, show=show)
-    return _Done(job.name, entries, encoder.backbone.attention, encoder.pooling)
+    return _Done(job.name, entries, encoder.backbone.attention, pooling_name(encoder.pooling))
 
 
 def _in_processes(jobs: list[_Job], count: int) -> list[_Done]:

@@ -15,7 +15,8 @@ from l2v.export.card import Card, Form, model_card
 from l2v.export.merging import blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
 from l2v.models.backbone import Backbone
-from l2v.models.loading import DType, cast_weights
+from l2v.models.loading import cast_weights
+from l2v.models.settings import DType
 from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text

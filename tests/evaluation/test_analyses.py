@@ -17,7 +17,6 @@ from tiny import SENTENCES, make_tiny_model, make_tiny_tokenizer
 
 from l2v import Encoder
 from l2v import config as configs
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.analyses import embedding_map
 from l2v.evaluation.analyses.attention_states import AttentionStates, binned
@@ -29,6 +28,7 @@ from l2v.evaluation.mteb.files import ClusteringSet
 from l2v.evaluation.suite import ResultStore, evaluate
 from l2v.evaluation.tasks.masked import MaskedAccuracy
 from l2v.evaluation.tasks.sts import StsPairs
+from l2v.models.settings import EncoderSettings
 
 KEPT = ResultStore(Path("nowhere"), "l2v/tiny", "0")
 

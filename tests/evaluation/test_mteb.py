@@ -16,13 +16,13 @@ from tiny import SENTENCES
 
 from l2v import Encoder
 from l2v import config as configs
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.mteb.benchmark import Benchmark
 from l2v.evaluation.mteb.files import ClassificationSet, ClusteringSet, LocalSet, PairSet, StsSet
 from l2v.evaluation.mteb.retrieval_files import RetrievalSet
 from l2v.evaluation.suite import ResultStore, evaluate
 from l2v.evaluation.tasks.lee import LeeSimilarity
+from l2v.models.settings import EncoderSettings
 from l2v.text.instructions import INSTRUCTIONS, mteb_prompts
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'l2v[mteb]'")

@@ -11,10 +11,10 @@ from launch import script
 from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.suite import evaluate
 from l2v.evaluation.tasks.masked import MaskedAccuracy
+from l2v.models.settings import EncoderSettings
 
 
 @dataclass(frozen=True)

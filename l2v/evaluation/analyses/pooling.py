@@ -1,14 +1,14 @@
 """The same tasks under each pooling (paper, figure 3 and table 5), with one forward pass a text."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.evaluation.suite import ResultStore, Task, TaskSet, entry
-from l2v.pooling.pooling import Pooling, pool
+from l2v.pooling import PoolingName, pool
 from l2v.text.tokenization import Tokens, pad
 
 _NAMES = {"last_token": "last token", "mean": "mean", "weighted_mean": "weighted mean", "bos": "first token"}
@@ -25,7 +25,7 @@ class PoolingAblation:
     """
 
     tasks: dict[str, Any]
-    poolings: tuple[Pooling, ...] | None = None
+    poolings: tuple[PoolingName, ...] | None = None
 
     label: ClassVar[str] = "Pooling"
     metric: ClassVar[str] = "average of the tasks"
@@ -97,7 +97,7 @@ class EveryPooling(Encoder):
     text.
     """
 
-    def __init__(self, encoder: Encoder, poolings: tuple[Pooling, ...]) -> None:
+    def __init__(self, encoder: Encoder, poolings: tuple[PoolingName, ...]) -> None:
         super().__init__(
             encoder.backbone,
             pooling=poolings[0],
@@ -107,7 +107,7 @@ class EveryPooling(Encoder):
             padding_side=encoder.padding_side,
         )
         self.poolings = poolings
-        self._kept: dict[tuple[int, ...], dict[Pooling, torch.Tensor]] = {}
+        self._kept: dict[tuple[int, ...], dict[PoolingName, torch.Tensor]] = {}
 
     def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
         keys = [(text.text_begin, *text.input_ids) for text in tokens]
@@ -119,12 +119,12 @@ class EveryPooling(Encoder):
             vectors = {kind: pool(states, pool_mask, on_device["attention_mask"], kind).cpu() for kind in self.poolings}
             for row, key in enumerate(new):
                 self._kept[key] = {kind: found[row] for kind, found in vectors.items()}
-        return torch.stack([self._kept[key][self.pooling] for key in keys])
+        return torch.stack([self._kept[key][cast(PoolingName, self.pooling)] for key in keys])
 
 
-def default_poolings(encoder: Encoder) -> tuple[Pooling, ...]:
+def default_poolings(encoder: Encoder) -> tuple[PoolingName, ...]:
     """All that make sense for an encoder."""
-    poolings: tuple[Pooling, ...] = ("last_token", "mean", "weighted_mean")
+    poolings: tuple[PoolingName, ...] = ("last_token", "mean", "weighted_mean")
     tokenizer = encoder.backbone.tokenizer
     first = tokenizer("a").input_ids[:1]
     starts_alike = bool(first) and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)

@@ -15,7 +15,7 @@ from l2v.data.readers import content, find, records, text_of
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.evaluation.suite import ResultStore, entry
-from l2v.pooling.pooling import pool
+from l2v.pooling import pool
 from l2v.progress import track
 from l2v.text.tokenization import Tokens, pad, tokenize
 
