@@ -104,8 +104,8 @@ class SentenceTransformersEncoder:
     def describe(self) -> dict[str, Any]:
         """What the files of its results say of it."""
         pooling = next((m for m in self.model if type(m).__name__ == "Pooling"), None)
-        mode = pooling.get_pooling_mode_str() if pooling is not None else "its own"
-        return {"library": "sentence-transformers", "attention": "its own", "pooling": mode}
+        mode = getattr(pooling, "pooling_mode", "its own")
+        return {"library": "sentence-transformers", "attention": "its own", "pooling": str(mode)}
 
     def preparation(self, instruction: str | None = None) -> TextPreparation:
         """Texts to what :meth:`embed` takes, without the model."""

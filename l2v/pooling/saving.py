@@ -73,7 +73,8 @@ def _class_of(target: str, where: str) -> type[Pooling]:
     """The class that a file names: of l2v, of a module that the user named, or of one that was imported already."""
     module, _, name = target.rpartition(".")
     root = module.partition(".")[0]
-    allowed = {"l2v", *(one.strip() for one in os.environ.get(ALLOWED_MODULES, "").split(","))}
+    named = (one.strip() for one in os.environ.get(ALLOWED_MODULES, "").split(","))
+    allowed = {"l2v", *filter(None, named)}
     if module not in sys.modules and root not in allowed:
         raise L2VError(
             f"{where}: its pooling {target} is code of another package; import {root or 'it'} first, or name it in "
