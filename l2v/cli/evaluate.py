@@ -24,7 +24,7 @@ def main(composed: DictConfig) -> None:
     own = ("evaluation", "encoder", "output", "devices", "debug")
     settings = {key: value for key, value in config.items() if key not in own}
     subject = EncoderSettings(**configs.check(EncoderSettings, {"source": config["encoder"], **settings}, ""))
-    tasks = configs.build(config["evaluation"]["tasks"], "evaluation.tasks")
+    tasks = configs.build_tasks(config["evaluation"]["tasks"])
     folder = Path(config["output"]) if config["output"] else _folder(subject)
     devices = configs.check_value(Annotated[int, Ge(1)], config["devices"], "devices")
     evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder, devices=devices)

@@ -6,12 +6,14 @@ The only room that knows Hydra: everything else takes plain, typed arguments.
 from l2v.config.build import build, check, check_value
 from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank
 from l2v.config.program import conf_folder, run
+from l2v.config.tasks import build_tasks
 from l2v.config.trainer import build_predictor
 from l2v.config.training import build_training
 
 __all__ = [
     "build",
     "build_predictor",
+    "build_tasks",
     "build_training",
     "check",
     "check_value",

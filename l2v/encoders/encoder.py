@@ -172,6 +172,10 @@ class Encoder:
         """Length of a vector."""
         return self.backbone.hidden_size
 
+    def describe(self) -> dict[str, Any]:
+        """What the files of its results say of it."""
+        return {"attention": self.backbone.attention, "pooling": self.pooling}
+
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device

@@ -30,7 +30,7 @@ class RetrievalSet(LocalSet):
     qrels: Files
     sample_queries: Annotated[int, Ge(1)] | None = None
 
-    metric: ClassVar[str] = "nDCG@10"
+    metric = "nDCG@10"
     sampled: ClassVar[str] = "documents"
     kind: ClassVar[str] = "Retrieval"
     main_score: ClassVar[str] = "ndcg_at_10"
