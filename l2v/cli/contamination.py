@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from l2v import config as configs
 from l2v.contamination.ngrams import Grams, contamination
-from l2v.contamination.texts import SaysTexts, SaysTextsOfTasks, training_texts
+from l2v.contamination.texts import training_texts
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import say
@@ -25,16 +25,13 @@ def main(composed: DictConfig) -> None:
     grams = Grams(**configs.check(Grams, {name: config[name] for name in ("n", "shortest")}, ""))
     source, data, folder = _training_data(config)
     suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
-    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    tasks = configs.build_tasks(suite["tasks"])
     texts: dict[str, tuple[str, Iterable[str]]] = {}
     unknown = []
     for name, task in tasks.items():
-        if isinstance(task, SaysTextsOfTasks):
-            texts |= {each: (each, own) for each, own in task.evaluated_texts_by_task().items()}
-        elif isinstance(task, SaysTexts):
-            texts[name] = (task.label, task.evaluated_texts())
-        else:
-            unknown.append(name)
+        found_texts = task.evaluated_texts_by_task(name)
+        texts |= found_texts
+        unknown += [] if found_texts else [name]
     if config["texts"]["files"] is not None:
         given = FileTexts(**configs.check(FileTexts, {**config["texts"], "override": "texts.files"}, "texts"))
         for path in given.paths():

@@ -116,7 +116,7 @@ def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
     from l2v.evaluation.suite import evaluate
     from l2v.models.settings import EncoderSettings
 
-    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    tasks = configs.build_tasks(suite["tasks"])
     evaluate(EncoderSettings(**how), tasks, suite=suite["suite"], folder=folder)
 
 

@@ -7,12 +7,14 @@ from l2v.config.build import build, check, check_value
 from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank
 from l2v.config.encoder import take_encoder
 from l2v.config.program import conf_folder, run
+from l2v.config.tasks import build_tasks
 from l2v.config.trainer import build_predictor
 from l2v.config.training import build_training
 
 __all__ = [
     "build",
     "build_predictor",
+    "build_tasks",
     "build_training",
     "check",
     "check_value",

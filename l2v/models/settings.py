@@ -1,6 +1,6 @@
 """Which encoder, and how it is used: the one description that the programs, the library and training share."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -47,6 +47,7 @@ class EncoderSettings:
     source: str
     """A run folder, a model folder (also one of sentence-transformers), an adapter (also a published one of LLM2Vec), a
     GGUF file, a hub id, or ``package:NAME/FILE.gguf``."""
+    _: KW_ONLY
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     adapters: tuple[str, ...] = ()
