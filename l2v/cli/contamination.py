@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
 from l2v import config as configs
@@ -71,13 +70,14 @@ def _training_data(config: dict[str, Any]) -> tuple[Any, str, Path]:
         name = configs.choices()["data"]
         return configs.build(config["data"]["train"], "data.train"), name, Path("runs") / f"data-{name}"
     run = Run.open(config["run"], "run")
+    where = f"run={config['run']}"
     try:
-        settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = configs.read_saved(run.folder / "config.yaml", where)
         node = settings["data"]["train"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise L2VError(
-            f"run={config['run']}: its config.yaml does not say its training data; name data= instead"
-        ) from None
+    except (L2VError, KeyError, TypeError):
+        raise L2VError(f"{where}: its config.yaml does not say its training data; name data= instead") from None
+    configs.check_targets(settings, configs.allowed_modules(), where)
+    configs.check_definitions({"data": {"train": node}}, configs.allowed_modules(), where)
     if settings.get("init_from"):
         say(f"the run began with init_from={settings['init_from']}, whose own training data are not looked at")
     return configs.build(node, "data.train"), f"data of {run.folder.name}", run.folder

@@ -1,7 +1,6 @@
 """A pooling of one's own in a saved encoder: its class and settings as JSON, its weights as safetensors."""
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from l2v.errors import L2VError, first_line
 from l2v.pooling.base import Pooling
+from l2v.trust import VARIABLE, allowed_modules
 
 WEIGHTS = "pooling.safetensors"
-ALLOWED_MODULES = "L2V_ALLOW_MODULES"
-"""Environment variable: modules, separated by commas, whose classes a saved file may name."""
 
 
 def pooling_record(pooling: Pooling) -> dict[str, Any]:
@@ -73,12 +71,10 @@ def _class_of(target: str, where: str) -> type[Pooling]:
     """The class that a file names: of l2v, of a module that the user named, or of one that was imported already."""
     module, _, name = target.rpartition(".")
     root = module.partition(".")[0]
-    named = (one.strip() for one in os.environ.get(ALLOWED_MODULES, "").split(","))
-    allowed = {"l2v", *filter(None, named)}
-    if module not in sys.modules and root not in allowed:
+    if module not in sys.modules and root not in ("l2v", *allowed_modules()):
         raise L2VError(
             f"{where}: its pooling {target} is code of another package; import {root or 'it'} first, or name it in "
-            f"{ALLOWED_MODULES}, if you trust it"
+            f"{VARIABLE}, if you trust it"
         )
     try:
         found = getattr(importlib.import_module(module), name)

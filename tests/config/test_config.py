@@ -275,7 +275,7 @@ TYPOS = [
 def test_a_typo_is_told_in_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(Exception) as error:
         build(*overrides)
-    told = one_line(error.value, CONF)
+    told = one_line(error.value, [CONF])
     assert told.startswith(line)
     assert "\n" not in told
 
@@ -320,5 +320,7 @@ def test_init_from_a_run_takes_its_model(tmp_path: Path) -> None:
 def test_overrides_on_resume_change_the_saved_config() -> None:
     saved = OmegaConf.create(yaml.safe_dump({"stage": {"max_steps": 10, "batch_size": 3}, "trainer": {"devices": 1}}))
     new = OmegaConf.create({"stage": {"max_steps": 20, "batch_size": 32}, "trainer": {"devices": 4, "strategy": "ddp"}})
-    merged = configs.merge_overrides(saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"])
+    merged = configs.merge_overrides(
+        saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"], "resume=runs/x"
+    )
     assert merged == {"stage": {"max_steps": 20, "batch_size": 3}, "trainer": {"devices": 4, "strategy": "ddp"}}
