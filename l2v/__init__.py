@@ -14,8 +14,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 def __getattr__(name: str) -> Any:
     """Import the encoder, and torch with it, when it is first used."""
-    if name == "Encoder":
-        from l2v.encoders.encoder import Encoder
-
-        return Encoder
+    if name in _MODULES:
+        with level_of("bitsandbytes"):  # PEFT imports it, and it reports the CPU kernels that it lacks
+            return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'l2v' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from l2v.config.compose import process_rank, with_model_of_init
 from l2v.config.messages import one_line
 from l2v.errors import Stopped
+from l2v.process import set_up_process
 from l2v.progress import say
 
 
@@ -22,12 +23,18 @@ def conf_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def run(task: Callable[[DictConfig], None], *, name: str) -> None:
+def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -> None:
     """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
 
     An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
     or 143 after Ctrl-C or SIGTERM.
+
+    Args:
+        task: takes the composed config.
+        name: of the config.
+        models: whether the task runs models; see :func:`l2v.process.set_up_process`.
     """
+    set_up_process(models=False)
     conf = conf_folder()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
     debug = any(argument.lower() == "debug=true" for argument in sys.argv)
@@ -36,6 +43,7 @@ def run(task: Callable[[DictConfig], None], *, name: str) -> None:
     @functools.wraps(task)
     def guarded(composed: DictConfig) -> None:
         try:
+            set_up_process(models=models)
             task(composed)
         except Exception as error:
             if debug:

@@ -18,6 +18,7 @@ import torch
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
+from l2v.process import is_set_up, set_up_process
 from l2v.progress import say
 from l2v.runs.files import read_json, write_json
 
@@ -229,7 +230,7 @@ def _in_processes(jobs: list[_Job], count: int) -> list[_Done]:
     for number in range(count):
         devices.put(f"cuda:{number}" if torch.cuda.is_available() else "cpu")
     threads = max(1, (os.cpu_count() or 1) // count)
-    with ProcessPoolExecutor(count, context, _begin_process, (devices, threads)) as pool:
+    with ProcessPoolExecutor(count, context, _begin_process, (devices, threads, is_set_up())) as pool:
         futures = [pool.submit(_do_in_process, job) for job in jobs]
         try:
             return [future.result() for future in futures]
@@ -245,8 +246,10 @@ _ENCODER: Encoder | None = None
 """Of a process that :func:`_in_processes` started."""
 
 
-def _begin_process(devices: Any, threads: int) -> None:
+def _begin_process(devices: Any, threads: int, as_program: bool) -> None:
     global _DEVICE
+    if as_program:
+        set_up_process()
     _DEVICE = devices.get()
     torch.set_num_threads(threads)
 

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
-from l2v.kernels.attention import keep_no_pairs
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
 from l2v.kernels.linear import keep_products, speed_up
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
-from l2v.kernels.memory import keep_freed_memory
 from l2v.models.adapters import Lora, load_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, set_attention
 from l2v.models.loading import (
@@ -140,9 +138,6 @@ class Backbone(nn.Module):
                 if missing:
                     raise missing_weights(place, missing, "expected all the weights of its config")
                 head = None
-        if torch.device(device).type == "cpu":
-            keep_freed_memory()
-            keep_no_pairs()
         set_attention(decoder, attention)
         for folder in merge:
             decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()

@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from l2v.errors import L2VError, first_line
 from l2v.models.bidirectional import Attention
 from l2v.models.proof import Proof, prove
+from l2v.process import level_of
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
@@ -202,18 +202,21 @@ def told_as_one_line(source: Source) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own progress bars and reports: the entry points have theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    getLogger("huggingface_hub").setLevel(ERROR)  # it reports every retry
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # it has a new name in newer versions, and works in all that l2v supports
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+    bars, bars_of_hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    # huggingface_hub reports every retry
+    with level_of("transformers"), level_of("huggingface_hub"), warnings.catch_warnings():
+        # it has a new name in newer versions, and works in all that l2v supports
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+        logging.disable_progress_bar()  # of the hub too
+        try:
             yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+            if bars_of_hub:
+                enable_progress_bars()
+            elif bars:
+                disable_progress_bars()
