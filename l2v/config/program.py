@@ -14,15 +14,22 @@ from l2v.config.messages import one_line
 from l2v.config.search import conf_folder, search_path
 from l2v.config.targets import take_allowed_modules
 from l2v.errors import Stopped
+from l2v.process import set_up_process
 from l2v.progress import say
 
 
-def run(task: Callable[[DictConfig], None], *, name: str) -> None:
+def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -> None:
     """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
 
     An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
     or 143 after Ctrl-C or SIGTERM. A user's modules are found in the current folder, behind all others.
+
+    Args:
+        task: takes the composed config.
+        name: of the config.
+        models: whether the task runs models; see :func:`l2v.process.set_up_process`.
     """
+    set_up_process(models=False)
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
@@ -32,6 +39,7 @@ def run(task: Callable[[DictConfig], None], *, name: str) -> None:
     @functools.wraps(task)
     def guarded(composed: DictConfig) -> None:
         try:
+            set_up_process(models=models)
             task(composed)
         except Exception as error:
             if debug:

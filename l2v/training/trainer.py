@@ -1,7 +1,9 @@
 """Lightning's trainer as l2v runs it."""
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -9,10 +11,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from l2v.errors import L2VError, first_line
+from l2v.process import level_of
 
 
 def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
-    """Lightning's trainer, without the notes that tell a user of l2v nothing.
+    """Lightning's trainer.
 
     Args:
         settings: of ``lightning.Trainer``; the precision may be auto, and the strategy what makes it.
@@ -21,7 +24,6 @@ def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
     Raises:
         L2VError: the machine has no such accelerator, or settings exclude each other.
     """
-    quiet_lightning()
     settings = dict(settings)
     settings["precision"] = resolve_precision(settings.get("precision", "auto"), settings.get("accelerator", "auto"))
     try:
@@ -50,11 +52,13 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def quiet_lightning() -> None:
-    """Without the notes of Lightning and transformers that tell a user of l2v nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in _KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Meanwhile without the notes of Lightning and transformers that tell a user of l2v nothing."""
+    with level_of("lightning.pytorch", logging.WARNING), warnings.catch_warnings():
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 _KNOWN_WARNINGS = (
