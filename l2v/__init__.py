@@ -1,20 +1,21 @@
 """l2v: any decoder-only LLM as a text encoder (LLM2Vec, arXiv 2404.05961)."""
 
-import logging
+import importlib
 from typing import TYPE_CHECKING, Any
+
+from l2v.process import level_of
 
 if TYPE_CHECKING:
     from l2v.encoders.encoder import Encoder
 
 __all__ = ["Encoder"]
 
-# PEFT imports bitsandbytes wherever it is installed, and that reports the CPU kernels it lacks
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+_MODULES = {"Encoder": "l2v.encoders.encoder"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the encoder, and torch with it, when it is first used."""
-    if name in _MODULES:
-        with level_of("bitsandbytes"):  # PEFT imports it, and it reports the CPU kernels that it lacks
-            return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'l2v' has no attribute {name!r}")
+    """Import a public name, and torch with it, when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'l2v' has no attribute {name!r}")
+    with level_of("bitsandbytes"):  # PEFT imports it, and it reports the CPU kernels that it lacks
+        return getattr(importlib.import_module(_MODULES[name]), name)
