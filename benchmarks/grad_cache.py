@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from l2v.kernels.grad_cache import embed_in_parts
 from l2v.losses.info_nce import info_nce
-from l2v.pooling.pooling import pool
+from l2v.pooling import pool
 
 
 class Case(NamedTuple):

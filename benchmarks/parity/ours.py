@@ -17,7 +17,7 @@ from l2v.encoders.encoder import Encoder
 from l2v.losses.info_nce import info_nce
 from l2v.losses.masked_tokens import masked_token_loss
 from l2v.models.backbone import Backbone
-from l2v.pooling.pooling import Pooling
+from l2v.pooling import PoolingName
 from l2v.runs.files import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query:"
 SEPARATOR = " "
 """What llm2vec puts between an instruction and its text. Evaluations give it instructions that end in a colon."""
-POOLINGS: dict[str, Pooling] = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token"}
+POOLINGS: dict[str, PoolingName] = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token"}
 """llm2vec's name: l2v's name."""
 EOS = " </s>"
 """What llm2vec appends to a text of any Llama or Mistral before it takes the last token."""

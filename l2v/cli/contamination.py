@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
 from l2v import config as configs
 from l2v.contamination.ngrams import Grams, contamination
-from l2v.contamination.texts import SaysTexts, SaysTextsOfTasks, training_texts
+from l2v.contamination.texts import training_texts
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import say
@@ -25,16 +24,13 @@ def main(composed: DictConfig) -> None:
     grams = Grams(**configs.check(Grams, {name: config[name] for name in ("n", "shortest")}, ""))
     source, data, folder = _training_data(config)
     suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
-    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    tasks = configs.build_tasks(suite["tasks"])
     texts: dict[str, tuple[str, Iterable[str]]] = {}
     unknown = []
     for name, task in tasks.items():
-        if isinstance(task, SaysTextsOfTasks):
-            texts |= {each: (each, own) for each, own in task.evaluated_texts_by_task().items()}
-        elif isinstance(task, SaysTexts):
-            texts[name] = (task.label, task.evaluated_texts())
-        else:
-            unknown.append(name)
+        found_texts = task.evaluated_texts_by_task(name)
+        texts |= found_texts
+        unknown += [] if found_texts else [name]
     if config["texts"]["files"] is not None:
         given = FileTexts(**configs.check(FileTexts, {**config["texts"], "override": "texts.files"}, "texts"))
         for path in given.paths():
@@ -74,13 +70,14 @@ def _training_data(config: dict[str, Any]) -> tuple[Any, str, Path]:
         name = configs.choices()["data"]
         return configs.build(config["data"]["train"], "data.train"), name, Path("runs") / f"data-{name}"
     run = Run.open(config["run"], "run")
+    where = f"run={config['run']}"
     try:
-        settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = configs.read_saved(run.folder / "config.yaml", where)
         node = settings["data"]["train"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise L2VError(
-            f"run={config['run']}: its config.yaml does not say its training data; name data= instead"
-        ) from None
+    except (L2VError, KeyError, TypeError):
+        raise L2VError(f"{where}: its config.yaml does not say its training data; name data= instead") from None
+    configs.check_targets(settings, configs.allowed_modules(), where)
+    configs.check_definitions({"data": {"train": node}}, configs.allowed_modules(), where)
     if settings.get("init_from"):
         say(f"the run began with init_from={settings['init_from']}, whose own training data are not looked at")
     return configs.build(node, "data.train"), f"data of {run.folder.name}", run.folder

@@ -1,7 +1,5 @@
 """Encode files: ``python encode.py encoder=runs/demo/simcse files='texts/*.jsonl' output=vectors``."""
 
-from dataclasses import fields
-
 from omegaconf import DictConfig
 
 from l2v import config as configs
@@ -13,12 +11,10 @@ def main(composed: DictConfig) -> None:
 
     from l2v.embedding.embed import describe, encode
     from l2v.embedding.job import Encoding
-    from l2v.encoders.settings import EncoderSettings
 
     del config["debug"]
     trainer = configs.build_predictor(config.pop("trainer"))
-    of_encoder = {field.name: config.pop(field.name) for field in fields(EncoderSettings) if field.name in config}
-    subject = EncoderSettings(**configs.check(EncoderSettings, {"source": config.pop("encoder"), **of_encoder}, ""))
+    subject = configs.take_encoder(config)
     encoding = Encoding(**configs.check(Encoding, config, ""))
     manifest = encode(subject, encoding, trainer)
     if configs.process_rank() == 0:

@@ -10,7 +10,7 @@ from l2v.errors import L2VError
 from l2v.export.card import Form
 from l2v.export.export import Export, Merge, export
 from l2v.export.hub import check_hub, push_folder
-from l2v.models.loading import DType
+from l2v.models.settings import DType
 from l2v.progress import say
 from l2v.runs.run import Run
 
@@ -23,12 +23,14 @@ def main(composed: DictConfig) -> None:
     for name, value, known in (("dtype", dtype, get_args(DType)), ("form", form, get_args(Form))):
         if value not in known:
             raise L2VError(f"{name}={value}: expected one of {', '.join(known)}")
+    encoder = configs.take_encoder(config)
     wanted = Export(
         form=form,
         dtype=dtype,
         merge=Merge(**configs.check(Merge, config["merge"], "merge")),
         onnx=configs.check_value(bool, config["onnx"], "onnx"),
         prompts={name: configs.check_value(str, text, f"prompts.{name}") for name, text in prompts.items()},
+        encoder=encoder,
     )
     private = configs.check_value(bool, config["private"], "private")
     folder = Path(config["output"]).expanduser() if config["output"] else _folder(run, wanted)

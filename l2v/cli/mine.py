@@ -1,6 +1,5 @@
 """Mine hard negatives: ``python mine.py encoder=runs/demo/simcse pairs=pairs.jsonl output=triplets.jsonl``."""
 
-from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,13 +11,11 @@ def main(composed: DictConfig) -> None:
     """Check the config, encode, search, write triplets, print what became of the candidates."""
     config = configs.plain(composed)
 
-    from l2v.encoders.settings import EncoderSettings
     from l2v.mining.mine import describe, mine
     from l2v.mining.settings import Mining
 
     del config["debug"]
-    of_encoder = {field.name: config.pop(field.name) for field in fields(EncoderSettings) if field.name in config}
-    subject = EncoderSettings(**configs.check(EncoderSettings, {"source": config.pop("encoder"), **of_encoder}, ""))
+    subject = configs.take_encoder(config)
     mining = Mining(**configs.check(Mining, config, ""))
     print(describe(mine(subject, mining)))
     print(f"\nTriplets: {Path(mining.output).expanduser().resolve()}")

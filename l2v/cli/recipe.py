@@ -17,7 +17,19 @@ from l2v.errors import L2VError, Stopped
 from l2v.progress import console
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
-_OWN = ("recipe", "name", "runs_dir", "seed", "evaluation", "baselines", "stages", "overrides", "debug", "hydra")
+_OWN = (
+    "recipe",
+    "name",
+    "runs_dir",
+    "seed",
+    "evaluation",
+    "baselines",
+    "stages",
+    "overrides",
+    "debug",
+    "hydra",
+    "allow_modules",
+)
 """Settings of a recipe; any other override is one of train.py and goes to every stage."""
 
 
@@ -37,6 +49,8 @@ def main(composed: DictConfig, given: Sequence[str] = ()) -> None:
     }
     if not stages:
         raise L2VError("stages: none; expected one at least, as stages={mntp:[stage=mntp]}")
+    for own in (recipes_own, *stages.values()):
+        configs.check_overrides(own, configs.allowed_modules(), f"recipe={configs.choices()['recipe']}")
     shared = _merged(recipes_own, given)
     name = config["name"] or f"{configs.choices()['recipe']}-{shared['model']}"
     folder = Path(config["runs_dir"]) / name
@@ -113,10 +127,10 @@ def _train(arguments: list[str]) -> None:
 
 
 def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
-    from l2v.encoders.settings import EncoderSettings
     from l2v.evaluation.suite import evaluate
+    from l2v.models.settings import EncoderSettings
 
-    tasks = configs.build(suite["tasks"], "evaluation.tasks")
+    tasks = configs.build_tasks(suite["tasks"])
     evaluate(EncoderSettings(**how), tasks, suite=suite["suite"], folder=folder)
 
 

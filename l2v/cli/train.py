@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,8 +25,9 @@ def main(composed: DictConfig) -> None:
     if resume:
         run = Run.open(composed.resume)
         run.last_checkpoint()
-        saved = cast(DictConfig, OmegaConf.load(run.folder / "config.yaml"))
-        composed = configs.merge_overrides(saved, composed, configs.overrides())
+        where = f"resume={composed.resume}"
+        saved = configs.read_saved(run.folder / "config.yaml", where)
+        composed = configs.merge_overrides(saved, composed, configs.overrides(), where)
         composed.run_dir = str(run.folder)  # it may have been moved
     else:
         composed.name = composed.name or _free_name(Path(composed.runs_dir))

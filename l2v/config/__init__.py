@@ -4,16 +4,26 @@ The only room that knows Hydra: everything else takes plain, typed arguments.
 """
 
 from l2v.config.build import build, check, check_value
-from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank
-from l2v.config.program import conf_folder, run
+from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank, read_saved
+from l2v.config.encoder import take_encoder
+from l2v.config.program import run
+from l2v.config.search import conf_folder
+from l2v.config.targets import check_definitions, check_overrides, check_targets
+from l2v.config.tasks import build_tasks
 from l2v.config.trainer import build_predictor
 from l2v.config.training import build_training
+from l2v.trust import allowed_modules
 
 __all__ = [
+    "allowed_modules",
     "build",
     "build_predictor",
+    "build_tasks",
     "build_training",
     "check",
+    "check_definitions",
+    "check_overrides",
+    "check_targets",
     "check_value",
     "choices",
     "compose",
@@ -22,5 +32,7 @@ __all__ = [
     "overrides",
     "plain",
     "process_rank",
+    "read_saved",
     "run",
+    "take_encoder",
 ]

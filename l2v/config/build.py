@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from l2v.config.messages import guess
 from l2v.errors import L2VError
+from l2v.extras import install_hint, require
 
 
 def build(node: Any, where: str) -> Any:
@@ -106,11 +107,18 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]],
 
 
 def find_target(target: str, where: str) -> Callable[..., Any]:
+    """What a name leads to.
+
+    Raises:
+        L2VError: it cannot be imported.
+    """
     module, _, name = target.rpartition(".")
+    if not module:
+        raise L2VError(f"{where}._target_={target}: expected module.Name")
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        hint = f"; `pip install {error.name}`" if error.name and not error.name.startswith("l2v") else ""
+        hint = install_hint(error.name) if error.name and not module.startswith(error.name) else ""
         raise L2VError(f"{where}._target_={target}: cannot be imported ({error}){hint}") from None
     except AttributeError:
         raise L2VError(f"{where}._target_={target}: {module} has no {name}") from None
@@ -120,4 +128,14 @@ def build_later(node: dict[str, Any], where: str) -> Callable[[], Any]:
     """The instance of a ``_target_`` node, checked now and made when called."""
     target = find_target(node["_target_"], where)
     arguments = {key: build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
-    return functools.partial(target, **check(target, arguments, where))
+    return functools.partial(_make, target, check(target, arguments, where), where)
+
+
+_NEEDS = {"DeepSpeedStrategy": "deepspeed", "TensorBoardLogger": "tensorboard"}
+"""Classes of Lightning that import another package when they are made, and say it in lines of their own."""
+
+
+def _make(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:
+    if needed := _NEEDS.get(getattr(target, "__name__", "")):
+        require(f"{where}._target_={target.__module__}.{target.__name__}", needed)
+    return target(**arguments)

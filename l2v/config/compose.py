@@ -7,23 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from l2v.config.targets import check_definitions, check_overrides, check_trust
 from l2v.errors import L2VError, first_line
+from l2v.trust import allowed_modules
 
 
 def with_model_of_init(arguments: list[str]) -> list[str]:
-    """``init_from=<run>`` without ``model=`` takes the run's model, with the overrides that it was given."""
+    """``init_from=<run>`` without ``model=`` takes the run's model, with the overrides that it was given.
+
+    Raises:
+        L2VError: they name code, see :func:`~l2v.config.targets.check_overrides`.
+    """
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     record = Path(given.get("init_from", "")).expanduser() / "run.json"
     if "init_from" not in given or any(re.match(r"\+*model\b", key) for key in given) or not record.is_file():
         return arguments
     from l2v.runs.files import read_json
 
-    overrides = read_json(record).get("overrides", [])
-    return [*arguments, *(o for o in overrides if re.match(r"\+*model\b", o))]
+    overrides = [str(o) for o in read_json(record).get("overrides", []) if re.match(r"\+*model\b", str(o))]
+    check_overrides(overrides, allowed_modules(), f"init_from={given['init_from']}")
+    return [*arguments, *overrides]
 
 
 # a composed config
@@ -72,17 +80,58 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def merge_overrides(saved: DictConfig, composed: DictConfig, given: list[str]) -> DictConfig:
+def read_saved(file: Path, where: str) -> dict[str, Any]:
+    """A run's ``config.yaml`` as data: its values, with nothing resolved.
+
+    Raises:
+        L2VError: it cannot be read, or is no dictionary.
+    """
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise L2VError(f"{where}: its {file.name} cannot be read ({first_line(error)})") from None
+    if not isinstance(saved, dict):
+        raise L2VError(f"{where}: its {file.name} is not a config")
+    return {str(key): value for key, value in saved.items()}
+
+
+def merge_overrides(saved: dict[str, Any], composed: DictConfig, given: list[str], where: str) -> DictConfig:
     """A run's saved config with the overrides that were given with ``resume=``.
 
-    An override of a group (trainer=ddp) replaces the whole group.
+    An override of a group (trainer=ddp) replaces the whole group. What is kept of the saved config may name no code but
+    what :mod:`l2v.config.targets` allows, and its texts stay as they are: ``${...}`` in them stands for itself.
+
+    Raises:
+        L2VError: the saved config names other code, or trusts that of its model.
     """
-    merged = saved.copy()
-    for override in given:
-        key = override.lstrip("+~").split("=", 1)[0]
-        if key not in ("resume", "debug"):
-            OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    keys = [override.lstrip("+~").split("=", 1)[0] for override in given]
+    keys = [key for key in keys if key not in ("resume", "debug")]
+    kept = _without(saved, keys)
+    check_definitions(kept, allowed_modules(), where)
+    check_trust(kept, where)
+    merged = OmegaConf.create(_escaped(kept))
+    for key in keys:
+        OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return merged
+
+
+def _without(node: Any, keys: Sequence[str], prefix: str = "") -> Any:
+    """A copy of nested dictionaries without what stands under these dotted names."""
+    if not isinstance(node, dict):
+        return node
+    named = {key: f"{prefix}.{key}".lstrip(".") for key in node}
+    return {key: _without(value, keys, named[key]) for key, value in node.items() if named[key] not in keys}
+
+
+def _escaped(node: Any) -> Any:
+    """A copy in which no text is an interpolation."""
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(item) for item in node]
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", node)
+    return node
 
 
 def process_rank() -> int:

@@ -2,33 +2,42 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from l2v.config.search import options
 from l2v.errors import L2VError
+from l2v.extras import install_hint
 
 
-def one_line(error: BaseException, conf: Path) -> str:
-    """What went wrong, for a user, in one line."""
+def one_line(error: BaseException, folders: Sequence[Path]) -> str:
+    """What went wrong, for a user, in one line.
+
+    Args:
+        error: as it was raised; what led to it is looked at too.
+        folders: where options are looked for, l2v's and the user's own.
+    """
     for known in _chain(error):
         if isinstance(known, L2VError):
             return str(known)
     text = str(error)
     if found := re.search(r"Could not find '([\w/@.-]+)/([^'/]+)'", text):
         group, option = found[1].split("@")[0], found[2]
-        options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-        return f"{group}={option}: no such option{guess(option, options)}; there are {', '.join(options)}"
+        known_options = list(options(group, folders))
+        return f"{group}={option}: no such option{guess(option, known_options)}; there are {', '.join(known_options)}"
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found[1] or found[2]
-        if owners := _options_with(key, conf):
+        if owners := _options_with(key, folders):
             return f"{key}: not a setting of the chosen options; it is one of {', '.join(owners)}, so choose that too"
-        return f"{key}: no such setting{guess(key, list(_keys(conf)))}"
+        return f"{key}: no such setting{guess(key, list(_keys(folders)))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; an override is key=value, with quotes around odd values: key='a,b'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{error}{install_hint(error.name)}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
     first = text.strip().splitlines()[0] if text.strip() else "no message"
@@ -46,24 +55,35 @@ def guess(word: str, options: list[str]) -> str:
     return f" (did you mean {match[0]}?)" if match else ""
 
 
-def _keys(conf: Path) -> Iterator[str]:
+def _keys(folders: Sequence[Path]) -> Iterator[str]:
     """Every setting's dotted name, for guessing what a typo meant."""
-    for file in sorted(conf.rglob("*.yaml")):
-        group = "" if file.parent == conf else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
-        if group:
-            yield group.rstrip(".")
-        yield from (
-            group + key
-            for key in _flat(OmegaConf.to_container(OmegaConf.load(file)))
-            if not key.endswith(("defaults", "_target_"))
-        )
+    for conf in folders:
+        for file in sorted(conf.rglob("*.yaml")):
+            group = "" if file.parent == conf else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
+            if group:
+                yield group.rstrip(".")
+            yield from (group + key for key in _settings(file) if not key.endswith(("defaults", "_target_")))
 
 
-def _options_with(key: str, conf: Path) -> list[str]:
+def _options_with(key: str, folders: Sequence[Path]) -> list[str]:
     """The options of a group that have a setting, as group=option."""
     group, _, name = key.partition(".")
-    files = sorted((conf / group).glob("*.yaml"))
-    return [f"{group}={f.stem}" for f in files if name in _flat(OmegaConf.to_container(OmegaConf.load(f)))]
+    return [f"{group}={option}" for option, file in options(group, folders).items() if name in _with_bases(file)]
+
+
+def _with_bases(file: Path) -> set[str]:
+    """The settings of an option and of those beside it that it is made from."""
+    names = set(_settings(file))
+    loaded = OmegaConf.load(file)
+    for base in loaded.get("defaults", []) if isinstance(loaded, DictConfig) else []:
+        beside = file.parent / f"{base}.yaml"
+        if isinstance(base, str) and beside != file and beside.is_file():
+            names |= _with_bases(beside)
+    return names
+
+
+def _settings(file: Path) -> Iterator[str]:
+    return _flat(OmegaConf.to_container(OmegaConf.load(file)))
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[str]:

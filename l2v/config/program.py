@@ -5,29 +5,24 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from l2v.config.compose import process_rank, with_model_of_init
 from l2v.config.messages import one_line
+from l2v.config.search import conf_folder, search_path
+from l2v.config.targets import take_allowed_modules
 from l2v.errors import Stopped
 from l2v.process import set_up_process
 from l2v.progress import say
-
-
-def conf_folder() -> Path:
-    """Where l2v's configs are: inside of an installed package, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -> None:
     """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
 
     An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
-    or 143 after Ctrl-C or SIGTERM.
+    or 143 after Ctrl-C or SIGTERM. A user's modules are found in the current folder, behind all others.
 
     Args:
         task: takes the composed config.
@@ -35,7 +30,8 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
         models: whether the task runs models; see :func:`l2v.process.set_up_process`.
     """
     set_up_process(models=False)
-    conf = conf_folder()
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
     debug = any(argument.lower() == "debug=true" for argument in sys.argv)
     failures: list[Exception] = []
@@ -51,11 +47,11 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
             failures.append(error)
             if isinstance(error, Stopped):
                 raise SystemExit from None
-            _tell(error, conf)
+            _tell(error, name)
 
     try:
-        sys.argv[1:] = with_model_of_init(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(conf.resolve()), config_name=name)(guarded)()
+        sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
+        hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name=name)(guarded)()
         sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted; what was saved before is kept")
@@ -70,7 +66,7 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
         if debug:
             raise
         failures.append(error)
-        _tell(error, conf)
+        _tell(error, name)
     if failures:
         sys.exit(1)
 
@@ -86,7 +82,7 @@ def _reader_is_gone() -> bool:
     return gone
 
 
-def _tell(error: Exception, conf: Path) -> None:
+def _tell(error: Exception, name: str) -> None:
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return
-    say(f"error: {one_line(error, conf)}", style="red")
+    say(f"error: {one_line(error, search_path(sys.argv[1:], name))}", style="red")

@@ -6,6 +6,7 @@ from annotated_types import Ge
 
 from l2v.config.build import build, build_later, check, check_value
 from l2v.config.messages import guess
+from l2v.config.tasks import build_tasks
 from l2v.config.trainer import _SET_BY_L2V, build_trainer
 from l2v.errors import L2VError
 
@@ -105,4 +106,4 @@ def _build_during(config: dict[str, Any]) -> "PeriodicEvaluation | None":
     from l2v.evaluation.periodic import PeriodicEvaluation
 
     every = check_value(Annotated[int, Ge(1)], every, "evaluate_every")
-    return PeriodicEvaluation(every, suite["suite"], build(suite["tasks"], "evaluation.tasks"))
+    return PeriodicEvaluation(every, suite["suite"], build_tasks(suite["tasks"]))

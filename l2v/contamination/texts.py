@@ -1,34 +1,11 @@
-"""The texts of both sides: of evaluation tasks, and of training data of any kind."""
+"""The texts of training data of any kind."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import Any
 
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
 from l2v.progress import track
-
-
-@runtime_checkable
-class SaysTexts(Protocol):
-    """An evaluation task whose texts can be looked for in training data."""
-
-    label: str
-
-    def evaluated_texts(self) -> Iterable[str]:
-        """Every text that the task's score may depend on."""
-        ...
-
-
-@runtime_checkable
-class SaysTextsOfTasks(Protocol):
-    """A set of evaluation tasks whose texts can be looked for in training data."""
-
-    def evaluated_texts_by_task(self) -> Mapping[str, Iterable[str]]:
-        """The texts of each task by its name."""
-        ...
-
-
-# the command
 
 
 def training_texts(source: Any, *, show: bool = False) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The batches of one process, of which all processes have as many."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
@@ -9,30 +9,25 @@ from torch.utils.data import IterableDataset
 from l2v.embedding.inputs import Row, chunks
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import count_shards
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.preparation import Preparation
 from l2v.errors import L2VError
-from l2v.text import tokenization
-from l2v.text.tokenization import Tokens, pad, tokenize
 
 CALIBRATION, FILLER = -1, -2
 """Batches that belong to no shard: for the ranges of int8; and for a rank that waits for the others."""
-
-
-# batches
 
 
 class Batch(NamedTuple):
     """Texts of like length.
 
     Attributes:
-        tokens: padded, (batch, length).
+        inputs: of the encoder.
         shard: that they belong to, or ``CALIBRATION`` or ``FILLER``.
         size: rows of that shard.
         places: (batch,) of the texts in it.
         kept: of each text.
     """
 
-    tokens: tokenization.Batch
+    inputs: dict[str, Any]
     shard: int
     size: int
     places: list[int]
@@ -48,7 +43,7 @@ class Batches(IterableDataset):
         encoding: what is encoded.
         manifest: with the numbers of rows.
         missing: shards to make.
-        encoder: for its tokenizer and lengths; it is not kept.
+        preparation: of the encoder's texts.
         rank: of the process.
         world_size: processes.
     """
@@ -58,16 +53,14 @@ class Batches(IterableDataset):
         encoding: Encoding,
         manifest: dict[str, Any],
         missing: list[int],
-        encoder: Encoder,
+        preparation: Preparation,
         rank: int,
         world_size: int,
     ) -> None:
         self.encoding, self.missing, self.rank, self.world_size = encoding, missing, rank, world_size
         self.rows, self.shards = manifest["rows"], count_shards(manifest)
         self.sample = manifest["calibration_rows"] if missing and manifest["calibration"] is None else 0
-        self.tokenizer, self.prompt = encoder.backbone.tokenizer, encoder.prompt
-        self.max_length, self.text_max_length = encoder.max_length, encoder.text_max_length
-        self.padding_side = encoder.padding_side
+        self.preparation = preparation
 
     def __len__(self) -> int:
         """Batches of each process."""
@@ -116,29 +109,20 @@ class Batches(IterableDataset):
             raise L2VError(f"files={self.encoding.files}: changed since the first look at them; delete output= first")
 
     def _batches(self, chunk: list[Row], shard: int) -> Iterator[Batch]:
-        tokens = self._tokenize([row.text for row in chunk])
-        order = sorted(range(len(chunk)), key=lambda place: -len(tokens[place].input_ids))
+        items = self.preparation.items([row.text for row in chunk])
+        order = sorted(range(len(chunk)), key=lambda place: -self.preparation.length(items[place]))
         for begin in range(0, len(order), self.encoding.batch_size):
             places = order[begin : begin + self.encoding.batch_size]
-            padded = self._pad([tokens[place] for place in places])
-            yield Batch(padded, shard, len(chunk), places, [chunk[place].kept for place in places])
+            inputs = self.preparation.collate([items[place] for place in places])
+            yield Batch(inputs, shard, len(chunk), places, [chunk[place].kept for place in places])
 
     def _fillers(self, count: int) -> Iterator[Batch]:
         for _ in range(count):
-            yield Batch(self._pad(self._tokenize(["a"])), FILLER, 0, [0], [()])
+            yield self.filler()
 
-    def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        return tokenize(
-            texts,
-            self.tokenizer,
-            max_length=self.max_length,
-            instructions=[self.encoding.instruction] * len(texts),
-            prompt=self.prompt,
-            text_max_length=self.text_max_length,
-        )
-
-    def _pad(self, tokens: Sequence[Tokens]) -> tokenization.Batch:
-        return pad(tokens, self.tokenizer.pad_token_id, self.padding_side)
+    def filler(self) -> Batch:
+        """A batch of a short text, whose vector is thrown away."""
+        return Batch(self.preparation.collate(self.preparation.items(["a"])), FILLER, 0, [0], [()])
 
 
 def as_it_is(batch: Any) -> Any:

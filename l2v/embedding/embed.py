@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -22,10 +21,10 @@ from l2v.embedding.batches import CALIBRATION, FILLER, Batch, Batches, as_it_is
 from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
-from l2v.encoders.encoder import Encoder
-from l2v.encoders.settings import EncoderSettings
+from l2v.encoders.load import known_dimension, load_encoder
 from l2v.errors import L2VError, Stopped
-from l2v.models.loading import load_tokenizer_and_config
+from l2v.models.backbone import Backbone
+from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
 from l2v.runs.hashes import source_hash
@@ -131,8 +130,8 @@ def _prepare(
     Raises:
         L2VError: the folder is of other settings.
     """
-    if encoding.truncate_dim is not None:
-        _check_dimension(subject, encoding.truncate_dim)
+    if encoding.truncate_dim is not None and (dimension := known_dimension(subject)) is not None:
+        _check_dimension(encoding.truncate_dim, dimension, subject)
     calibration = encoding.sample().hashes() if encoding.calibration is not None else None
     pinned = {
         "version": _VERSION,
@@ -171,11 +170,9 @@ def _prepare(
     )
 
 
-def _check_dimension(subject: EncoderSettings, truncate_dim: int) -> None:
-    _, config = load_tokenizer_and_config(subject.parts().base, trust_remote_code=subject.trust_remote_code)
-    hidden = config.get_text_config().hidden_size
-    if truncate_dim > hidden:
-        raise L2VError(f"truncate_dim={truncate_dim}: expected at most the {hidden} dimensions of {subject.source}")
+def _check_dimension(truncate_dim: int, dimension: int, subject: EncoderSettings) -> None:
+    if truncate_dim > dimension:
+        raise L2VError(f"truncate_dim={truncate_dim}: expected at most the {dimension} dimensions of {subject.source}")
 
 
 def _check_same(known: dict[str, Any], pinned: dict[str, Any], encoding: Encoding) -> None:
@@ -202,18 +199,27 @@ class _Embedder(L.LightningModule):
         strategy = self.trainer.strategy
         manifest: dict[str, Any] = strategy.broadcast(self.shards.manifest() or {})
         missing = strategy.broadcast(self.shards.missing(manifest))
-        encoder = Encoder.from_pretrained(**asdict(self.subject), device=strategy.root_device)
-        self.backbone, self.pooling = encoder.backbone, encoder.pooling
-        self.dimension = self.encoding.truncate_dim or encoder.dimension
+        self.encoder = load_encoder(self.subject, device=strategy.root_device)
+        self.model = self.encoder.module
+        if self.encoding.truncate_dim is not None:
+            _check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
+        self.dimension = self.encoding.truncate_dim or self.encoder.dimension
         self.manifest = {**manifest, "dimension": self.dimension}
         self.batches = Batches(
-            self.encoding, manifest, missing, encoder, self.trainer.global_rank, self.trainer.world_size
+            self.encoding,
+            manifest,
+            missing,
+            self.encoder.preparation(self.encoding.instruction),
+            self.trainer.global_rank,
+            self.trainer.world_size,
         )
-        next(self.batches._fillers(1))  # an instruction without room for a text is an error now
+        self.batches.filler()  # an instruction without room for a text is an error now
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            shard_weights(self.backbone, self.device_mesh)
+            if not isinstance(self.model, Backbone):
+                raise L2VError("trainer=fsdp: an encoder of another library is not split; choose trainer=ddp or gpu")
+            shard_weights(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> None:
         """None: nothing is trained."""
@@ -223,11 +229,11 @@ class _Embedder(L.LightningModule):
         return track(loader, "encoding", total=len(self.batches), show=self.show)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        tokens: Any = {name: value.to(device) for name, value in batch.tokens.items()}  # type: ignore[attr-defined]
-        return batch._replace(tokens=tokens)
+        moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.inputs.items()}
+        return batch._replace(inputs=moved)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        vectors = self.backbone.embed(**batch.tokens, pooling=self.pooling)[:, : self.dimension]
+        vectors = self.encoder.embed(batch.inputs)[:, : self.dimension]
         return torch.nn.functional.normalize(vectors, dim=-1) if self.encoding.normalize else vectors
 
 

@@ -1,35 +1,31 @@
 """The inference API: ``Encoder.from_pretrained(...).encode(texts)``."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2v.encoders.saved_settings import saved_settings
+from l2v.encoders.preparation import TokenPreparation
+from l2v.encoders.saved_settings import POOLING_FOLDER, pooling_of, saved_settings, write_settings
+from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone, row_groups
-from l2v.models.bidirectional import ATTENTIONS, Attention
-from l2v.models.loading import AttnImplementation, DType
-from l2v.models.quantization import Quantization
-from l2v.pooling.pooling import POOLINGS, Pooling
+from l2v.models.settings import EncoderSettings
+from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_name, pooling_record, save_pooling
 from l2v.progress import say, track
-from l2v.runs.adapter_folders import SETTINGS_FILE, assemble
-from l2v.runs.files import write_json
+from l2v.runs.adapter_folders import SETTINGS_FILE
 from l2v.runs.lineage import Lineage, lineage_base, lineage_head
+from l2v.runs.locations import Source
 from l2v.text.instructions import mteb_prompts
-from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
+from l2v.text.prompts import SEPARATOR, Prompt
 from l2v.text.tokenization import Tokens, pad, tokenize
 
-_TRANSFORMER, _POOLING = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
-_BIDIRECTIONAL_ADAPTED = "l2v.export.sentence_transformers.BidirectionalTransformer"
-"""Classes by the names under which sentence-transformers imports them."""
 CPU_PASS_TOKENS = 2048
 """Tokens, padding included, of a forward pass on a CPU: what it works on then stays in the processor's cache."""
-TextInput = str | Sequence[str] | Sequence[tuple[str, str]]
 
 
 class Encoder:
@@ -39,18 +35,19 @@ class Encoder:
         self,
         backbone: Backbone,
         *,
-        pooling: Pooling = "mean",
+        pooling: PoolingName | Pooling = "mean",
         max_length: int = 512,
         text_max_length: int | None = None,
         prompt: Prompt | None = None,
         padding_side: str = "right",
     ) -> None:
-        _check("pooling", pooling, POOLINGS)
+        if not isinstance(pooling, Pooling):
+            _check("pooling", pooling, POOLINGS)
         _check("padding_side", padding_side, ("right", "left"))
         _check_length("max_length", max_length)
         _check_length("text_max_length", text_max_length)
         self.backbone = backbone
-        self.pooling: Pooling = pooling
+        self.pooling: PoolingName | Pooling = pooling
         self.max_length = max_length
         self.text_max_length = text_max_length
         self.prompt = prompt or Prompt()
@@ -59,57 +56,29 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | EncoderSettings,
         *,
-        pooling: Pooling | None = None,
-        attention: Attention | None = None,
-        attn_implementation: AttnImplementation = "auto",
-        dtype: DType = "float32",
-        max_length: int | None = None,
-        text_max_length: int | None = None,
-        separator: str | None = None,
-        template: str | None = None,
-        pooled_tokens: PooledTokens | None = None,
-        adapters: Sequence[str | Path] = (),
-        base: str | None = None,
-        quantization: Quantization | None = None,
-        revision: str | None = None,
-        partial: bool = False,
-        trust_remote_code: bool = False,
         device: str | torch.device | None = None,
         with_head: bool = False,
+        **settings: Any,
     ) -> "Encoder":
         """Load an encoder.
 
         Args:
             source: a run folder, a model folder (also one of sentence-transformers), an adapter (also a published one
-                of LLM2Vec), a GGUF file, a hub id, or ``package:NAME/FILE.gguf``.
-            pooling: mean, weighted_mean, last_token or bos; default: what was saved, else mean.
-            attention: bidirectional or causal; default: what was saved, else bidirectional.
-            attn_implementation: auto, eager, sdpa, flex_attention or flash_attention_2.
-            dtype: float32, bfloat16 or float16.
-            max_length: tokens of instruction, template and text; default: what was saved, else 512.
-            text_max_length: tokens of the text alone; default: what was saved, else no limit of its own.
-            separator: between an instruction and its text; default: what was saved, else ":\\n".
-            template: with ``{text}`` where instruction and text go, or ``chat`` for the tokenizer's chat template;
-                default: what was saved, else none.
-            pooled_tokens: after_prompt, text or all, see :class:`~l2v.text.prompts.Prompt`; default: what was saved,
-                else after_prompt.
-            adapters: folders or hub ids of adapters to merge into the model, in order.
-            base: the model of an adapter in ``source``; default: the one that the adapter names.
-            quantization: nf4 keeps the linear layers in 4 bits (a GPU and bitsandbytes); None: no.
-            revision: of a hub id.
-            partial: accept layers that stay causal; what was saved with such layers has it on.
-            trust_remote_code: run code that comes with the model.
+                of LLM2Vec), a GGUF file, a hub id, ``package:NAME/FILE.gguf``, or the settings with it.
             device: default: a GPU where there is one.
             with_head: load the output head too, for masked-token prediction.
+            settings: of :class:`~l2v.models.settings.EncoderSettings`: pooling, attention, dtype, max_length, template,
+                adapters, ...; what is not given is as it was saved.
 
         Raises:
             L2VError: nothing there, or not a decoder, or its attention fails the proof.
         """
-        folder = Path(source).expanduser()
+        wanted = source if isinstance(source, EncoderSettings) else EncoderSettings(str(source), **settings)
         head_source = None
-        if (folder / "run.json").exists():
+        if wanted.is_run:
+            folder = wanted.folder
             if (folder / "probe").exists():
                 raise L2VError(f"{folder}: a run of stage=word, which leaves its model as it is; name that model")
             if not (folder / "encoder" / SETTINGS_FILE).exists():
@@ -117,46 +86,38 @@ class Encoder:
             if with_head:
                 lineage = Lineage.read(folder / "lineage.json")
                 head_source = lineage_head(lineage, folder) or lineage_base(lineage, folder)
-            folder = folder / "encoder"
-            source = folder
-        parts = assemble(str(source), adapters, base=base, revision=revision)
+        parts = wanted.parts("model.source")
         saved = parts.settings or saved_settings(parts.base)
-        attention = attention or saved.get("attention", "bidirectional")
-        _check("attention", attention, ATTENTIONS)
-        _check("attn_implementation", attn_implementation, get_args(AttnImplementation))
-        _check("dtype", dtype, get_args(DType))
-        if pooling is not None:
-            _check("pooling", pooling, POOLINGS)
-        _check_length("max_length", max_length)
+        wanted = replace(
+            wanted,
+            attention=wanted.attention or saved.get("attention", "bidirectional"),
+            partial=wanted.partial or saved.get("partial", False),
+        )
         backbone = Backbone.load(
             parts.base,
-            attention=attention,
-            attn_implementation=attn_implementation,
-            dtype=dtype,
-            partial=partial or saved.get("partial", False),
-            trust_remote_code=trust_remote_code,
+            wanted,
             with_head=with_head,
             head_source=head_source,
             merge=parts.adapters,
-            quantization=quantization,
             device=device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"),
         )
-        given = {
-            "pooling": pooling,
-            "max_length": max_length,
-            "text_max_length": text_max_length,
-            "template": template,
-            "separator": separator,
-            "pooled_tokens": pooled_tokens,
-        }
-        return cls.with_settings(backbone, saved | {name: v for name, v in given.items() if v is not None})
+        return cls.with_settings(backbone, wanted.usage(saved), parts.settings_place)
 
     @classmethod
-    def with_settings(cls, backbone: Backbone, settings: dict[str, Any]) -> "Encoder":
-        """An encoder with settings as they were saved (:func:`saved_settings`), and defaults for the others."""
+    def with_settings(cls, backbone: Backbone, settings: dict[str, Any], place: Source | None = None) -> "Encoder":
+        """An encoder with settings as they were saved (:func:`saved_settings`), and defaults for the others.
+
+        Args:
+            backbone: the model.
+            settings: as they were saved.
+            place: where, for the weights of a pooling that has some.
+        """
+        pooling = pooling_of(settings, backbone.hidden_size, place)
+        if isinstance(pooling, Pooling):
+            backbone.add_pooling(pooling)
         return cls(
             backbone,
-            pooling=settings.get("pooling", "mean"),
+            pooling=pooling,
             max_length=settings.get("max_length", 512),
             text_max_length=settings.get("text_max_length"),
             prompt=Prompt.of(
@@ -222,7 +183,7 @@ class Encoder:
             raise L2VError(f"truncate_dim must be in 1..{self.dimension}, got {truncate_dim}")
         if device is not None:
             self.backbone.to(device)
-        plain, instructions = _split_pairs(texts, instruction)
+        plain, instructions = split_pairs(texts, instruction)
         vectors = np.zeros((len(plain), truncate_dim or self.dimension), dtype=np.float32)
         if not plain:
             return vectors
@@ -255,10 +216,33 @@ class Encoder:
         on_device: dict[str, Any] = {key: value.to(self.device) for key, value in cast(dict[str, Any], batch).items()}
         return self.backbone.embed(**on_device, pooling=self.pooling)
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model, for what moves it."""
+        return self.backbone
+
+    def describe(self) -> dict[str, Any]:
+        """What the files of its results say of it."""
+        return {"attention": self.backbone.attention, "pooling": pooling_name(self.pooling)}
+
+    def preparation(self, instruction: str | None = None) -> TokenPreparation:
+        """Texts to what :meth:`embed` takes, without the model."""
+        return TokenPreparation(
+            self.backbone.tokenizer,
+            self.prompt,
+            self.max_length,
+            self.text_max_length,
+            self.padding_side,
+            instruction,
+        )
+
+    def embed(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Vectors (texts, dimension), float32, of a batch of :meth:`preparation` on the encoder's device."""
+        return self.backbone.embed(**batch, pooling=self.pooling)
+
     def similarity(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarity of every row of ``a`` with every row of ``b``."""
-        a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12) for x in (np.atleast_2d(a), np.atleast_2d(b)))
-        return a @ b.T
+        return cosines(a, b)
 
     def save(self, folder: str | Path, *, prompts: Mapping[str, str] | None = None) -> None:
         """Write the encoder as a folder that l2v, transformers and sentence-transformers load.
@@ -285,80 +269,29 @@ class Encoder:
                 f"{'; '.join(differences)}",
                 style="yellow",
             )
-        write_json(
-            folder / SETTINGS_FILE,
-            {
-                "pooling": self.pooling,
-                "attention": self.backbone.attention,
-                "max_length": self.max_length,
-                "text_max_length": self.text_max_length,
-                **asdict(self.prompt),
-                "partial": self.backbone.attention == "bidirectional" and bool(self.backbone.proof.causal_layers),
-            },
-        )
-        # an adapter comes without the config of its decoder, which would say is_causal: false
-        by_l2v = as_adapter and self.backbone.attention == "bidirectional"
-        modules = [("0", "", _BIDIRECTIONAL_ADAPTED if by_l2v else _TRANSFORMER), ("1", "1_Pooling", _POOLING)]
-        write_json(
-            folder / "modules.json",
-            [{"idx": int(i), "name": i, "path": path, "type": kind} for i, path, kind in modules],
-        )
-        lengths = {"max_seq_length": self.max_length, "do_lower_case": False}
-        write_json(
-            folder / "sentence_bert_config.json", lengths | ({"model_args": {"dtype": "float32"}} if as_adapter else {})
-        )
-        write_json(
-            folder / "1_Pooling" / "config.json",
-            {
-                "word_embedding_dimension": self.dimension,
-                "pooling_mode_cls_token": self.pooling == "bos",
-                "pooling_mode_mean_tokens": self.pooling == "mean",
-                "pooling_mode_max_tokens": False,
-                "pooling_mode_mean_sqrt_len_tokens": False,
-                "pooling_mode_weightedmean_tokens": self.pooling == "weighted_mean",
-                "pooling_mode_lasttoken": self.pooling == "last_token",
-                "include_prompt": self.pooling == "bos",
-            },
-        )
-        written = mteb_prompts() | dict(prompts or {})
-        write_json(
-            folder / "config_sentence_transformers.json",
-            {
-                "prompts": {name: text and text + self.prompt.separator for name, text in written.items()},
-                "default_prompt_name": None,
-                "similarity_fn_name": "cosine",
-            },
-        )
+        attention, pooling = self.backbone.attention, self.pooling
+        settings = {
+            "pooling": pooling_record(pooling) if isinstance(pooling, Pooling) else pooling,
+            "attention": attention,
+            "max_length": self.max_length,
+            "text_max_length": self.text_max_length,
+            **asdict(self.prompt),
+            "partial": attention == "bidirectional" and bool(self.backbone.proof.causal_layers),
+        }
+        if isinstance(pooling, Pooling):
+            save_pooling(pooling, folder / POOLING_FOLDER)
+        write_settings(folder, settings, self.dimension, mteb_prompts() | dict(prompts or {}), as_adapter=as_adapter)
 
     def not_portable(self) -> list[str]:
         """What sentence-transformers reads otherwise than l2v."""
         found = self.prompt.not_portable(self.backbone.tokenizer)
         if self.text_max_length is not None:
             found.append("text_max_length")
+        if isinstance(self.pooling, Pooling):
+            found.append(f"the pooling {pooling_name(self.pooling)}, which needs l2v and the package that it is from")
         if self.pooling == "weighted_mean":
             found.append("weighted_mean after an instruction, whose tokens count in the weights there")
         return found
-
-
-def _split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[str], list[str | None]]:
-    plain: list[str] = []
-    instructions: list[str | None] = []
-    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
-        raise L2VError(f"expected a text or texts, found {type(texts).__name__}")
-    for row, item in enumerate(texts):
-        if isinstance(item, (tuple, list)) and len(item) == 2:
-            own, text = item
-            if instruction is not None:
-                raise L2VError("give an instruction for all texts or (instruction, text) pairs, not both")
-        else:
-            own, text = instruction, item
-        if not isinstance(text, str):
-            raise L2VError(f"text {row} is {type(text).__name__}, expected str or an (instruction, text) pair")
-        if not (own is None or isinstance(own, str)):
-            raise L2VError(f"the instruction of text {row} is {type(own).__name__}, expected str or None")
-        plain.append(text)
-        instructions.append(own)
-    return plain, instructions
 
 
 def _check(setting: str, value: str, allowed: Sequence[str]) -> None:

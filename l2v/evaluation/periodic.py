@@ -15,7 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from l2v.encoders.encoder import Encoder
-from l2v.evaluation.suite import Analysis, Evaluation, ResultStore, TaskSet, score
+from l2v.evaluation.results import Entries, ResultStore
+from l2v.evaluation.task import Task
 from l2v.models.backbone import Backbone
 from l2v.progress import say
 
@@ -27,14 +28,13 @@ class PeriodicEvaluation:
     every: Annotated[int, Ge(1)]
     """Optimizer steps between evaluations; there is one before the first step and one after the last."""
     suite: str
-    tasks: dict[str, Evaluation] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise an L2VError where a task misses something; called before anything is loaded."""
-        for task in self.tasks.values():
-            if isinstance(task, TaskSet | Analysis):
-                with tempfile.TemporaryDirectory() as folder:
-                    task.check(_kept(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            for task in self.tasks.values():
+                task.check(_store(folder))
 
 
 class EvaluationCallback(Callback):
@@ -44,20 +44,23 @@ class EvaluationCallback(Callback):
     the tasks; where its weights are split over processes, each of them runs every task, because each is needed.
 
     Args:
-        during: what, and how often.
+        evaluation: what, and how often.
         encoder: a backbone as an encoder.
-        known: whether a metric of a step is logged already, as it is after a resume.
+        is_logged: whether a metric of a step is logged already, as it is after a resume.
     """
 
     def __init__(
-        self, during: PeriodicEvaluation, encoder: Callable[[Backbone], Encoder], known: Callable[[int, str], bool]
+        self,
+        evaluation: PeriodicEvaluation,
+        encoder: Callable[[Backbone], Encoder],
+        is_logged: Callable[[int, str], bool],
     ) -> None:
-        self.during, self.encoder, self.known = during, encoder, known
+        self.evaluation, self.encoder, self.is_logged = evaluation, encoder, is_logged
         self._last = -1
         """Step of the last evaluation."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.during.every == 0:
+        if trainer.global_step % self.evaluation.every == 0:
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -69,15 +72,17 @@ class EvaluationCallback(Callback):
         if step == self._last:
             return
         self._last = step
-        tasks = {name: task for name, task in self.during.tasks.items() if self._can(task, stage.backbone, step)}
-        prefix = f"evaluation/{self.during.suite}"
-        done = trainer.is_global_zero and any(self.known(step, f"{prefix}/{name}") for name in tasks)
+        tasks = {
+            name: task for name, task in self.evaluation.tasks.items() if self._can_run(task, stage.backbone, step)
+        }
+        prefix = f"evaluation/{self.evaluation.suite}"
+        done = trainer.is_global_zero and any(self.is_logged(step, f"{prefix}/{name}") for name in tasks)
         if trainer.strategy.reduce_boolean_decision(done, all=False):
             return
         begin = time.monotonic()
         encoder = self.encoder(stage.backbone)
         with isolate_rng(), trainer.precision_plugin.forward_context():
-            scores = _scores(self._own(trainer, tasks), encoder)
+            scores = _scores(self._share(trainer, tasks), encoder)
         if torch.distributed.is_initialized():
             found: list[dict[str, float]] = [{}] * trainer.world_size
             torch.distributed.all_gather_object(found, scores)
@@ -89,14 +94,14 @@ class EvaluationCallback(Callback):
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         stage.restart_clock()
 
-    def _own(self, trainer: L.Trainer, tasks: dict[str, Evaluation]) -> dict[str, Evaluation]:
+    def _share(self, trainer: L.Trainer, tasks: dict[str, Task]) -> dict[str, Task]:
         """Those that are this process's."""
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             return tasks
         names = list(tasks)[trainer.global_rank :: trainer.world_size]
         return {name: tasks[name] for name in names}
 
-    def _can(self, task: Evaluation, backbone: Backbone, step: int) -> bool:
+    def _can_run(self, task: Task, backbone: Backbone, step: int) -> bool:
         """Whether the backbone has what the task needs; said once where it has not."""
         can = backbone.head is not None or not task.needs_head
         if not can and step == 0:
@@ -104,16 +109,14 @@ class EvaluationCallback(Callback):
         return can
 
 
-def _scores(tasks: dict[str, Evaluation], encoder: Encoder) -> dict[str, float]:
+def _scores(tasks: dict[str, Task], encoder: Encoder) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:  # scores of this step are of no use to another
-        kept = _kept(folder)
-        entries: dict[str, dict[str, Any]] = {}
+        store = _store(folder)
+        entries: Entries = {}
         for name, task in tasks.items():
-            entries |= score(name, task, encoder, kept)
-            if isinstance(task, TaskSet):
-                entries |= task.table(name, kept)
+            entries |= task.table(name, store, task.evaluate(name, encoder, store))
         return {name: found["value"] for name, found in entries.items()}
 
 
-def _kept(folder: str) -> ResultStore:
+def _store(folder: str) -> ResultStore:
     return ResultStore(Path(folder), "l2v/training", "now")

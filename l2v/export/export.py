@@ -15,7 +15,8 @@ from l2v.export.card import Card, Form, model_card
 from l2v.export.merging import blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
 from l2v.models.backbone import Backbone
-from l2v.models.loading import DType, cast_weights
+from l2v.models.loading import cast_weights
+from l2v.models.settings import DType, EncoderSettings
 from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text
@@ -33,6 +34,13 @@ class Merge:
     arXiv 2604.02045)."""
 
 
+_TAKEN = (
+    *("pooling", "max_length", "text_max_length", "template", "separator", "pooled_tokens"),
+    *("dtype", "attn_implementation", "partial", "trust_remote_code"),
+)
+"""Settings of an encoder that a run can be exported with."""
+
+
 @dataclass(frozen=True)
 class Export:
     """What to write of a run."""
@@ -46,6 +54,8 @@ class Export:
     """Write ``onnx/model.onnx`` too."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """More instructions for sentence-transformers and mteb, by the name of a prompt, without separator."""
+    encoder: EncoderSettings | None = None
+    """How the encoder is used, where it is not as the run has it: pooling, max_length, template, separator, ..."""
 
     def check(self, run: Run) -> Initialization:
         """What the run began with.
@@ -55,6 +65,9 @@ class Export:
         """
         if not run.is_finished:
             raise L2VError(f"run={run.folder}: the run is not finished; go on with it first: resume={run.folder}")
+        for name in self.encoder.differences() if self.encoder is not None else ():
+            if name not in _TAKEN:
+                raise L2VError(f"{name}: not used here, the run has its own; there are {', '.join(_TAKEN)}")
         start = Initialization.of(run)
         if self.onnx:
             if self.dtype != "float32" or self.form != "merged":
@@ -90,10 +103,13 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
     """
     wanted = wanted or Export()
     start = wanted.check(run)
-    settings = saved_settings(locate(str(run.encoder), override="run"))
+    place = locate(str(run.encoder), override="run")
+    settings = saved_settings(place)
+    if wanted.encoder is not None:
+        settings = wanted.encoder.usage(settings)
     with draft_folder(folder) as draft:
         write = _write_merged if wanted.form == "merged" else _write_adapter
-        encoder = write(wanted, run, start, settings, draft)
+        encoder = write(wanted, run, start, settings, place, draft)
         difference = None
         if wanted.onnx:
             difference = write_onnx(encoder, draft / "onnx" / "model.onnx")
@@ -110,28 +126,38 @@ def adapters_of(run: Run, start: Initialization) -> list[Path]:
     return [*start.merge, *([run.adapter] if run.adapter.exists() else [])]
 
 
-def _write_merged(wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], draft: Path) -> Encoder:
-    backbone = _load(start.base, settings, adapters_of(run, start))
+def _write_merged(
+    wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], place: Source, draft: Path
+) -> Encoder:
+    backbone = _load(start.base, wanted, settings, adapters_of(run, start))
     if wanted.merge.base_ratio > 0:
-        blend(backbone.decoder, _load(start.head or start.base, settings, []).decoder, wanted.merge.base_ratio)
+        blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, wanted.merge.base_ratio)
     cast_weights(backbone.decoder, getattr(torch, wanted.dtype))
-    encoder = Encoder.with_settings(backbone, settings)
+    encoder = Encoder.with_settings(backbone, settings, place)
     encoder.save(draft, prompts=wanted.prompts)
     return encoder
 
 
-def _write_adapter(wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], draft: Path) -> Encoder:
+def _write_adapter(
+    wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], place: Source, draft: Path
+) -> Encoder:
     stack_adapters(adapters_of(run, start), draft)
     config = read_json(draft / ADAPTER_CONFIG)
     base = start.base
-    place = {"base_model_name_or_path": base.path, "revision": None if base.is_local else base.revision}
-    write_json(draft / ADAPTER_CONFIG, config | place)
-    encoder = Encoder.with_settings(_load(base, settings, [draft]), settings)
+    named = {"base_model_name_or_path": base.path, "revision": None if base.is_local else base.revision}
+    write_json(draft / ADAPTER_CONFIG, config | named)
+    encoder = Encoder.with_settings(_load(base, wanted, settings, [draft]), settings, place)
     encoder.backbone.tokenizer.save_pretrained(draft)
     encoder.save_settings(draft, wanted.prompts, as_adapter=True)
     return encoder
 
 
-def _load(source: Source, settings: dict[str, Any], adapters: list[Path]) -> Backbone:
-    attention, partial = settings.get("attention", "bidirectional"), settings.get("partial", False)
-    return Backbone.load(source, attention=attention, partial=partial, merge=adapters)
+def _load(source: Source, wanted: Export, saved: dict[str, Any], adapters: list[Path]) -> Backbone:
+    """In float32 whatever is written: merging needs it."""
+    settings = replace(
+        wanted.encoder or EncoderSettings(source.name),
+        attention=saved.get("attention", "bidirectional"),
+        partial=saved.get("partial", False) or (wanted.encoder is not None and wanted.encoder.partial),
+        dtype="float32",
+    )
+    return Backbone.load(source, settings, merge=adapters)

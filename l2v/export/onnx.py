@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError, first_line
-from l2v.pooling.pooling import pool
+from l2v.pooling import pool
 from l2v.text.tokenization import Batch, pad, tokenize
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")

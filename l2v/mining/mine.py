@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2v.encoders.encoder import Encoder
-from l2v.encoders.settings import EncoderSettings
+from l2v.encoders.load import load_encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.mining.search import top_k
 from l2v.mining.selection import judge, pick
 from l2v.mining.settings import Mining
 from l2v.mining.texts import Table, Texts, distinct, find, read_table
 from l2v.mining.vectors import Vectors, encode_texts
+from l2v.models.settings import EncoderSettings
 from l2v.progress import say, track
 from l2v.runs.files import cache_folder, draft_file, read_json, write_json
 
@@ -100,8 +101,8 @@ def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict
     data = _read(mining, cache / "texts", show)
 
     @functools.cache
-    def encoder() -> Encoder:
-        return Encoder.from_pretrained(**asdict(subject))
+    def encoder() -> TextEncoder:
+        return load_encoder(subject)
 
     def encoded(texts: Texts, title: str, instruction: str | None, *also: str) -> Vectors:
         key = [encoder_print, texts.table.fingerprint, texts.column, also, instruction, mining.vector_dtype]

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.mining.texts import Texts
 from l2v.progress import track
@@ -55,7 +55,7 @@ class Vectors:
 
 def encode_texts(
     texts: Texts,
-    encoder: Callable[[], Encoder],
+    encoder: Callable[[], TextEncoder],
     folder: Path,
     *,
     instruction: str | None = None,

@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -13,7 +23,7 @@ from transformers import PreTrainedModel
 
 from l2v.errors import L2VError, first_line
 from l2v.kernels.linear import speed_up
-from l2v.models.loading import quiet
+from l2v.models.quiet import quiet
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
@@ -34,20 +44,66 @@ class Lora:
         if not 0 <= self.dropout < 1:
             raise L2VError(f"adapter.lora.dropout must be in [0, 1), got {self.dropout}")
 
+    def config(self) -> LoraConfig:
+        """As PEFT has it."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+            bias="none",
+        )
+
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
+def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftModel:
+    """A decoder with a new adapter on it, and everything else frozen.
+
+    Args:
+        decoder: the inner decoder.
+        adapter: LoRA by l2v's settings, or any configuration of PEFT whose adapters can be merged into the weights
+            (DoRA, rsLoRA, VeRA, IA3, ...).
+
+    Raises:
+        L2VError: it does not go with the decoder, or cannot be merged.
+    """
+    config = adapter.config() if isinstance(adapter, Lora) else adapter
+    what = "adapter.lora" if isinstance(adapter, Lora) else "adapter.peft"
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    wanted = getattr(adapter, "target_modules", None)
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
+    if tuner is None or not issubclass(tuner, BaseTuner):
+        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    try:
+        with quiet():
+            adapted = get_peft_model(decoder, config)
+    except ValueError as error:
+        if isinstance(adapter, Lora) and "lora_dropout" in str(error):  # PEFT's answer to experts that are one tensor
+            raise L2VError(
+                f"{what}.dropout={adapter.dropout}: the experts of this model take none; set it to 0"
+            ) from None
+        raise L2VError(f"{what}.target_modules={wanted}: {error}") from None
+    speed_up(adapted)
+    return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
+
+
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+    """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
+
+    Raises:
+        L2VError: there is none, it is damaged, or it was trained on another decoder.
+    """
     file = folder / ADAPTER_WEIGHTS
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).exists():
             raise L2VError(f"{folder}: no {name}, so it holds no adapter")
     try:
-        config, weights = LoraConfig.from_pretrained(str(folder)), load_file(file)
-    except (SafetensorError, ValueError, TypeError) as error:
+        config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path

@@ -6,38 +6,24 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
 from l2v.kernels.linear import keep_products, speed_up
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
-from l2v.models.adapters import Lora, load_adapter
-from l2v.models.bidirectional import Attention, accepts_position_ids, set_attention
-from l2v.models.loading import (
-    AttnImplementation,
-    Checkpointing,
-    DType,
-    Kind,
-    cast_weights,
-    check_kind,
-    choose_attn_implementation,
-    decoder_with_head,
-    dequantized,
-    missing_weights,
-    quiet,
-    set_attention_dropout,
-    tokenizer_and_config,
-    told_as_one_line,
-)
+from l2v.models.adapters import Lora, load_adapter, new_adapter
+from l2v.models.bidirectional import Attention, accepts_position_ids
+from l2v.models.loading import cast_weights, choose_attn_implementation, load_decoder, set_attention_dropout
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
-from l2v.models.quantization import Quantization, check_quantization, quantize
-from l2v.pooling.pooling import Pooling, pool
+from l2v.models.quiet import quiet
+from l2v.models.settings import Checkpointing, EncoderSettings
+from l2v.pooling import Pooling, PoolingName, pool
 from l2v.runs.files import draft_folder
-from l2v.runs.locations import Source, locate, model_file
+from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
 
 
@@ -48,6 +34,7 @@ class Backbone(nn.Module):
         decoder: the inner decoder (no output head), or a ``PeftModel`` around it.
         head: the frozen output head, when loaded with one. It is the input embedding where the model ties them.
         tokenizer: the decoder's tokenizer; it has a padding token and pads on the right.
+        pooling: one with weights, which are trained, kept and moved with the decoder's; None for those by name.
         proof: what was seen when the attention was proven at loading.
     """
 
@@ -68,6 +55,7 @@ class Backbone(nn.Module):
         self.source = source
         self.proof = proof
         self.attention: Attention = attention
+        self.pooling: Pooling | None = None
         self._accepts_position_ids = accepts_position_ids(decoder)
         self._packing_is_proven = False
         if head is not None:
@@ -76,87 +64,50 @@ class Backbone(nn.Module):
     @staticmethod
     def load(
         source: str | Source,
+        settings: EncoderSettings | None = None,
         *,
-        revision: str | None = None,
-        attention: Attention = "bidirectional",
-        attn_implementation: AttnImplementation = "auto",
-        dtype: DType = "float32",
         attention_dropout: float | None = None,
         gradient_checkpointing: Checkpointing = False,
         with_head: bool = False,
         head_source: Source | None = None,
         merge: Sequence[Path] = (),
-        quantization: Quantization | None = None,
-        partial: bool = False,
-        kind: Kind = "decoder",
-        trust_remote_code: bool = False,
         device: str | torch.device = "cpu",
+        **given: Any,
     ) -> "Backbone":
         """Load a decoder, merge adapters into it, set its attention and prove it.
 
         Args:
             source: a hub id, a folder, a GGUF file or ``package:NAME/FILE.gguf``.
-            revision: of a hub id.
-            attention: ``bidirectional``, or ``causal`` for the untouched decoder.
-            attn_implementation: ``auto`` takes the first of flash_attention_2 (16 bit, on CUDA, where installed),
-                sdpa and eager that the model supports and that is proven.
-            dtype: of the decoder's weights. Adapters stay in float32.
+            settings: how it is loaded; None: as ``given`` says.
             attention_dropout: probability in the attention weights while training; None leaves the model's own.
             gradient_checkpointing: recompute activations in the backward pass: all of them, or ``selective``, what lies
                 between the LoRA layers, whose products are kept.
             with_head: load the output head too, for MNTP.
             head_source: where to take the head from if ``source`` has none of its own.
             merge: adapter folders to merge into the weights, in order, in float32.
-            quantization: nf4 keeps the linear layers in 4 bits, after merging; None does not.
-            partial: accept layers that cannot be made bidirectional.
-            kind: ``encoder`` for a model that attends both ways by itself, to compare decoders with (BERT).
-            trust_remote_code: run code that comes with the model.
             device: where the weights go and where the proof runs.
+            given: settings one by one: revision, attention, attn_implementation, dtype, quantization, partial, kind,
+                trust_remote_code of :class:`~l2v.models.settings.EncoderSettings`.
 
         Raises:
             L2VError: the source is missing, is of another kind, or fails the proof.
         """
-        if quantization is not None:
-            check_quantization(device)
-        named = locate(source, revision) if isinstance(source, str) else source
-        if not named.is_local and model_file(named, "config.json") is None:
-            raise L2VError(f"model.source={named.name}: the hub repository has no config.json, so it holds no model")
-        loaded_dtype = torch.float32 if merge else getattr(torch, dtype)
-        with told_as_one_line(named), quiet():
-            place = dequantized(named)
-            arguments = {**place.arguments(), "trust_remote_code": trust_remote_code}
-            tokenizer, config = tokenizer_and_config(place, arguments)
-            check_kind(named, config, kind)
-            if with_head:
-                decoder, head = decoder_with_head(place, head_source, loaded_dtype, arguments)
-            else:
-                decoder, info = AutoModel.from_pretrained(
-                    place.path, dtype=loaded_dtype, output_loading_info=True, **arguments
-                )
-                # the head over an encoder's first token: nothing reads it, and masked language models are saved without
-                missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
-                if missing:
-                    raise missing_weights(place, missing, "expected all the weights of its config")
-                head = None
-        set_attention(decoder, attention)
-        for folder in merge:
-            decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
-        cast_weights(decoder, getattr(torch, dtype))
-        if quantization is not None:
-            quantize(decoder, quantization)
-        cast(nn.Module, decoder).to(device=device)
-        if head is not None:
-            head.to(device=device, dtype=getattr(torch, dtype))
-            speed_up(head)
+        wanted = settings or EncoderSettings(source.name if isinstance(source, Source) else source, **given)
+        place = source if isinstance(source, Source) else locate(source, wanted.revision)
+        attention = wanted.attention or "bidirectional"
+        loaded = load_decoder(
+            place, wanted, attention, with_head=with_head, head_source=head_source, merge=merge, device=device
+        )
+        decoder = loaded.decoder
         if attention_dropout is not None:
             set_attention_dropout(decoder, attention_dropout)
         speed_up(decoder)
-        proof = choose_attn_implementation(decoder, attn_implementation, attention, partial)
+        proof = choose_attn_implementation(decoder, wanted.attn_implementation, attention, wanted.partial)
         if gradient_checkpointing:
             kept = {"context_fn": keep_products} if gradient_checkpointing == "selective" else {}
             with quiet():
                 decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
-        backbone = Backbone(decoder, tokenizer, head=head, source=named, proof=proof, attention=attention)
+        backbone = Backbone(decoder, loaded.tokenizer, head=loaded.head, source=place, proof=proof, attention=attention)
         return backbone.eval()
 
     @property
@@ -208,7 +159,7 @@ class Backbone(nn.Module):
         pool_mask: Int[Tensor, "batch length"],
         position_ids: Int[Tensor, "batch length"] | None = None,
         *,
-        pooling: Pooling = "mean",
+        pooling: PoolingName | Pooling = "mean",
         micro_batch_tokens: int | None = None,
         grad_cache: bool = False,
     ) -> Float[Tensor, "batch hidden"]:
@@ -288,26 +239,14 @@ class Backbone(nn.Module):
         parts = zip(input_ids.split(rows), attention_mask.split(rows), labels.split(rows), strict=True)
         return sum_in_parts(run, list(parts), self.parameters())
 
-    def add_adapter(self, lora: Lora) -> None:
-        """Put a new LoRA adapter on the decoder and freeze everything else."""
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            bias="none",
-        )
-        try:
-            with quiet():
-                adapted = get_peft_model(cast(PreTrainedModel, self.decoder), config)
-        except ValueError as error:
-            if "lora_dropout" in str(error):  # PEFT's answer to experts that are one tensor
-                raise L2VError(
-                    f"adapter.lora.dropout={lora.dropout}: the experts of this model take none; set it to 0"
-                ) from None
-            raise L2VError(f"adapter.lora.target_modules={lora.target_modules}: {error}") from None
-        speed_up(adapted)
-        self.decoder = adapted.train(self.decoder.training)  # PEFT puts new modules into training mode
+    def add_pooling(self, pooling: Pooling, *, trainable: bool = False) -> None:
+        """Keep a pooling's weights, in float32, with those of the decoder; ``trainable``: training changes them."""
+        device = next(self.decoder.parameters()).device
+        self.pooling = pooling.float().to(device).train(self.training).requires_grad_(trainable)
+
+    def add_adapter(self, adapter: Lora | PeftConfig) -> None:
+        """Put a new adapter on the decoder and freeze everything else of it."""
+        self.decoder = new_adapter(cast(PreTrainedModel, self.decoder), adapter)
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
         """Put a saved adapter on the decoder. Its keys must fit exactly."""
@@ -316,7 +255,8 @@ class Backbone(nn.Module):
     def merge_adapter(self) -> None:
         """Merge the adapter into the decoder's weights, in float32, and take it off."""
         decoder = cast(PeftModel, self.decoder)
-        dtype = next(p.dtype for n, p in decoder.named_parameters() if "lora_" not in n and p.is_floating_point())
+        own = str(decoder.base_model.prefix)
+        dtype = next(p.dtype for n, p in decoder.named_parameters() if own not in n and p.is_floating_point())
         self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
         cast_weights(self.decoder, dtype)
 

@@ -27,8 +27,8 @@ from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import accepts_position_ids, decoder_layers
 from l2v.models.families import FAMILIES, Family, tiny_model
-from l2v.models.loading import AttnImplementation
 from l2v.models.proof import Proof, prove
+from l2v.models.settings import AttnImplementation
 from l2v.progress import track
 from l2v.runs.locations import Source
 from l2v.text.tokenization import position_ids

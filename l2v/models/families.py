@@ -11,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from l2v.errors import L2VError
 from l2v.models.bidirectional import set_attention
-from l2v.models.loading import AttnImplementation
+from l2v.models.settings import AttnImplementation
 
 _WINDOW = 3
 """Tokens to each side, in families with sliding windows: shorter than every text here."""

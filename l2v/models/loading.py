@@ -2,17 +2,17 @@
 
 import contextlib
 import json
-import warnings
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -22,18 +22,76 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.errors import L2VError, first_line
-from l2v.models.bidirectional import Attention
+from l2v.kernels.linear import speed_up
+from l2v.models.adapters import load_adapter
+from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.proof import Proof, prove
-from l2v.process import level_of
+from l2v.models.quantization import check_quantization, quantize
+from l2v.models.quiet import quiet
+from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
-from l2v.runs.locations import Source, not_on_hub
+from l2v.runs.locations import Source, model_file, not_on_hub
 
-DType = Literal["float32", "bfloat16", "float16"]
-Kind = Literal["decoder", "encoder"]
-AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
-Checkpointing = bool | Literal["selective"]
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """What was loaded of a model."""
+
+    decoder: PreTrainedModel
+    head: nn.Module | None
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_decoder(
+    place: Source,
+    settings: EncoderSettings,
+    attention: Attention,
+    *,
+    with_head: bool,
+    head_source: Source | None,
+    merge: Sequence[Path],
+    device: str | torch.device,
+) -> LoadedDecoder:
+    """Load a decoder and merge adapters into it, in float32; see :meth:`l2v.models.backbone.Backbone.load`.
+
+    Raises:
+        L2VError: the source is missing, or is of another kind.
+    """
+    if settings.quantization is not None:
+        check_quantization(device)
+    if not place.is_local and model_file(place, "config.json") is None:
+        raise L2VError(f"model.source={place.name}: the hub repository has no config.json, so it holds no model")
+    dtype = getattr(torch, settings.dtype)
+    loaded_dtype = torch.float32 if merge else dtype
+    with told_as_one_line(place), quiet():
+        unpacked = dequantized(place)
+        arguments = {**unpacked.arguments(), "trust_remote_code": settings.trust_remote_code}
+        tokenizer, config = _tokenizer_and_config(unpacked, arguments)
+        _check_kind(place, config, settings.kind)
+        head: nn.Module | None = None
+        if with_head:
+            decoder, head = _decoder_with_head(unpacked, head_source, loaded_dtype, arguments)
+        else:
+            decoder, info = AutoModel.from_pretrained(
+                unpacked.path, dtype=loaded_dtype, output_loading_info=True, **arguments
+            )
+            # the head over an encoder's first token: nothing reads it, and masked language models are saved without
+            missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
+            if missing:
+                raise _missing_weights(unpacked, missing, "expected all the weights of its config")
+    set_attention(decoder, attention)
+    for folder in merge:
+        decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
+    cast_weights(decoder, dtype)
+    if settings.quantization is not None:
+        quantize(decoder, settings.quantization)
+    cast(nn.Module, decoder).to(device=device)
+    if head is not None:
+        head.to(device=device, dtype=dtype)
+        speed_up(head)
+    return LoadedDecoder(decoder, head, tokenizer)
 
 
 def load_tokenizer_and_config(
@@ -46,12 +104,12 @@ def load_tokenizer_and_config(
     """
     with told_as_one_line(source), quiet():
         place = dequantized(source)
-        tokenizer, config = tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
-        check_kind(source, config, kind)
+        tokenizer, config = _tokenizer_and_config(place, {**place.arguments(), "trust_remote_code": trust_remote_code})
+        _check_kind(source, config, kind)
         return tokenizer, config
 
 
-def tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+def _tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -59,7 +117,7 @@ def tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreT
     return tokenizer, AutoConfig.from_pretrained(place.path, **arguments)
 
 
-def check_kind(source: Source, config: Any, kind: Kind) -> None:
+def _check_kind(source: Source, config: Any, kind: Kind) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise L2VError(f"model.source={source.name}: an encoder-decoder ({config.model_type}); expected {_A[kind]}")
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
@@ -71,7 +129,7 @@ def check_kind(source: Source, config: Any, kind: Kind) -> None:
 _A = {"decoder": "a decoder", "encoder": "an encoder"}
 
 
-def decoder_with_head(
+def _decoder_with_head(
     place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, nn.Module]:
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
@@ -81,13 +139,13 @@ def decoder_with_head(
     if missing := set(info["missing_keys"]):
         own = {id(p) for p in head.parameters()}
         if head_source is None or not missing <= {name for name, p in whole.named_parameters() if id(p) in own}:
-            raise missing_weights(place, missing, "expected a decoder with an output head")
+            raise _missing_weights(place, missing, "expected a decoder with an output head")
         origin = dequantized(head_source)
-        _, head = decoder_with_head(origin, None, dtype, {**arguments, **origin.arguments()})
+        _, head = _decoder_with_head(origin, None, dtype, {**arguments, **origin.arguments()})
     return cast(PreTrainedModel, whole.base_model), head
 
 
-def missing_weights(place: Source, keys: Collection[str], expected: str) -> L2VError:
+def _missing_weights(place: Source, keys: Collection[str], expected: str) -> L2VError:
     return L2VError(f"model.source={place.name}: {len(keys)} weights are missing, e.g. {min(keys)}; {expected}")
 
 
@@ -197,26 +255,3 @@ def told_as_one_line(source: Source) -> Iterator[None]:
         if not source.is_local:
             raise not_on_hub(source, error) from error
         raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and reports: the entry points have theirs."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
-
-    bars, bars_of_hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    # huggingface_hub reports every retry
-    with level_of("transformers"), level_of("huggingface_hub"), warnings.catch_warnings():
-        # it has a new name in newer versions, and works in all that l2v supports
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
-        logging.disable_progress_bar()  # of the hub too
-        try:
-            yield
-        finally:
-            if bars:
-                logging.enable_progress_bar()
-            if bars_of_hub:
-                enable_progress_bars()
-            elif bars:
-                disable_progress_bars()

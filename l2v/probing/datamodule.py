@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from l2v.data.datamodule import evenly
 from l2v.data.order import Pick
 from l2v.errors import L2VError
-from l2v.models.loading import DType
+from l2v.models.settings import DType
 from l2v.probing.alignment import Aligned, Shift, align, word_vectors
 from l2v.probing.states import Frozen, States, compute_states
 from l2v.probing.words import WordSource, label_list, labels_of

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2v.data.order import Pick, seed_of
 from l2v.errors import L2VError
 from l2v.losses.masked_tokens import masked_token_loss
-from l2v.models.loading import DType
+from l2v.models.settings import DType
 from l2v.probing.alignment import Shift
 from l2v.probing.datamodule import WordData, WordRows
 from l2v.probing.scores import tagging_scores

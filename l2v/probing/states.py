@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone, row_groups
-from l2v.models.loading import DType
+from l2v.models.settings import DType
 from l2v.probing.alignment import Aligned
 from l2v.progress import say, track
 from l2v.runs.files import cache_folder, read_json, write_json

@@ -45,6 +45,8 @@ class Assembly:
     """Adapter folders to merge into it, in order."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Pooling, lengths and prompt, as they were saved with the last adapter that has any; empty where none has."""
+    settings_place: Source | None = None
+    """Where settings were saved: that adapter, else the base."""
 
 
 def assemble(
@@ -80,10 +82,12 @@ def assemble(
     else:
         place = locate(base, override="base") if base else _base_of(first)
     settings: dict[str, Any] = {}
+    beside = place
     for folder in folders:
         own = folder / SETTINGS_FILE
-        settings = (read_json(own) if own.is_file() else reference_settings(folder)) or settings
-    return Assembly(place, folders, settings)
+        if found := read_json(own) if own.is_file() else reference_settings(folder):
+            settings, beside = found, Source(str(folder), str(folder.resolve()))
+    return Assembly(place, folders, settings, beside)
 
 
 def check_beginning(name: str, override: str) -> None:

@@ -71,7 +71,7 @@ def locate(name: str, revision: str | None = None, override: str = "model.source
             raise L2VError(f"{override}={name}: expected a model folder, a .gguf file or a hub id, found a file")
         return Source(name, str(path.parent.resolve()), path.name)
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not any((path / file).exists() for file in ("config.json", "modules.json")):
             raise L2VError(f"{override}={name}: the folder has no config.json, so it holds no model")
         return Source(name, str(path.resolve()))
     if not _HUB_ID.fullmatch(name):

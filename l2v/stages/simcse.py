@@ -15,7 +15,7 @@ from l2v.data.texts import TextSource
 from l2v.data.tokens import text_rows
 from l2v.errors import L2VError
 from l2v.losses.info_nce import info_nce
-from l2v.pooling.pooling import Pooling
+from l2v.pooling import PoolingName
 from l2v.stages.stage import Stage, check_grad_cache
 from l2v.text.prompts import PooledTokens, Prompt
 
@@ -45,7 +45,7 @@ class SimCSE(Stage):
         *,
         max_length: Annotated[int, Ge(1)] = 128,
         temperature: Annotated[float, Gt(0)] = 0.05,
-        pooling: Pooling = "mean",
+        pooling: PoolingName = "mean",
         template: str | None = None,
         pooled_tokens: PooledTokens = "after_prompt",
         micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
@@ -57,7 +57,7 @@ class SimCSE(Stage):
             raise L2VError("stage.batch_size must be at least 2: the other texts of a batch are the negatives")
         self.max_length = max_length
         self.temperature = temperature
-        self.pooling: Pooling = pooling
+        self.pooling: PoolingName = pooling
         self.template = template
         self.pooled_tokens: PooledTokens = pooled_tokens
         check_grad_cache(grad_cache, micro_batch_tokens)

@@ -16,7 +16,7 @@ from l2v.evaluation.tasks.sts import StsPairs
 from l2v.losses.contrastive import Contrastive
 from l2v.losses.triplets import Triplets
 from l2v.models.backbone import Backbone
-from l2v.pooling.pooling import Pooling
+from l2v.pooling import PoolingName
 from l2v.stages.stage import Stage, check_grad_cache
 from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
 
@@ -57,7 +57,7 @@ class Supervised(Stage):
         encoder_separator: str = SEPARATOR,
         pooled_tokens: PooledTokens = "after_prompt",
         negatives: Annotated[int, Ge(0)] = 1,
-        pooling: Pooling = "mean",
+        pooling: PoolingName = "mean",
         sts: StsPairs | None = None,
         micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
         grad_cache: bool = False,
@@ -72,7 +72,7 @@ class Supervised(Stage):
         self.encoder_separator = encoder_separator
         self.pooled_tokens: PooledTokens = pooled_tokens
         self.negatives = negatives
-        self.pooling: Pooling = pooling
+        self.pooling: PoolingName = pooling
         self.sts = sts if sts is not None and sts.file is not None else None
         self.micro_batch_tokens = micro_batch_tokens
         self.grad_cache = grad_cache

@@ -15,9 +15,9 @@ from l2v.evaluation.periodic import PeriodicEvaluation
 from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import Attention
-from l2v.models.loading import AttnImplementation, Checkpointing, DType, Kind
 from l2v.models.quantization import Quantization
-from l2v.pooling.pooling import Pooling
+from l2v.models.settings import AttnImplementation, Checkpointing, DType, Kind
+from l2v.pooling import PoolingName
 from l2v.probing.words import WordSource
 from l2v.stages.stage import Stage
 from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
@@ -35,7 +35,7 @@ class Model:
     gradient_checkpointing: Checkpointing = False
     partial: bool = False
     trust_remote_code: bool = False
-    pooling: Pooling = "mean"
+    pooling: PoolingName = "mean"
     max_length: Annotated[int, Ge(1)] = 512
     template: str | None = None
     separator: str = SEPARATOR

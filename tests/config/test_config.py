@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from quick_folder import write_quick_folder
 
 from l2v import config as configs
+from l2v.config.compose import with_model_of_init
+from l2v.config.messages import one_line
 from l2v.errors import L2VError
 from l2v.losses.contrastive import Contrastive
 
@@ -273,7 +275,7 @@ TYPOS = [
 def test_a_typo_is_told_in_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(Exception) as error:
         build(*overrides)
-    told = configs.one_line(error.value, CONF)
+    told = one_line(error.value, [CONF])
     assert told.startswith(line)
     assert "\n" not in told
 
@@ -310,13 +312,15 @@ def test_help_shows_groups_and_imports_no_torch(name: str) -> None:
 def test_init_from_a_run_takes_its_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"overrides": ["model=llama3-8b", "model.dtype=float16", "seed=3"]}')
     arguments = ["stage=simcse", f"init_from={tmp_path}"]
-    assert configs.with_model_of_init(arguments) == [*arguments, "model=llama3-8b", "model.dtype=float16"]
+    assert with_model_of_init(arguments) == [*arguments, "model=llama3-8b", "model.dtype=float16"]
     given = [*arguments, "model=mistral-7b"]
-    assert configs.with_model_of_init(given) == given
+    assert with_model_of_init(given) == given
 
 
 def test_overrides_on_resume_change_the_saved_config() -> None:
     saved = OmegaConf.create(yaml.safe_dump({"stage": {"max_steps": 10, "batch_size": 3}, "trainer": {"devices": 1}}))
     new = OmegaConf.create({"stage": {"max_steps": 20, "batch_size": 32}, "trainer": {"devices": 4, "strategy": "ddp"}})
-    merged = configs.merge_overrides(saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"])
+    merged = configs.merge_overrides(
+        saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"], "resume=runs/x"
+    )
     assert merged == {"stage": {"max_steps": 20, "batch_size": 3}, "trainer": {"devices": 4, "strategy": "ddp"}}

@@ -13,7 +13,7 @@ from l2v import config as configs
 from l2v.cli.contamination import main
 from l2v.contamination import ngrams as module
 from l2v.contamination.ngrams import Grams, contamination
-from l2v.contamination.texts import SaysTexts, training_texts
+from l2v.contamination.texts import training_texts
 from l2v.contamination.words import words
 from l2v.data.texts import FileTexts
 from l2v.data.triplets.options import TripletMix
@@ -176,7 +176,7 @@ def test_tasks_of_the_demo_say_their_texts() -> None:
     pytest.importorskip("gensim", reason="the package gensim, which holds the texts, is not installed")
     suite = configs.plain(composed("evaluate", ["evaluation=demo", "encoder=none"]))["evaluation"]
     tasks = configs.build(suite["tasks"], "evaluation.tasks")
-    assert all(isinstance(task, SaysTexts) for task in tasks.values())
+    assert all(task.evaluated_texts() is not None for task in tasks.values())
     assert len(tasks["lee"].evaluated_texts()) == 50
     assert len(tasks["wikipedia"].evaluated_texts()) == 43 + 129
 
@@ -224,8 +224,28 @@ def test_a_page_without_it_has_no_section(tmp_path: Path) -> None:
     assert "Contamination" not in write_report([tmp_path / "mine"], tmp_path / "report.html").read_text()
 
 
-def test_tasks_that_do_not_say_their_texts_are_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    silent = ["+evaluation.suite=own", "+evaluation.tasks.odd._target_=fractions.Fraction"]
+SILENT = """
+from dataclasses import dataclass
+
+from l2v.evaluation import Task
+
+
+@dataclass
+class Silent(Task):
+    label = "Silent"
+    metric = "size"
+
+    def run(self, encoder, *, show=False):
+        return {"size": float(encoder.dimension)}
+"""
+
+
+def test_tasks_that_do_not_say_their_texts_are_named(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (files / "silent_task.py").write_text(SILENT)
+    monkeypatch.syspath_prepend(files)
+    silent = ["+evaluation.suite=own", "+evaluation.tasks.odd._target_=silent_task.Silent"]
     data = ["data=files", "data.train.files=train.txt"]
     command(*data, "texts.files=clean.jsonl", *silent)
     assert "do not say their texts: odd" in capsys.readouterr().err

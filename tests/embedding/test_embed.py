@@ -25,8 +25,8 @@ from l2v.embedding.embed import describe, encode
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards
 from l2v.encoders.encoder import Encoder
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError, Stopped
+from l2v.models.settings import EncoderSettings
 
 CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 TEXTS = [" ".join(SENTENCES[(row + shift) % 6] for shift in range(row % 3)) + f" {row}" for row in range(47)]

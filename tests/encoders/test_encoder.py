@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
-from l2v.pooling.pooling import POOLINGS
+from l2v.pooling import POOLINGS
 from l2v.runs.adapter_folders import SETTINGS_FILE
 
 LONG_TEXT = "the cat " * 40

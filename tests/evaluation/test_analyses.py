@@ -17,7 +17,6 @@ from tiny import SENTENCES, make_tiny_model, make_tiny_tokenizer
 
 from l2v import Encoder
 from l2v import config as configs
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.analyses import embedding_map
 from l2v.evaluation.analyses.attention_states import AttentionStates, binned
@@ -26,9 +25,12 @@ from l2v.evaluation.analyses.geometry import Geometry, unit
 from l2v.evaluation.analyses.pooling import EveryPooling, PoolingAblation, default_poolings
 from l2v.evaluation.analyses.prefix_triples import PrefixTriples, Triple, shared_prefix
 from l2v.evaluation.mteb.files import ClusteringSet
-from l2v.evaluation.suite import ResultStore, evaluate
+from l2v.evaluation.results import ResultStore
+from l2v.evaluation.suite import evaluate
+from l2v.evaluation.task import Task
 from l2v.evaluation.tasks.masked import MaskedAccuracy
 from l2v.evaluation.tasks.sts import StsPairs
+from l2v.models.settings import EncoderSettings
 
 KEPT = ResultStore(Path("nowhere"), "l2v/tiny", "0")
 
@@ -55,7 +57,7 @@ def encoder(request: pytest.FixtureRequest, tiny_model: Path) -> Encoder:
 def test_cosines_of_states_are_those_of_two_models(tiny_model: Path, encoder: Encoder) -> None:
     """One model loaded causally and another bidirectionally, a text at a time, give the table by hand."""
     task = AttentionStates(Sentences(), count=5, length=14, columns=14, batch_size=2)
-    scores = task.entries("states", encoder, KEPT)
+    scores = task.evaluate("states", encoder, KEPT)
     models = [Encoder.from_pretrained(tiny_model, attention=kind).backbone for kind in ("causal", "bidirectional")]
     chosen = [SENTENCES[number] for number in (0, 1, 2, 4, 5)]  # evenly spaced, 2.5 to the even
     total, texts = np.zeros((3, 14)), np.zeros(14)
@@ -79,7 +81,7 @@ def test_cosines_of_states_are_those_of_two_models(tiny_model: Path, encoder: En
 
 def test_the_encoder_keeps_its_attention(encoder: Encoder) -> None:
     before = encoder.encode(SENTENCES)
-    AttentionStates(Sentences(2), length=8).entries("states", encoder, KEPT)
+    AttentionStates(Sentences(2), length=8).evaluate("states", encoder, KEPT)
     assert np.array_equal(before, encoder.encode(SENTENCES))
 
 
@@ -160,7 +162,7 @@ def test_prefix_cosines_are_those_of_each_text_alone(encoder: Encoder) -> None:
 
 def test_a_causal_model_ties_and_a_bidirectional_one_does_not(tiny_model: Path) -> None:
     causal, both_ways = (
-        PrefixTriples().entries("prefix", Encoder.from_pretrained(tiny_model, attention=kind), KEPT)
+        PrefixTriples().evaluate("prefix", Encoder.from_pretrained(tiny_model, attention=kind), KEPT)
         for kind in ("causal", "bidirectional")
     )
     details = causal["prefix"]["details"]
@@ -197,7 +199,7 @@ def test_triples_of_a_users_file(tmp_path: Path, tiny_model: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Norms:
+class Norms(Task):
     """A task that can be worked out by hand from vectors."""
 
     label: str = "Norms"
@@ -222,7 +224,7 @@ def test_poolings_are_those_of_an_encoder_each(tiny_model: Path, monkeypatch: py
     task = PoolingAblation({"norms": Norms(), "masked": MaskedAccuracy(Sentences())}, ("last_token", "mean", "bos"))
     with monkeypatch.context() as patch:
         patch.setattr(encoder.backbone, "forward", counted)
-        scores = task.entries("pooling", encoder, KEPT)
+        scores = task.evaluate("pooling", encoder, KEPT)
     assert sum(rows) == len(SENTENCES)  # each text ran once
     assert list(scores) == ["pooling_last_token", "pooling_mean", "pooling_bos"] and task.chosen.keys() == {"norms"}
     for pooling in ("last_token", "mean", "bos"):
@@ -316,12 +318,12 @@ def test_a_map_has_a_point_for_each_text_and_the_scores_of_the_vectors(tmp_path:
     encoder = Encoder.from_pretrained(tiny_model)
     task = EmbeddingMap(clustering(tmp_path), neighbours=4)
     task.check(KEPT)
-    scores = task.entries("map", encoder, KEPT)
+    scores = task.evaluate("map", encoder, KEPT)
     plot = scores["map"]["plot"]
     assert plot["labels"] == ["kind 0", "kind 1", "kind 2"] and plot["label"] == [0, 1, 2] * 6
     points = np.array(plot["points"])
     assert points.shape == (18, 2) and points.min() == 0 and points.max() == 1
-    assert scores == task.entries("map", encoder, KEPT)  # seeded
+    assert scores == task.evaluate("map", encoder, KEPT)  # seeded
     vectors = encoder.encode(task.evaluated_texts())
     labels = np.array(plot["label"])
     near = NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors).kneighbors(vectors)[1]
@@ -331,7 +333,7 @@ def test_a_map_has_a_point_for_each_text_and_the_scores_of_the_vectors(tmp_path:
     assert scores["map"]["value"] == pytest.approx(expected)
     silhouette = silhouette_score(vectors, labels, metric="cosine")
     assert scores["map_silhouette"]["value"] == pytest.approx(silhouette, abs=1e-5)
-    fewer = EmbeddingMap(clustering(tmp_path), neighbours=4, points=7, method="pca").entries("map", encoder, KEPT)
+    fewer = EmbeddingMap(clustering(tmp_path), neighbours=4, points=7, method="pca").evaluate("map", encoder, KEPT)
     assert len(fewer["map"]["plot"]["points"]) == 7 and fewer["map"]["value"] == scores["map"]["value"]
 
 

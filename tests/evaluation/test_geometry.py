@@ -13,7 +13,6 @@ import pytest
 from l2v.errors import L2VError
 from l2v.evaluation.analyses import geometry
 from l2v.evaluation.analyses.geometry import Geometry, alignment, anisotropy, uniformity, unit
-from l2v.evaluation.suite import _pinned
 from l2v.evaluation.tasks.sts import StsPairs
 
 
@@ -62,9 +61,9 @@ def test_texts_count_once_and_pairs_above_the_score(pairs: StsPairs) -> None:
 
 
 def test_a_result_is_pinned_by_the_content_and_the_columns_of_the_pairs(pairs: StsPairs) -> None:
-    pinned = [_pinned(Geometry(pairs)), _pinned(Geometry(replace(pairs, first=2)))]
+    pinned = [Geometry(pairs).fingerprint(), Geometry(replace(pairs, first=2)).fingerprint()]
     Path(str(pairs.file)).write_text("5\ta\tother\n5\tc\td\n")
-    pinned += [_pinned(Geometry(pairs)), _pinned(pairs)]
+    pinned += [Geometry(pairs).fingerprint(), pairs.fingerprint()]
     assert len({json.dumps(one) for one in pinned}) == 4
 
 

@@ -16,13 +16,14 @@ from tiny import SENTENCES
 
 from l2v import Encoder
 from l2v import config as configs
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.mteb.benchmark import Benchmark
 from l2v.evaluation.mteb.files import ClassificationSet, ClusteringSet, LocalSet, PairSet, StsSet
 from l2v.evaluation.mteb.retrieval_files import RetrievalSet
-from l2v.evaluation.suite import ResultStore, evaluate
+from l2v.evaluation.results import ResultStore
+from l2v.evaluation.suite import evaluate
 from l2v.evaluation.tasks.lee import LeeSimilarity
+from l2v.models.settings import EncoderSettings
 from l2v.text.instructions import INSTRUCTIONS, mteb_prompts
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'l2v[mteb]'")
@@ -81,7 +82,7 @@ def test_the_suites_are_the_papers_and_todays(tmp_path: Path) -> None:
 def test_every_task_of_the_paper_has_its_instruction() -> None:
     from l2v.evaluation.mteb.model import instruction_of
 
-    leaves = Benchmark(benchmark="MTEB(eng, v1)")._leaves()
+    leaves = Benchmark(benchmark="MTEB(eng, v1)")._subtasks()
     assert {task.metadata.name for task in leaves} == set(INSTRUCTIONS)
     assert not [text for text in INSTRUCTIONS.values() if text[-1] in ".: "]
     for task in leaves:  # where mteb has an instruction, it is the same
@@ -89,7 +90,7 @@ def test_every_task_of_the_paper_has_its_instruction() -> None:
         own = prompt["query"] if isinstance(prompt, dict) else prompt
         assert own is None or own.rstrip(".") == instruction_of(task.metadata), task.metadata.name
     newer = {
-        task.metadata.name: instruction_of(task.metadata) for task in Benchmark(benchmark="MTEB(eng, v2)")._leaves()
+        task.metadata.name: instruction_of(task.metadata) for task in Benchmark(benchmark="MTEB(eng, v2)")._subtasks()
     }
     assert newer["ClimateFEVERHardNegatives"] == INSTRUCTIONS["ClimateFEVER"]
     assert newer["Touche2020Retrieval.v3"] == INSTRUCTIONS["Touche2020"]
@@ -232,7 +233,7 @@ def test_a_benchmark_runs_from_a_folder_and_is_averaged_by_category(
 
 def test_an_aggregated_task_is_the_mean_of_its_parts(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=["CQADupstackRetrieval"])
-    parts = [task.metadata.name for task in benchmark._leaves()]
+    parts = [task.metadata.name for task in benchmark._subtasks()]
     assert len(parts) == 12
 
     def scored(task: Any, model: Any, cache: Any) -> Any:
@@ -377,7 +378,7 @@ def test_an_exported_folder_has_the_instructions_of_mteb_under_the_names_that_mt
 
     prompts = mteb_prompts()
     for benchmark in ("MTEB(eng, v1)", "MTEB(eng, v2)"):
-        for task in Benchmark(benchmark=benchmark)._leaves():
+        for task in Benchmark(benchmark=benchmark)._subtasks():
             search = task.metadata.type in ("Retrieval", "Reranking")
             for kind in [mteb.types.PromptType.query, mteb.types.PromptType.document] if search else [None]:
                 expected = "" if kind == mteb.types.PromptType.document else instruction_of(task.metadata)
@@ -446,7 +447,7 @@ def test_an_error_in_a_process_is_one_line(tiny_model: Path, tmp_path: Path) -> 
 def test_the_texts_of_a_task_are_those_that_it_scores(tmp_path: Path) -> None:
     write_mirror(tmp_path / "mirror")
     benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=["STSBenchmark", "SciFact"], folder=str(tmp_path / "mirror"))
-    found = {name: sorted(set(own)) for name, own in benchmark.evaluated_texts_by_task().items()}
+    found = {name: sorted(set(own)) for name, (_, own) in benchmark.evaluated_texts_by_task("").items()}
     documents = [text for text, _ in texts(4)]
     assert found["SciFact"] == sorted([*documents, *TOPICS.values()])
     assert set(found["STSBenchmark"]) == set(SENTENCES)

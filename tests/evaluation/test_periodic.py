@@ -9,9 +9,9 @@ from launch import Tiny, composed
 from quick_folder import write_quick_folder
 
 from l2v import config as configs
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.suite import evaluate
+from l2v.models.settings import EncoderSettings
 from l2v.runs.run import Run
 
 SUITE = [f"~evaluation.tasks.{name}" for name in ("scifact", "banking77", "stackoverflow")]

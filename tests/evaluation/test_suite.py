@@ -11,10 +11,11 @@ from launch import script
 from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.evaluation.suite import evaluate
+from l2v.evaluation.task import Task
 from l2v.evaluation.tasks.masked import MaskedAccuracy
+from l2v.models.settings import EncoderSettings
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Sentences:
 
 
 @dataclass(frozen=True)
-class Dimension:
+class Dimension(Task):
     """A task that needs no data."""
 
     factor: int = 1
@@ -68,7 +69,7 @@ def test_masked_accuracy_needs_the_output_head(tiny_model: Path) -> None:
 
 
 def test_scores_are_written_and_reused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subject = EncoderSettings(str(tiny_model), "causal")
+    subject = EncoderSettings(str(tiny_model), attention="causal")
     result = evaluate(subject, {"dimension": Dimension()}, suite="small", folder=tmp_path, show=False)
     assert result["scores"]["dimension"]["value"] == 32.0 and result["attention"] == "causal"
     assert json.loads((tmp_path / "evaluation" / "small.json").read_text()) == result
@@ -86,7 +87,7 @@ def test_whatever_changes_a_score_is_evaluated_again(tmp_path: Path, change: str
         make_tiny_model(tmp_path / "model", rms_norm_eps=0.5)
     if change == "tokenizer":
         make_tiny_model(tmp_path / "model", bos=True)
-    subject = EncoderSettings(str(model), "causal" if change == "attention" else None)
+    subject = EncoderSettings(str(model), attention="causal" if change == "attention" else None)
     task = Dimension(factor=2 if change == "task" else 1)
     second = evaluate(subject, {"d": task}, suite="s", folder=tmp_path, show=False)
     assert first["fingerprint"] != second["fingerprint"]
@@ -99,7 +100,9 @@ def test_only_the_settings_of_a_run_write_scores_into_its_folder(tmp_path: Path)
     assert folder_of(EncoderSettings(str(run))) == run
     assert folder_of(EncoderSettings(str(run), attention="causal")) == Path("runs/tuned-causal")
     assert folder_of(EncoderSettings(str(run), pooling="last_token")) == Path("runs/tuned-last_token")
-    assert folder_of(EncoderSettings(str(run), "causal", "last_token")) == Path("runs/tuned-causal-last_token")
+    assert folder_of(EncoderSettings(str(run), attention="causal", pooling="last_token")) == Path(
+        "runs/tuned-causal-last_token"
+    )
     assert folder_of(EncoderSettings("owner/model-7b", pooling="bos")) == Path("runs/owner-model-7b-bos")
 
 

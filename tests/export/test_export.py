@@ -26,7 +26,7 @@ from l2v.export.export import Export, Merge, export
 from l2v.export.merging import blend, stack_adapters
 from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
-from l2v.pooling.pooling import POOLINGS
+from l2v.pooling import POOLINGS
 from l2v.runs.hashes import folder_hash
 from l2v.runs.lineage import Lineage, lineage_base
 from l2v.runs.run import Run

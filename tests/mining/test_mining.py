@@ -21,7 +21,6 @@ from tiny import SENTENCES
 from l2v import config as configs
 from l2v.data.texts import FileTexts
 from l2v.encoders.encoder import Encoder
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
 from l2v.mining import mine as mining_module
 from l2v.mining import search as search_module
@@ -32,6 +31,7 @@ from l2v.mining.selection import judge, pick
 from l2v.mining.settings import Mining
 from l2v.mining.texts import Texts, distinct, find, read_table, text_key
 from l2v.mining.vectors import Vectors, encode_texts
+from l2v.models.settings import EncoderSettings
 
 needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
 BACKENDS = ["torch", pytest.param("faiss", marks=needs_faiss)]
@@ -206,7 +206,7 @@ def plane(monkeypatch) -> None:
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
     fake = SimpleNamespace(dimension=2, encode=encode)
-    monkeypatch.setattr(Encoder, "from_pretrained", lambda **_: fake)
+    monkeypatch.setattr(Encoder, "from_pretrained", lambda *_, **__: fake)
     monkeypatch.setattr(EncoderSettings, "fingerprint", lambda self: ["plane"])
 
 
@@ -388,7 +388,7 @@ def test_vectors_are_reused_with_other_thresholds_and_no_model_is_loaded(
     how = {"percentage_margin": None}
     mine(subject, settings(tmp_path, **how), show=False)
     counted.clear()
-    monkeypatch.setattr(Encoder, "from_pretrained", lambda **_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Encoder, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
     assert mine(subject, settings(tmp_path, **how, range_min=3), show=False)["candidates"] == 60  # 10 x (10 - 1 - 3)
     before = (tmp_path / "out.jsonl").stat().st_mtime_ns
     assert mine(subject, settings(tmp_path, **how, range_min=3), show=False)["candidates"] == 60
@@ -507,7 +507,7 @@ def test_a_wrong_setting_is_named_before_a_model_is_loaded(
     tmp_path, tiny_model, monkeypatch, overrides, message
 ) -> None:
     ten_pairs(tmp_path)
-    monkeypatch.setattr(Encoder, "from_pretrained", lambda **_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Encoder, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
     pairs = tmp_path / "pairs.jsonl"
     given = [f"encoder={tiny_model}", f"pairs={pairs}", f"output={tmp_path}/out.jsonl"]
     with pytest.raises(L2VError, match=message) as error:

@@ -14,7 +14,7 @@ from l2v.losses.info_nce import info_nce
 from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers
-from l2v.pooling.pooling import POOLINGS
+from l2v.pooling import POOLINGS
 from l2v.text.masking import IGNORED
 from l2v.text.tokenization import pad, tokenize
 

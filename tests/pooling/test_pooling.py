@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
-from l2v.pooling.pooling import POOLINGS, pool
+from l2v.pooling import POOLINGS, pool
 
 # One text of four tokens after one token of instruction, worked out by hand: states (1, 10), (2, 20), (4, 40), (9, 90).
 STATES = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [9.0, 90.0]])

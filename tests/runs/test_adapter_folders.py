@@ -15,8 +15,8 @@ import pytest
 from launch import Tiny
 
 from l2v.encoders.encoder import Encoder
-from l2v.encoders.settings import EncoderSettings
 from l2v.errors import L2VError
+from l2v.models.settings import EncoderSettings
 from l2v.runs.adapter_folders import adapter_folder
 from l2v.runs.run import Run
 

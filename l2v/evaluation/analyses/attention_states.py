@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from l2v.data.datamodule import evenly
 from l2v.data.texts import TextSource
-from l2v.encoders.encoder import Encoder
-from l2v.evaluation.suite import ResultStore, entry
+from l2v.encoders.text_encoder import TextEncoder, with_backbone
+from l2v.evaluation.results import Entries, ResultStore, entry
+from l2v.evaluation.task import Task
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.proof import Proof, prove
@@ -26,7 +27,7 @@ from l2v.text.tokenization import pad, tokenize
 
 
 @dataclass(frozen=True)
-class AttentionStates:
+class AttentionStates(Task):
     """Cosine of each token's state under causal attention with the one under bidirectional attention, in every layer.
 
     Both come from the same weights, loaded once; which attention the encoder was loaded with does not matter. High
@@ -46,24 +47,20 @@ class AttentionStates:
     columns: Annotated[int, Ge(1)] = 32
     batch_size: Annotated[int, Ge(1)] = 4
 
-    label: ClassVar[str] = "Causal and bidirectional states"
-    metric: ClassVar[str] = "cosine, last layer"
-    needs_head: ClassVar[bool] = False
+    label = "Causal and bidirectional states"
+    metric = "cosine, last layer"
+    needs_backbone = True
 
-    def check(self, kept: ResultStore) -> None:
-        """Everything was checked when the texts were named."""
-
-    def entries(
-        self, name: str, encoder: Encoder, kept: ResultStore, *, show: bool = False
-    ) -> dict[str, dict[str, Any]]:
+    def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
         """The mean cosine of the last layer, and ``<name>_layers``: over all layers, without the embeddings.
 
         ``plot`` has the cosines by layer (the embeddings first) and column, and each column's first position.
         """
-        backbone = encoder.backbone
+        model = with_backbone(encoder, self.label)
+        backbone = model.backbone
         found = list(self.texts.texts())
         found = [found[row] for row in evenly(len(found), min(self.count, len(found)))]
-        tokens = tokenize(found, backbone.tokenizer, max_length=self.length, prompt=encoder.prompt)
+        tokens = tokenize(found, backbone.tokenizer, max_length=self.length, prompt=model.prompt)
         tokens.sort(key=lambda text: -len(text.input_ids))
         proof = _prove_both(backbone)
         total: NDArray[np.float64] | float = 0.0
@@ -71,7 +68,7 @@ class AttentionStates:
         batches = [tokens[begin : begin + self.batch_size] for begin in range(0, len(tokens), self.batch_size)]
         for rows in track(batches, "comparing states", show=show):
             batch = pad(rows, backbone.tokenizer.pad_token_id)
-            ids, mask = (batch[key].to(encoder.device) for key in ("input_ids", "attention_mask"))
+            ids, mask = (batch[key].to(model.device) for key in ("input_ids", "attention_mask"))
             cosines = (state_cosines(backbone, ids, mask) * mask).sum(dim=1)
             missing = len(texts) - mask.shape[1]
             total = total + np.pad(cosines.cpu().numpy(), ((0, 0), (0, missing)))

@@ -1,7 +1,7 @@
 """Labelled texts as points on a plane, and how well their vectors keep the labels apart."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from l2v.data.datamodule import evenly
 from l2v.data.wikipedia import WikipediaExcerpt
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.evaluation.analyses.geometry import unit
 from l2v.evaluation.mteb.files import ClusteringSet
-from l2v.evaluation.suite import ResultStore, entry
+from l2v.evaluation.results import Entries, ResultStore, entry
+from l2v.evaluation.task import Task
 
 _BLOCK = 1024
 """Vectors that are compared with all others at once."""
@@ -59,7 +60,7 @@ class WikipediaPassages:
 
 
 @dataclass(frozen=True)
-class EmbeddingMap:
+class EmbeddingMap(Task):
     """Purity of the nearest neighbours and the silhouette of the labels, by cosine, and a map for the report.
 
     The map is t-SNE (van der Maaten and Hinton 2008) of the first 50 principal components of the unit vectors.
@@ -83,14 +84,13 @@ class EmbeddingMap:
     seed: int = 0
     batch_size: Annotated[int, Ge(1)] = 32
 
-    metric: ClassVar[str] = "purity"
-    needs_head: ClassVar[bool] = False
+    metric = "purity"
 
     @property
-    def label(self) -> str:
+    def label(self) -> str:  # type: ignore[override]
         return f"Map of {self.texts.label}"
 
-    def check(self, kept: ResultStore) -> None:
+    def check(self, store: ResultStore) -> None:
         """Raise an L2VError where the texts cannot be read or have too few labels."""
         rows = self.texts.rows()
         labels = {label for _, label in rows}
@@ -105,9 +105,7 @@ class EmbeddingMap:
     def evaluated_texts(self) -> list[str]:
         return [text for text, _ in self.texts.rows()]
 
-    def entries(
-        self, name: str, encoder: Encoder, kept: ResultStore, *, show: bool = False
-    ) -> dict[str, dict[str, Any]]:
+    def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
         """The purity, and ``<name>_silhouette``. ``plot`` has a point and a label's number for each text of the map."""
         from sklearn.metrics import silhouette_score
 

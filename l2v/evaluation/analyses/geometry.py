@@ -1,13 +1,14 @@
 """How vectors lie on the sphere: anisotropy, and the uniformity and alignment of Wang and Isola (arXiv 2005.10242)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
+from l2v.evaluation.task import Task
 from l2v.evaluation.tasks.retrieval import WikipediaRetrieval
 from l2v.evaluation.tasks.sts import StsPairs
 
@@ -16,7 +17,7 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(Task):
     """Anisotropy and uniformity of different texts, alignment of pairs that belong together; lower is better for all.
 
     Pairs are those of a file with a human score above ``positive``, as SimCSE takes them from STS-B (arXiv
@@ -30,9 +31,9 @@ class Geometry:
     """The number for tables; all of them are in the result's details."""
     label: str = "Geometry"
     needs_head: bool = False
-    higher_is_better: ClassVar[bool] = False
+    higher_is_better = False
 
-    def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
+    def run(self, encoder: TextEncoder, *, show: bool = False) -> dict[str, float]:
         """``anisotropy``, ``uniformity``, ``alignment``, and the numbers of ``texts`` and ``pairs``."""
         every, first, second = self._pairs()
         place = {text: number for number, text in enumerate(dict.fromkeys(every))}

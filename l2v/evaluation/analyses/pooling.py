@@ -1,21 +1,23 @@
 """The same tasks under each pooling (paper, figure 3 and table 5), with one forward pass a text."""
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
 from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.errors import L2VError
-from l2v.evaluation.suite import ResultStore, Task, TaskSet, entry
-from l2v.pooling.pooling import Pooling, pool
+from l2v.evaluation.results import Entries, ResultStore, entry
+from l2v.evaluation.task import Task
+from l2v.pooling import PoolingName, pool
 from l2v.text.tokenization import Tokens, pad
 
 _NAMES = {"last_token": "last token", "mean": "mean", "weighted_mean": "weighted mean", "bos": "first token"}
 
 
 @dataclass(frozen=True)
-class PoolingAblation:
+class PoolingAblation(Task):
     """The average over tasks under each pooling, and each task's score.
 
     Attributes:
@@ -24,12 +26,12 @@ class PoolingAblation:
             first and the attention is bidirectional (a causal model's first state is the same for all texts).
     """
 
-    tasks: dict[str, Any]
-    poolings: tuple[Pooling, ...] | None = None
+    tasks: dict[str, Task]
+    poolings: tuple[PoolingName, ...] | None = None
 
-    label: ClassVar[str] = "Pooling"
-    metric: ClassVar[str] = "average of the tasks"
-    needs_head: ClassVar[bool] = False
+    label = "Pooling"
+    metric = "average of the tasks"
+    needs_backbone = True
 
     def __post_init__(self) -> None:
         if not self.chosen:
@@ -37,46 +39,40 @@ class PoolingAblation:
         for name, task in self.chosen.items():
             if isinstance(task, PoolingAblation):
                 raise L2VError(f"evaluation.tasks.pooling.tasks.{name}: a comparison of poolings inside another")
-            if not getattr(task, "higher_is_better", True):
+            if not task.higher_is_better:
                 raise L2VError(
                     f"evaluation.tasks.pooling.tasks.{name}: lower is better for it, so it cannot be averaged with the "
                     "others; leave it out"
                 )
 
     @property
-    def chosen(self) -> dict[str, Task | TaskSet]:
+    def chosen(self) -> dict[str, Task]:
         """The tasks that need vectors."""
         return {name: task for name, task in self.tasks.items() if not task.needs_head}
 
-    def check(self, kept: ResultStore) -> None:
+    def check(self, store: ResultStore) -> None:
         """Raise an L2VError where a task misses something."""
         for task in self.chosen.values():
-            if isinstance(task, TaskSet):
-                task.check(kept)
+            task.check(store)
 
-    def evaluated_texts(self) -> list[str]:
-        """Of all tasks that say which they are."""
-        found = [task.evaluated_texts() for task in self.chosen.values() if hasattr(task, "evaluated_texts")]
-        return list(dict.fromkeys(text for texts in found for text in texts))
+    def evaluated_texts(self) -> list[str] | None:
+        """Of all tasks that can tell theirs."""
+        found = [texts for task in self.chosen.values() if (texts := task.evaluated_texts()) is not None]
+        return list(dict.fromkeys(text for texts in found for text in texts)) if found else None
 
-    def entries(
-        self, name: str, encoder: Encoder, kept: ResultStore, *, show: bool = False
-    ) -> dict[str, dict[str, Any]]:
+    def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
         """``<name>_<pooling>`` is the average over the tasks; the first of them has ``plot``, with all scores."""
-        poolings = self.poolings or default_poolings(encoder)
+        model = with_backbone(encoder, self.label)
+        poolings = self.poolings or default_poolings(model)
         tasks: list[dict[str, Any]] = []
         for key, task in self.chosen.items():
-            every = EveryPooling(encoder, poolings)
+            every = EveryPooling(model, poolings)
             values = {}
             for pooling in poolings:
                 every.pooling = pooling
-                told = f"{key}-{pooling}"
-                if isinstance(task, TaskSet):
-                    under = replace(kept, fingerprint=f"{kept.fingerprint}-{pooling}")
-                    task.fill(every, under, show=show)
-                    values[pooling] = task.table(told, under)[told]["value"]
-                else:
-                    values[pooling] = task.run(every, show=show)[task.metric]
+                under = store.under(pooling)
+                scored = task.evaluate(key, every, under, show=show)
+                values[pooling] = task.table(key, under, scored)[key]["value"]
             tasks.append({"label": task.label, "metric": task.metric, "values": values})
         named = [[pooling, _NAMES[pooling]] for pooling in poolings]
         plot = {"kind": "pooling", "task": name, "poolings": named, "tasks": tasks}
@@ -97,7 +93,7 @@ class EveryPooling(Encoder):
     text.
     """
 
-    def __init__(self, encoder: Encoder, poolings: tuple[Pooling, ...]) -> None:
+    def __init__(self, encoder: Encoder, poolings: tuple[PoolingName, ...]) -> None:
         super().__init__(
             encoder.backbone,
             pooling=poolings[0],
@@ -107,7 +103,7 @@ class EveryPooling(Encoder):
             padding_side=encoder.padding_side,
         )
         self.poolings = poolings
-        self._kept: dict[tuple[int, ...], dict[Pooling, torch.Tensor]] = {}
+        self._kept: dict[tuple[int, ...], dict[PoolingName, torch.Tensor]] = {}
 
     def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
         keys = [(text.text_begin, *text.input_ids) for text in tokens]
@@ -119,12 +115,12 @@ class EveryPooling(Encoder):
             vectors = {kind: pool(states, pool_mask, on_device["attention_mask"], kind).cpu() for kind in self.poolings}
             for row, key in enumerate(new):
                 self._kept[key] = {kind: found[row] for kind, found in vectors.items()}
-        return torch.stack([self._kept[key][self.pooling] for key in keys])
+        return torch.stack([self._kept[key][cast(PoolingName, self.pooling)] for key in keys])
 
 
-def default_poolings(encoder: Encoder) -> tuple[Pooling, ...]:
+def default_poolings(encoder: Encoder) -> tuple[PoolingName, ...]:
     """All that make sense for an encoder."""
-    poolings: tuple[Pooling, ...] = ("last_token", "mean", "weighted_mean")
+    poolings: tuple[PoolingName, ...] = ("last_token", "mean", "weighted_mean")
     tokenizer = encoder.backbone.tokenizer
     first = tokenizer("a").input_ids[:1]
     starts_alike = bool(first) and first[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from l2v.data.readers import content, find, records, text_of
 from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.errors import L2VError
-from l2v.evaluation.suite import ResultStore, entry
-from l2v.pooling.pooling import pool
+from l2v.evaluation.results import Entries, ResultStore, entry
+from l2v.evaluation.task import Task
+from l2v.pooling import pool
 from l2v.progress import track
 from l2v.text.tokenization import Tokens, pad, tokenize
 
@@ -32,7 +34,7 @@ class Triple(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PrefixTriples:
+class PrefixTriples(Task):
     """Cosines of a query with a positive and a negative, all three pooled over the prefix that they share.
 
     A causal model has the same states for the prefix whatever follows, so both cosines are 1. Only a model that looks
@@ -53,21 +55,21 @@ class PrefixTriples:
     negative: str = "negative"
     batch_size: Annotated[int, Ge(1)] = 16
 
-    label: ClassVar[str] = "Shared prefixes"
-    metric: ClassVar[str] = "share told apart"
-    needs_head: ClassVar[bool] = False
+    label = "Shared prefixes"
+    metric = "share told apart"
+    needs_backbone = True
 
     def __post_init__(self) -> None:
         self._path()
 
-    def check(self, kept: ResultStore) -> None:
+    def check(self, store: ResultStore) -> None:
         """Raise an L2VError where the file cannot be read."""
         self.triples()
 
     def evaluated_texts(self) -> list[str]:
         return [text for triple in self.triples() for text in triple]
 
-    def fingerprint(self) -> str:
+    def data_fingerprint(self) -> str:
         """What pins the triples: the file's content."""
         return content([self._path()])
 
@@ -91,14 +93,12 @@ class PrefixTriples:
             raise L2VError(f"{self._path()}: no triple; expected one or more")
         return found
 
-    def entries(
-        self, name: str, encoder: Encoder, kept: ResultStore, *, show: bool = False
-    ) -> dict[str, dict[str, Any]]:
+    def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
         """The share of triples whose positive is nearer (a tie counts half), and ``<name>_margin``: by how much.
 
         ``plot`` has both cosines of every triple.
         """
-        cosines = self.cosines(encoder, show=show)
+        cosines = self.cosines(with_backbone(encoder, self.label), show=show)
         margins = cosines[:, 0] - cosines[:, 1]
         ties = np.abs(margins) < TIE
         details = {

@@ -5,29 +5,30 @@ that was stopped goes on with the task it was at. mteb is imported where it is u
 without it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError, first_line
 from l2v.evaluation.mteb.package import (
     hub_answers,
     in_hub_cache,
     known_result,
-    leaves,
     load,
+    mteb_encoder,
     mteb_package,
     result_cache,
     run_task,
+    subtasks,
     texts_of,
-    wrapped,
 )
-from l2v.evaluation.suite import ResultStore, entry
+from l2v.evaluation.results import Entries, ResultStore, entry
+from l2v.evaluation.task import Task
 
 _CATEGORIES = {
     "Retrieval": "Retrieval",
@@ -42,7 +43,7 @@ _CATEGORIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(Task):
     """A benchmark of mteb: its average over tasks, and the average of each category (scores from 0 to 1).
 
     Attributes:
@@ -59,14 +60,13 @@ class Benchmark:
     folder: str | None = None
     batch_size: Annotated[int, Ge(1)] = 32
 
-    label: ClassVar[str] = "Average"
-    metric: ClassVar[str] = "main score"
-    needs_head: ClassVar[bool] = False
+    label = "Average"
+    metric = "main score"
 
-    def check(self, kept: ResultStore) -> None:
+    def check(self, store: ResultStore) -> None:
         """Raise an L2VError where mteb, a task or its data is missing. Loads nothing."""
-        pinned = self._pinned(kept)
-        missing = [t for t in self._leaves() if known_result(t, pinned) is None and not self._has_data(t)]
+        store = self._own(store)
+        missing = [t for t in self._subtasks() if known_result(t, store) is None and not self._has_data(t)]
         if missing and not hub_answers():
             absent = [task for task in missing if not in_hub_cache(task.metadata.dataset["path"])]
             if absent:
@@ -78,50 +78,55 @@ class Benchmark:
                     f"{place}/<owner>/<name>` does, and set evaluation.folder={place}"
                 )
 
-    def parts(self, kept: ResultStore) -> list["Benchmark"]:
+    def parts(self, store: ResultStore) -> list["Benchmark"]:
         """A benchmark of one task for each that has no score yet."""
-        pinned = self._pinned(kept)
+        store = self._own(store)
         return [
             replace(self, tasks=[task.metadata.name])
             for task in self._tasks()
-            if any(known_result(leaf, pinned) is None for leaf in leaves(task))
+            if any(known_result(part, store) is None for part in subtasks(task))
         ]
 
-    def fill(self, encoder: Encoder, kept: ResultStore, *, show: bool = False) -> None:
-        """Score what has no score yet."""
+    def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
+        """Score what has no score yet, each task into ``store``; the entries are those of :meth:`table`."""
         from l2v.evaluation.mteb.model import instruction_of
 
-        kept, cache = self._pinned(kept), result_cache(kept)
+        store, cache = self._own(store), result_cache(store)
         instruction = instruction_of if self.instructions else lambda task: None
-        model = wrapped(encoder, kept, instruction, self.batch_size, show)
+        model = mteb_encoder(encoder, store, instruction, self.batch_size, show)
         for task in self._tasks():
             parts = []
-            for leaf in leaves(task):
-                result = known_result(leaf, kept)
-                parts.append(run_task(self._with_data(leaf), model, cache) if result is None else result)
+            for part in subtasks(task):
+                result = known_result(part, store)
+                parts.append(run_task(self._with_data(part), model, cache) if result is None else result)
             if task.is_aggregate:
                 cache.save_to_cache(task.combine_task_results(parts), model.mteb_model_meta)
+        return {}
 
-    def table(self, name: str, kept: ResultStore) -> dict[str, dict[str, Any]]:
-        """The averages, as entries of a suite's scores. The average's details are the scores of the tasks."""
-        kept = self._pinned(kept)
+    def table(self, name: str, store: ResultStore, scored: Entries) -> Entries:
+        """The averages of the scores in ``store``. The details of the first are the scores of the tasks."""
+        store = self._own(store)
         results = {}
         for task in self._tasks():
-            parts = [known_result(leaf, kept) for leaf in leaves(task)]
+            parts = [known_result(part, store) for part in subtasks(task)]
             result = task.combine_task_results(parts) if task.is_aggregate else parts[0]
             results[task.metadata.name] = (task.metadata.type, round(float(result.get_score()), 6))
         return self._averages(name, results)
 
-    def evaluated_texts_by_task(self) -> dict[str, Iterator[str]]:
-        """The texts of each task, which are loaded when they are asked for."""
-        return {leaf.metadata.name: self._texts(leaf) for leaf in self._leaves()}
+    def evaluated_texts(self) -> Iterator[str]:
+        for _, texts in self.evaluated_texts_by_task("").values():
+            yield from texts
+
+    def evaluated_texts_by_task(self, name: str) -> dict[str, tuple[str, Iterable[str]]]:
+        """Labels and texts of each of mteb's tasks, under its own name; they are loaded when they are asked for."""
+        return {part.metadata.name: (part.metadata.name, self._texts(part)) for part in self._subtasks()}
 
     def _texts(self, task: Any) -> Iterator[str]:
         task = self._with_data(task)
         load(task)
         yield from texts_of(task)
 
-    def _averages(self, name: str, results: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
+    def _averages(self, name: str, results: dict[str, tuple[str, float]]) -> Entries:
         """The average of all tasks, then that of each category, from each task's type and score."""
         table = {name: _average(self.label, {task: score for task, (_, score) in results.items()})}
         kinds = [kind for kind in _CATEGORIES if any(kind == found for found, _ in results.values())]
@@ -142,12 +147,12 @@ class Benchmark:
                 raise L2VError(f"evaluation: {self.benchmark} has no task {task}; it has {', '.join(known)}")
         return [known[task] for task in self.tasks or known]
 
-    def _leaves(self) -> list[Any]:
-        return [leaf for task in self._tasks() for leaf in leaves(task)]
+    def _subtasks(self) -> list[Any]:
+        return [part for task in self._tasks() for part in subtasks(task)]
 
-    def _pinned(self, kept: ResultStore) -> ResultStore:
+    def _own(self, store: ResultStore) -> ResultStore:
         """Scores with and without instructions are kept apart."""
-        return kept if self.instructions else ResultStore(kept.folder, kept.encoder, f"{kept.fingerprint}-plain")
+        return store if self.instructions else store.under("plain")
 
     def _local(self, task: Any) -> Path:
         return Path(self.folder or "").expanduser() / task.metadata.dataset["path"]

@@ -12,17 +12,18 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from l2v.data.readers import RECORD_FILES, Column, content, find, number, table_rows
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
-from l2v.evaluation.mteb.package import known_result, mteb_package, result_cache, run_task, texts_of, wrapped
-from l2v.evaluation.suite import ResultStore, entry
+from l2v.evaluation.mteb.package import known_result, mteb_encoder, mteb_package, result_cache, run_task, texts_of
+from l2v.evaluation.results import Entries, ResultStore, entry
+from l2v.evaluation.task import Task
 
 Files = str | list[str]
 """A path, a glob pattern, or a list of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalSet:
+class LocalSet(Task):
     """What tasks from files share.
 
     Attributes:
@@ -39,8 +40,6 @@ class LocalSet:
     sample: Annotated[int, Ge(2)] | None = None
     batch_size: Annotated[int, Ge(1)] = 32
 
-    metric: ClassVar[str] = ""
-    needs_head: ClassVar[bool] = False
     sampled: ClassVar[str] = "rows"
     kind: ClassVar[str] = ""
     main_score: ClassVar[str] = ""
@@ -53,27 +52,28 @@ class LocalSet:
         self._paths()
 
     @property
-    def label(self) -> str:
+    def label(self) -> str:  # type: ignore[override]
         return f"{self.name} ({self.sample:,} {self.sampled})" if self.sample else self.name
 
-    def check(self, kept: ResultStore) -> None:
+    def check(self, store: ResultStore) -> None:
         """Raise an L2VError where mteb is missing or a file cannot be read."""
         self._task_with_data()
 
-    def parts(self, kept: ResultStore) -> list["LocalSet"]:
+    def parts(self, store: ResultStore) -> list["LocalSet"]:
         """Itself, unless its score is there."""
-        return [self] if known_result(self._task(), self._pinned(kept)) is None else []
+        return [self] if known_result(self._task(), self._own(store)) is None else []
 
-    def fill(self, encoder: Encoder, kept: ResultStore, *, show: bool = False) -> None:
-        """Score it, unless its score is there."""
-        if self.parts(kept):
-            kept = self._pinned(kept)
-            model = wrapped(encoder, kept, lambda _: self.instruction, self.batch_size, show)
-            run_task(self._task_with_data(), model, result_cache(kept))
+    def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
+        """Score it into ``store``, unless its score is there; the entry is that of :meth:`table`."""
+        if self.parts(store):
+            store = self._own(store)
+            model = mteb_encoder(encoder, store, lambda _: self.instruction, self.batch_size, show)
+            run_task(self._task_with_data(), model, result_cache(store))
+        return {}
 
-    def table(self, name: str, kept: ResultStore) -> dict[str, dict[str, Any]]:
-        """The task's score, as an entry of a suite's scores."""
-        result = known_result(self._task(), self._pinned(kept))
+    def table(self, name: str, store: ResultStore, scored: Entries) -> Entries:
+        """The score in ``store``, as an entry."""
+        result = known_result(self._task(), self._own(store))
         details = {key: value for key, value in result.scores["test"][0].items() if isinstance(value, int | float)}
         return {name: entry(self.label, self.metric, round(float(result.get_score()), 6), details)}
 
@@ -81,7 +81,7 @@ class LocalSet:
         """The texts that are scored; of classification without those that its classifier is trained on."""
         yield from texts_of(self._task_with_data())
 
-    def fingerprint(self) -> str:
+    def data_fingerprint(self) -> str:
         """What pins the data: the files' content."""
         return content(self._paths())
 
@@ -140,11 +140,11 @@ class LocalSet:
     def _pin(self) -> str:
         """A hash of the settings and the files' content."""
         settings = {key: value for key, value in asdict(self).items() if key != "batch_size"}
-        return hashlib.sha256(json.dumps([settings, self.fingerprint()], default=str).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([settings, self.data_fingerprint()], default=str).encode()).hexdigest()[:16]
 
-    def _pinned(self, kept: ResultStore) -> ResultStore:
+    def _own(self, store: ResultStore) -> ResultStore:
         """Scores of sets that share a name, and differ in their instruction, are kept apart."""
-        return ResultStore(kept.folder, kept.encoder, f"{kept.fingerprint}-{self._pin()}")
+        return store.under(self._pin())
 
     def _find(self, files: Files) -> list[Path]:
         try:
@@ -197,7 +197,7 @@ class StsSet(_PairFiles):
 
     score: Column = "score"
 
-    metric: ClassVar[str] = "Spearman"
+    metric = "Spearman"
     kind: ClassVar[str] = "STS"
     main_score: ClassVar[str] = "cosine_spearman"
     base: ClassVar[str] = "AbsTaskSTS"
@@ -216,7 +216,7 @@ class PairSet(_PairFiles):
 
     label_column: Column = "label"
 
-    metric: ClassVar[str] = "average precision"
+    metric = "average precision"
     kind: ClassVar[str] = "PairClassification"
     main_score: ClassVar[str] = "cosine_ap"
     base: ClassVar[str] = "AbsTaskPairClassification"
@@ -245,7 +245,7 @@ class ClassificationSet(LocalSet):
     label_column: Column = "label"
     delimiter: str | None = None
 
-    metric: ClassVar[str] = "accuracy"
+    metric = "accuracy"
     kind: ClassVar[str] = "Classification"
     main_score: ClassVar[str] = "accuracy"
     base: ClassVar[str] = "AbsTaskClassification"
@@ -285,7 +285,7 @@ class ClusteringSet(LocalSet):
     labels: Files | None = None
     delimiter: str | None = None
 
-    metric: ClassVar[str] = "V-measure"
+    metric = "V-measure"
     sampled: ClassVar[str] = "texts"
     kind: ClassVar[str] = "Clustering"
     main_score: ClassVar[str] = "v_measure"

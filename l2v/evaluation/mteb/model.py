@@ -1,4 +1,4 @@
-"""An l2v encoder as mteb's classes take a model. Imports mteb, so only what evaluates with mteb imports this."""
+"""An encoder as mteb's classes take a model. Imports mteb, so only what evaluates with mteb imports this."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.text.instructions import paper_instruction, without_end
 
 
@@ -28,7 +28,7 @@ class MtebEncoder(AbsEncoder):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: TextEncoder,
         *,
         name: str,
         revision: str,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError, first_line
-from l2v.evaluation.suite import ResultStore
+from l2v.evaluation.results import ResultStore
 from l2v.process import level_of
 from l2v.progress import say
 
@@ -29,21 +29,21 @@ def mteb_package() -> Any:
     return mteb
 
 
-def leaves(task: Any) -> list[Any]:
+def subtasks(task: Any) -> list[Any]:
     """The tasks that an aggregated one (CQADupstack) is made of; else itself."""
     return list(task.metadata.tasks) if task.is_aggregate else [task]
 
 
-def result_cache(kept: ResultStore) -> Any:
-    """mteb's cache of results, in ``kept.folder``."""
+def result_cache(store: ResultStore) -> Any:
+    """mteb's cache of results, in ``store.folder``."""
     from mteb.cache import ResultCache
 
-    return ResultCache(kept.folder)
+    return ResultCache(store.folder)
 
 
-def known_result(task: Any, kept: ResultStore) -> Any:
+def known_result(task: Any, store: ResultStore) -> Any:
     """The result that is kept of a task on the same encoder and data; None where there is none."""
-    file = result_cache(kept).get_task_result_path(task.metadata.name, kept.encoder, kept.fingerprint)
+    file = result_cache(store).get_task_result_path(task.metadata.name, store.encoder, store.fingerprint)
     if not file.exists():
         return None
     from mteb.results import TaskResult
@@ -56,16 +56,16 @@ def known_result(task: Any, kept: ResultStore) -> Any:
     return result if same and not result.get_missing_evaluations(task) else None
 
 
-def wrapped(
-    encoder: Encoder, kept: ResultStore, instruction: Callable[[Any], str | None], batch_size: int, show: bool
+def mteb_encoder(
+    encoder: TextEncoder, store: ResultStore, instruction: Callable[[Any], str | None], batch_size: int, show: bool
 ) -> Any:
     """The encoder as mteb takes a model; ``instruction`` maps a task's metadata to its instruction."""
     from l2v.evaluation.mteb.model import MtebEncoder
 
     return MtebEncoder(
         encoder,
-        name=kept.encoder,
-        revision=kept.fingerprint,
+        name=store.encoder,
+        revision=store.fingerprint,
         instruction=instruction,
         batch_size=batch_size,
         show=show,

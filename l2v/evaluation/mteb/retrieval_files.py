@@ -30,14 +30,14 @@ class RetrievalSet(LocalSet):
     qrels: Files
     sample_queries: Annotated[int, Ge(1)] | None = None
 
-    metric: ClassVar[str] = "nDCG@10"
+    metric = "nDCG@10"
     sampled: ClassVar[str] = "documents"
     kind: ClassVar[str] = "Retrieval"
     main_score: ClassVar[str] = "ndcg_at_10"
     base: ClassVar[str] = "AbsTaskRetrieval"
 
     @property
-    def label(self) -> str:
+    def label(self) -> str:  # type: ignore[override]
         drawn = [(self.sample, "documents"), (self.sample_queries, "queries")]
         told = ", ".join(f"{number:,} {what}" for number, what in drawn if number)
         return f"{self.name} ({told})" if told else self.name

@@ -6,14 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
+from l2v.evaluation.task import Task
 from l2v.runs.locations import package_file
 
 _FOLDER = "package:gensim/test/test_data/"
 
 
 @dataclass(frozen=True)
-class LeeSimilarity:
+class LeeSimilarity(Task):
     """Spearman correlation of the cosine with the mean human similarity, over all 1,225 pairs of 50 texts."""
 
     label: str = "Lee news similarity"
@@ -23,7 +24,7 @@ class LeeSimilarity:
     def evaluated_texts(self) -> list[str]:
         return lee_texts()[0]
 
-    def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
+    def run(self, encoder: TextEncoder, *, show: bool = False) -> dict[str, float]:
         texts, human = lee_texts()
         vectors = encoder.encode(texts, show_progress_bar=show)
         pairs = np.triu_indices(len(texts), k=1)

@@ -9,8 +9,9 @@ from l2v.data.collate import MaskedBlocks
 from l2v.data.datamodule import spread
 from l2v.data.texts import TextSource
 from l2v.data.tokens import block_rows
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.errors import L2VError
+from l2v.evaluation.task import Task
 from l2v.losses.masked_tokens import masked_token_loss
 from l2v.progress import track
 from l2v.text.masking import Strategy
@@ -18,7 +19,7 @@ from l2v.text.tokenization import mask_token_id
 
 
 @dataclass(frozen=True)
-class MaskedAccuracy:
+class MaskedAccuracy(Task):
     """Share of hidden tokens that the model's first guess names, from the state one position before each.
 
     The same tokens are hidden at every call. A causal model sees only what is before a hidden token.
@@ -37,15 +38,17 @@ class MaskedAccuracy:
     label: str = "Masked-token accuracy"
     metric: str = "accuracy"
     needs_head: bool = True
+    needs_backbone = True
 
     def evaluated_texts(self) -> Iterator[str]:
         """All texts that rows are taken from."""
         return self.texts.texts()
 
     @torch.no_grad()
-    def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
+    def run(self, encoder: TextEncoder, *, show: bool = False) -> dict[str, float]:
         """``accuracy``, ``loss`` (nats a hidden token) and ``tokens`` (how many were hidden)."""
-        backbone = encoder.backbone
+        model = with_backbone(encoder, self.label)
+        backbone = model.backbone
         if backbone.head is None:
             raise L2VError(f"{self.label} needs the model's output head: load the encoder with with_head=True")
         data = spread(block_rows(self.texts, backbone.tokenizer, self.block_length, show=show), self.rows)
@@ -62,7 +65,7 @@ class MaskedAccuracy:
         loss = correct = count = 0.0
         for rows in track(batches, "filling in hidden tokens", show=show):
             batch = collate(rows)
-            tensors = (batch[name].to(encoder.device) for name in ("input_ids", "attention_mask", "labels"))
+            tensors = (batch[name].to(model.device) for name in ("input_ids", "attention_mask", "labels"))
             logits, targets = backbone.predict_masked(*tensors)
             loss += masked_token_loss(logits, targets, torch.ones(())).item()
             correct += (logits.argmax(dim=-1) == targets).sum().item()

@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2v.data.wikipedia import Article, WikipediaExcerpt, names, split_sentences
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
+from l2v.evaluation.task import Task
 
 
 @dataclass(frozen=True)
-class WikipediaRetrieval:
+class WikipediaRetrieval(Task):
     """nDCG@10 over the held-out articles: query an opening sentence, relevant are passages of the same article.
 
     The opening paragraph is left out of the passages. A passage is a paragraph, cut to ``passage_words``.
@@ -22,7 +23,7 @@ class WikipediaRetrieval:
     metric: str = "nDCG@10"
     needs_head: bool = False
 
-    def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
+    def run(self, encoder: TextEncoder, *, show: bool = False) -> dict[str, float]:
         queries, passages, owners = self.data()
         scores = encoder.similarity(
             encoder.encode(queries, show_progress_bar=show), encoder.encode(passages, show_progress_bar=show)

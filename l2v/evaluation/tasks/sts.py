@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2v.data.readers import Column, number, table_rows
-from l2v.encoders.encoder import Encoder
+from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
+from l2v.evaluation.task import Task
 from l2v.runs.hashes import file_hash
 
 
 @dataclass(frozen=True)
-class StsPairs:
+class StsPairs(Task):
     """Spearman correlation of the cosine with the human score of each pair.
 
     The defaults read STS-B's own files (sts-dev.csv: no header, tab-separated, unquoted).
@@ -46,7 +47,7 @@ class StsPairs:
                 f"{self.file}: no such file of scored sentence pairs (stage.sts.file or an evaluation's file)"
             )
 
-    def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
+    def run(self, encoder: TextEncoder, *, show: bool = False) -> dict[str, float]:
         first, second, scores = self.pairs()
         vectors = encoder.encode([*first, *second], instruction=self.instruction, show_progress_bar=show)
         return self.rate(vectors[: len(first)], vectors[len(first) :], scores)
@@ -75,6 +76,6 @@ class StsPairs:
         rows = table_rows(paths, (self.first, self.second), self.score, number, self.delimiter, self.label)
         return [row[0] for row in rows], [row[1] for row in rows], np.array([row[2] for row in rows])
 
-    def fingerprint(self) -> str | None:
+    def data_fingerprint(self) -> str | None:
         """What pins the pairs: the file's hash."""
         return file_hash(Path(self.file).expanduser()) if self.file else None

@@ -1,0 +1,197 @@
+"""Which code a config may name that was read from a run folder or a recipe, and not written by the user.
+
+A saved config is data: nothing in it runs that is not a stage, data set, task, adapter, strategy or logger.
+"""
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from l2v.config.build import find_target
+from l2v.errors import L2VError
+from l2v.trust import VARIABLE, allowed_modules
+
+_ROOMS = (
+    "l2v.data",
+    "l2v.evaluation",
+    "l2v.losses",
+    "l2v.models.adapters",
+    "l2v.pooling",
+    "l2v.probing",
+    "l2v.stages",
+    "l2v.training.strategies",
+)
+"""Of l2v: what a config is made of. Other rooms write files, start processes and speak to the hub."""
+_LIBRARIES = (
+    "lightning.Trainer",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.trainer.trainer",
+    "lightning.pytorch.trainer.Trainer",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.strategies",
+    "torch.nn",
+    "torch.optim",
+    "peft",
+)
+_KINDS = {
+    "trainer": "lightning.pytorch.trainer.trainer.Trainer",
+    "trainer.strategy": "lightning.pytorch.strategies.Strategy",
+    "logger.*": "lightning.pytorch.loggers.Logger",
+    "stage": "l2v.stages.stage.Stage",
+}
+"""Place -> the class that its target is, or derives from."""
+_ARGUMENT = re.compile(r"allow_modules=\[?([^\[\]]*)\]?")
+
+
+def take_allowed_modules(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``allow_modules=[my_package]``, whose modules this process and its children trust then.
+
+    It is taken off before Hydra composes: a config can neither set it nor keep it.
+
+    Raises:
+        L2VError: a value that is no name of a module.
+    """
+    kept = [argument for argument in arguments if not argument.startswith("allow_modules=")]
+    named = list(allowed_modules())
+    for argument in arguments:
+        if argument.startswith("allow_modules="):
+            found = _ARGUMENT.fullmatch(argument)
+            names = [name.strip(" '\"") for name in found[1].split(",")] if found else [""]
+            if not all(all(part.isidentifier() for part in name.split(".")) for name in names):
+                raise L2VError(f"{argument}: expected names of modules, as allow_modules=[my_package]")
+            named += names
+    if named:
+        os.environ[VARIABLE] = ",".join(dict.fromkeys(named))
+    return kept
+
+
+def check_targets(config: Any, allowed: Sequence[str], where: str) -> None:
+    """Fail where a config names code that it may not; every place is looked at, and nothing is imported.
+
+    Args:
+        config: plain dictionaries, lists and values.
+        allowed: modules that the user trusts; with each, what is inside of it.
+        where: the override that the config was read for, for errors.
+
+    Raises:
+        L2VError: naming the place, the target and how to allow it.
+    """
+    for place, target in _targets(config):
+        if not isinstance(target, str) or not _inside(target, (*_ROOMS, *_LIBRARIES, *allowed)):
+            raise _refusal(place, target, where)
+
+
+def check_definitions(config: Any, allowed: Sequence[str], where: str) -> None:
+    """Import what the targets of a config lead to, and fail unless it is what its name promises.
+
+    That is a class, defined where a config may take it from and of the kind that its place asks for; or a function of
+    l2v's that makes one; or any class or function that is defined in a module of ``allowed``.
+
+    Raises:
+        L2VError: see :func:`check_targets`, which is called first; or a target cannot be imported.
+    """
+    check_targets(config, allowed, where)
+    for place, name in _targets(config):
+        target = find_target(name, f"{where}: {place}")
+        if not (_is_trusted(target, allowed) or _makes_a_part(target)):
+            raise _refusal(place, name, where)
+        if (kind := _kind(place)) is not None and isinstance(target, type) and not issubclass(target, kind):
+            raise L2VError(f"{where}: {place}._target_={name}: expected a {kind.__name__}")
+
+
+def check_overrides(overrides: Sequence[str], allowed: Sequence[str], where: str) -> None:
+    """:func:`check_targets` for overrides that were read from a file: those of a recipe, or of a run's record.
+
+    They hold values: no interpolation, no setting of Hydra, no trust in a model's code.
+
+    Raises:
+        L2VError: naming the override.
+    """
+    for override in overrides:
+        if re.match(r"[+~]*hydra\b|-", override):
+            raise L2VError(f"{where}: {override}: is for the command line only")
+        if "${" in override:
+            raise L2VError(f"{where}: {override}: holds an interpolation; write what it stands for")
+        parsed = OverridesParser.create().parse_override(override)
+        setting = {parsed.key_or_group: parsed.value()}
+        check_targets(setting, allowed, where)
+        check_trust(setting, where)
+
+
+def check_trust(config: Any, where: str) -> None:
+    """Fail where a config that was read says that code which comes with a model may run.
+
+    Raises:
+        L2VError: naming the setting.
+    """
+    for key, value in _leaves(config):
+        if key.rpartition(".")[2] == "trust_remote_code" and value:
+            raise L2VError(f"{where}: {key}={value} lets code of the model run, which is yours to say: {key}=true")
+
+
+def _targets(config: Any) -> Iterator[tuple[str, Any]]:
+    """The place and the name of every target."""
+    for key, value in _leaves(config):
+        place, _, last = key.rpartition(".")
+        if last == "_target_":
+            yield place, value
+
+
+def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of every key, those with further ones inside too."""
+    items: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(node, dict):
+        items = iter(node.items())
+    elif isinstance(node, list):
+        items = iter(enumerate(node))
+    for key, value in items:
+        name = f"{where}.{key}" if where else str(key)
+        yield name, value
+        yield from _leaves(value, name)
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _is_trusted(target: Any, allowed: Sequence[str]) -> bool:
+    """Whether it is a class from where configs take them, or anything that a trusted module defines."""
+    home = getattr(target, "__module__", None)
+    if inspect.isclass(target):
+        return _inside(str(home), (*_ROOMS, *_LIBRARIES, *allowed))
+    return inspect.isfunction(target) and _inside(str(home), allowed)
+
+
+def _makes_a_part(target: Any) -> bool:
+    """Whether it is a function of l2v's that returns what a config is made of, as ``l2v.probing.words.conll2003``."""
+    if not inspect.isfunction(target) or not _inside(target.__module__, _ROOMS):
+        return False
+    made = get_type_hints(target).get("return")
+    return inspect.isclass(made) and _inside(made.__module__, _ROOMS)
+
+
+def _kind(place: str) -> type | None:
+    pattern = f"{place.partition('.')[0]}.*" if place.count(".") == 1 and place not in _KINDS else place
+    if pattern not in _KINDS:
+        return None
+    module, _, name = _KINDS[pattern].rpartition(".")
+    kind: type = getattr(importlib.import_module(module), name)
+    return kind
+
+
+def _refusal(place: str, target: Any, where: str) -> L2VError:
+    module, _, _ = str(target).rpartition(".")
+    package = module.partition(".")[0]
+    if package in ("l2v", "lightning", "torch", "peft"):
+        package = module  # not all that is in them
+    return L2VError(
+        f"{where}: {place}._target_={target} is refused: what is read from a file may name stages, data, tasks, "
+        "adapters of l2v and trainers, strategies, loggers of lightning only; if it is yours, add "
+        f"allow_modules=[{package}]"
+    )

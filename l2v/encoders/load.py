@@ -1,0 +1,35 @@
+"""An encoder from its description, whichever library it is of."""
+
+import torch
+
+from l2v.encoders.encoder import Encoder
+from l2v.encoders.external import SentenceTransformersEncoder, is_theirs
+from l2v.models.loading import load_tokenizer_and_config
+from l2v.models.settings import EncoderSettings
+
+
+def known_dimension(settings: EncoderSettings) -> int | None:
+    """The length of a vector, where a model's config tells it without loading the weights."""
+    if is_theirs(settings):
+        return None
+    place = settings.parts().base
+    _, config = load_tokenizer_and_config(place, kind=settings.kind, trust_remote_code=settings.trust_remote_code)
+    return int(config.get_text_config().hidden_size)
+
+
+def load_encoder(
+    settings: EncoderSettings, *, with_head: bool = False, device: str | torch.device | None = None
+) -> Encoder | SentenceTransformersEncoder:
+    """Load the encoder that settings describe.
+
+    Args:
+        settings: which, and how it is used.
+        with_head: load the output head too, for masked-token prediction.
+        device: None: a GPU where there is one.
+
+    Raises:
+        L2VError: nothing there, or not a decoder, or its attention fails the proof.
+    """
+    if is_theirs(settings):
+        return SentenceTransformersEncoder.from_pretrained(settings, device)
+    return Encoder.from_pretrained(settings, with_head=with_head, device=device)

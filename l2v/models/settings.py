@@ -1,0 +1,133 @@
+"""Which encoder, and how it is used: the one description that the programs, the library and training share."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Ge
+
+from l2v.errors import L2VError
+from l2v.models.bidirectional import ATTENTIONS, Attention
+from l2v.models.quantization import Quantization
+from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
+from l2v.runs.adapter_folders import Assembly, assemble
+from l2v.runs.hashes import folder_hash, source_hash
+from l2v.text.prompts import PooledTokens
+
+DType = Literal["float32", "bfloat16", "float16"]
+Kind = Literal["decoder", "encoder"]
+AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
+Checkpointing = bool | Literal["selective"]
+Library = Literal["l2v", "sentence-transformers"]
+
+_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*_*/*.json", "*_*/*.safetensors")
+"""What decides the vectors beside the weights: config, tokenizer, settings, modules of sentence-transformers."""
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "attention": ATTENTIONS,
+    "attn_implementation": get_args(AttnImplementation),
+    "dtype": get_args(DType),
+    "kind": get_args(Kind),
+    "library": get_args(Library),
+    "pooling": POOLINGS,
+    "pooled_tokens": get_args(PooledTokens),
+}
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """An encoder: its source, how it is loaded, and how texts become vectors. None: as it was saved with the encoder.
+
+    The config group ``conf/base/encoder.yaml`` has the same settings, and so have ``Encoder.from_pretrained`` and, of
+    training, ``model=``.
+
+    Raises:
+        L2VError: a value that is none of those that a setting takes.
+    """
+
+    source: str
+    """A run folder, a model folder (also one of sentence-transformers), an adapter (also a published one of LLM2Vec), a
+    GGUF file, a hub id, or ``package:NAME/FILE.gguf``."""
+    _: KW_ONLY
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    adapters: tuple[str, ...] = ()
+    """Folders or hub ids of adapters to merge into the model, in order."""
+    base: str | None = None
+    """The model of an adapter in ``source``; None: the one that the adapter names."""
+    attention: Attention | None = None
+    """bidirectional or causal; else bidirectional."""
+    attn_implementation: AttnImplementation = "auto"
+    """``auto`` takes the first of flash_attention_2 (16 bit, on CUDA, where installed), sdpa and eager that the model
+    supports and that is proven."""
+    dtype: DType = "float32"
+    """Of the weights. Adapters that are trained stay in float32."""
+    quantization: Quantization | None = None
+    """nf4 keeps the linear layers in 4 bits (a GPU and bitsandbytes), after merging; None does not."""
+    partial: bool = False
+    """Accept layers that cannot be made bidirectional; what was saved with such layers has it on."""
+    kind: Kind = "decoder"
+    """encoder: a model that attends both ways by itself, to compare decoders with (BERT)."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    pooling: PoolingName | Pooling | None = None
+    """mean, weighted_mean, last_token, bos, or a pooling of one's own; else mean."""
+    max_length: Annotated[int, Ge(1)] | None = None
+    """Tokens of instruction, template and text; else 512."""
+    text_max_length: Annotated[int, Ge(1)] | None = None
+    """Tokens of the text alone; else no limit of its own."""
+    template: str | None = None
+    """With ``{text}`` where instruction and text go, or ``chat`` for the tokenizer's chat template; else none."""
+    separator: str | None = None
+    """Between an instruction and its text; else ``":\\n"``."""
+    pooled_tokens: PooledTokens | None = None
+    """after_prompt, text or all, see :class:`~l2v.text.prompts.Prompt`; else after_prompt."""
+    library: Library | None = None
+    """What loads it; None: l2v, unless ``source`` is a folder or repository of sentence-transformers that only that
+    library can load (an encoder such as BERT, or with modules that l2v has not)."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, Pooling) or value in allowed):
+                raise L2VError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        for name in ("max_length", "text_max_length"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise L2VError(f"{name} must be a number of tokens, at least 1, got {value!r}")
+
+    @property
+    def folder(self) -> Path:
+        """The source as a folder, which need not exist."""
+        return Path(self.source).expanduser()
+
+    @property
+    def is_run(self) -> bool:
+        return (self.folder / "run.json").exists()
+
+    def parts(self, override: str = "encoder") -> Assembly:
+        """The decoder and the adapters that it is put together from; ``override`` is what an error names."""
+        source = str(self.folder / "encoder") if self.is_run else self.source
+        return assemble(source, self.adapters, base=self.base, revision=self.revision, override=override)
+
+    def fingerprint(self) -> list[Any]:
+        """What pins the vectors: the weights' hash and the settings."""
+        parts = self.parts()
+        beside = None
+        if parts.base.is_local and not parts.base.gguf_file:
+            beside = folder_hash(Path(parts.base.path), _BESIDE_WEIGHTS)
+        adapters = [folder_hash(adapter, ("*.safetensors", "*.json")) for adapter in parts.adapters]
+        settings = {name: value for name, value in vars(self).items() if name not in ("source", "adapters", "base")}
+        if isinstance(self.pooling, Pooling):
+            settings["pooling"] = pooling_record(self.pooling)
+        return [source_hash(parts.base), beside, adapters, settings]
+
+    def usage(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """How texts become vectors: the settings that are given here, and for the others those that were saved."""
+        names = ("pooling", "max_length", "text_max_length", "template", "separator", "pooled_tokens")
+        given = {name: getattr(self, name) for name in names}
+        return saved | {name: value for name, value in given.items() if value is not None}
+
+    def differences(self) -> dict[str, Any]:
+        """The settings that are not their defaults, beside the source."""
+        plain = EncoderSettings(self.source)
+        return {name: value for name, value in vars(self).items() if value != getattr(plain, name)}

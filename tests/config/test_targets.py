@@ -1,0 +1,156 @@
+"""A config that was read from a run folder or a recipe is data: no code runs that the user did not name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch import ROOT, Tiny, composed, script
+from omegaconf import OmegaConf
+
+from l2v import config as configs
+from l2v.config.targets import take_allowed_modules
+from l2v.errors import L2VError
+
+HOSTILE = ROOT.parent / "shared" / "cases" / "hostile_run.py"
+EVIL = "evil_module"
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was stopped after two of four steps."""
+    tiny = Tiny(tmp_path, tiny_model, monkeypatch)
+    folder = tiny.train("run", "mntp", "stage.max_steps=2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{EVIL}.py").write_text(
+        "from pathlib import Path\nPath('IMPORTED').touch()\n\nclass Thing:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("L2V_ALLOW_MODULES", raising=False)
+    yield folder
+    sys.modules.pop(EVIL, None)
+
+
+def changed(run: Path, key: str, value: object) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
+    OmegaConf.save(config, run / "config.yaml")
+
+
+def resume(run: Path, *more: str) -> None:
+    script("train").main(composed("train", [f"resume={run}", "stage.max_steps=4", *more]))
+
+
+@pytest.mark.parametrize(
+    ("place", "node"),
+    [
+        ("logger.evil", {"_target_": "subprocess.getoutput", "cmd": "touch RAN"}),
+        ("logger.evil", {"_target_": f"{EVIL}.Thing"}),
+        ("logger.evil", {"_target_": "torch.utils.collect_env.run", "command": "touch RAN"}),
+        ("logger.evil", {"_target_": "torch.utils.cpp_extension.load_inline", "name": "x", "cpp_sources": ""}),
+        ("logger.evil", {"_target_": "lightning.pytorch.cli.LightningCLI"}),
+        ("logger.evil", {"_target_": "lightning.pytorch.loggers.csv_logs.os.system", "command": "touch RAN"}),
+        ("logger.evil", {"_target_": "l2v.runs.files.write_text", "file": "RAN", "text": ""}),
+        ("logger.evil", {"_target_": "l2v.data.texts.Path", "file": "x"}),
+        ("logger.evil", {"_target_": "l2v.data.texts.FileTexts", "files": "x"}),
+        ("logger.evil", {"_target_": None}),
+        ("stage.sts.more.deep", {"_target_": "os.system", "command": "touch RAN"}),
+        ("data.train", {"_target_": "subprocess.getoutput", "cmd": "touch RAN"}),
+        ("data.validation.files", [{"_target_": "subprocess.getoutput", "cmd": "touch RAN"}]),
+        ("adapter.lora", {"_target_": "builtins.exec", "source": "open('RAN', 'w')"}),
+        ("trainer._target_", "subprocess.Popen"),
+        ("model.pooling", {"_target_": f"{EVIL}.Thing"}),
+        ("evaluation", {"suite": "x", "tasks": {"a": {"_target_": f"{EVIL}.Thing"}}}),
+    ],
+)
+def test_a_run_that_names_other_code_is_refused_in_one_line_and_nothing_runs(run, place, node):
+    changed(run, place, node)
+    with pytest.raises(L2VError) as error:
+        resume(run)
+    told = str(error.value)
+    assert "\n" not in told and told.startswith(f"resume={run}: ") and "_target_=" in told
+    assert not Path("RAN").exists() and not Path("IMPORTED").exists() and EVIL not in sys.modules
+
+
+def test_the_line_says_how_to_allow_it_and_that_works(run):
+    changed(run, "logger.own", {"_target_": f"{EVIL}.Thing"})
+    with pytest.raises(L2VError, match=rf"add allow_modules=\[{EVIL}\]"):
+        resume(run)
+
+
+def test_modules_are_allowed_on_the_command_line_or_by_the_environment_only(run, monkeypatch):
+    (run.parents[1] / "my_loggers.py").write_text(
+        "from lightning.pytorch.loggers import CSVLogger\n\nclass Mine(CSVLogger):\n    pass\n"
+    )
+    changed(run, "logger.own", {"_target_": "my_loggers.Mine", "save_dir": str(run)})
+    changed(run, "allow_modules", ["my_loggers"])
+    with pytest.raises(L2VError, match="my_loggers.Mine is refused"):
+        resume(run)
+    monkeypatch.setenv("L2V_ALLOW_MODULES", "")
+    assert take_allowed_modules(["resume=x", "allow_modules=[my_loggers]"]) == ["resume=x"]
+    resume(run)
+    assert (run / "adapter").is_dir()
+
+
+def test_the_command_line_stays_free(run):
+    from lightning.pytorch.loggers import CSVLogger
+
+    (run.parents[1] / "my_loggers.py").write_text(
+        "from lightning.pytorch.loggers import CSVLogger\n\nclass Mine(CSVLogger):\n    pass\n"
+    )
+    resume(run, "+logger.own._target_=my_loggers.Mine", f"+logger.own.save_dir={run}")
+    assert issubclass(sys.modules.pop("my_loggers").Mine, CSVLogger)
+
+
+@pytest.mark.parametrize("value", ["allow_modules=[a b]", "allow_modules=", "allow_modules=[os;ls]"])
+def test_a_name_that_is_no_module_is_refused(value):
+    with pytest.raises(L2VError, match="expected names of modules"):
+        take_allowed_modules([value])
+
+
+def test_nothing_in_a_saved_config_is_interpolated_again(run, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    changed(run, "stage.mask_token", "${oc.env:SECRET}")
+    with pytest.raises(L2VError, match=r"stage.mask_token='\$\{oc.env:SECRET\}' is not one token"):
+        resume(run)
+    assert "hunter2" not in (run / "config.yaml").read_text()
+
+
+def test_trust_in_a_models_code_is_not_inherited(run):
+    changed(run, "model.trust_remote_code", True)
+    with pytest.raises(L2VError, match="model.trust_remote_code=True lets code of the model run, which is yours"):
+        resume(run)
+
+
+def test_training_data_of_a_run_are_looked_at_without_running_its_code(run):
+    changed(run, "data.train", {"_target_": "subprocess.getoutput", "cmd": "touch RAN"})
+    with pytest.raises(L2VError, match=f"run={run}: data.train._target_=subprocess.getoutput is refused"):
+        script("contamination").main(composed("contamination", [f"run={run}", "evaluation=smoke"]))
+    assert not Path("RAN").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("+logger.evil={_target_: subprocess.getoutput, cmd: touch RAN}", "subprocess.getoutput is refused"),
+        ("+logger.evil._target_=subprocess.getoutput", "subprocess.getoutput is refused"),
+        ("model.source=${oc.env:SECRET}", "holds an interpolation"),
+        ("hydra.run.dir=/tmp", "is for the command line only"),
+        ("model.trust_remote_code=true", "is yours to say"),
+    ],
+)
+def test_overrides_of_a_recipe_are_data_too(override, told):
+    with pytest.raises(L2VError, match=told):
+        configs.check_overrides([override], (), "recipe=theirs")
+
+
+def test_a_hostile_run_of_a_stranger_runs_nothing(run):
+    if not HOSTILE.exists():
+        pytest.skip("the shared folder with users' inputs is not there")
+    copy = run.with_name("hostile")
+    subprocess.run([sys.executable, HOSTILE, run, copy], check=True)
+    if "evil" not in (copy / "config.yaml").read_text():
+        pytest.skip("the config of this run has no logger line to replace")
+    with pytest.raises(L2VError, match=r"logger.evil._target_=subprocess.getoutput is refused"):
+        resume(copy)
+    assert not Path("RAN_A_COMMAND").exists()
