@@ -99,7 +99,7 @@ except L2VError:
 
 def changed(work: str, model: Path, tmp_path: Path) -> list[str]:
     """What a piece of work has changed of its process, and left changed. It prints nothing."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "L2V_CACHE": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "L2V_CACHE": str(tmp_path)}
     code = SNAPSHOT.replace("{work}", work)
     done = subprocess.run(
         [sys.executable, "-c", code, str(model)],
@@ -114,6 +114,23 @@ def changed(work: str, model: Path, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("work", WORK)
 def test_a_library_call_leaves_the_process_as_it_was(work: str, tiny_model: Path, tmp_path: Path) -> None:
     assert changed(WORK[work], tiny_model, tmp_path) == []
+
+
+TRAIN = """
+import l2v.cli  # of the programs
+before = snapshot()
+from launch import Tiny
+from pathlib import Path
+import pytest
+with pytest.MonkeyPatch.context() as patch:
+    tiny = Tiny(Path(os.environ["L2V_CACHE"]), Path(model), patch)
+    run = tiny.train("run", "simcse", "stage.max_steps=5", "stage.attention_dropout=0.3")
+assert (run / "encoder" / "config.json").exists()
+"""
+
+
+def test_training_without_a_program_works_and_leaves_seeds_alone_behind(tiny_model: Path, tmp_path: Path) -> None:
+    assert set(changed(TRAIN, tiny_model, tmp_path)) <= {"environment", "random"}
 
 
 def test_a_program_sets_its_process_up(tiny_model: Path, tmp_path: Path) -> None:
