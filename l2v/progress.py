@@ -121,6 +121,7 @@ _LAYOUTS = (
     _Layout(elapsed=False),
     _Layout(elapsed=False, bar=20),
     _Layout(elapsed=False, bar=20, notes=3),
+    _Layout(elapsed=False, bar=10, notes=3),
     _Layout(elapsed=False, bar=10, notes=2),
     _Layout(elapsed=False, bar=10, notes=1),
     _Layout(elapsed=False, bar=0, notes=1),

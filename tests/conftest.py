@@ -64,7 +64,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def program() -> None:
-    """Tests run as the programs do: with what they switch on for their process (tests/test_process.py has the rest)."""
+    """Tests call what the programs call, in a process set up as theirs; tests/test_library.py starts others."""
     set_up_process()
 
 

@@ -108,5 +108,6 @@ class GracefulStop(Callback):
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # else Lightning has put back what was there before it
+                signal.signal(number, handler)
         self._before = {}
