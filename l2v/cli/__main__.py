@@ -13,6 +13,8 @@ PROGRAMS = {
     "export": "a run's encoder for others",
     "report": "runs side by side in one HTML page",
     "contamination": "evaluation texts in training data",
+    "configs": "groups and options that can be chosen, with their meaning",
+    "copy": "a config to change, e.g. model/llama3-8b",
     "families": "which decoders can be turned, proven on tiny models",
 }
 """Name -> what it does; each is a module of this package."""
