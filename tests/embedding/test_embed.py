@@ -406,7 +406,7 @@ def test_encode_py(files, tiny_model, encoder, tmp_path, capsys) -> None:
     np.testing.assert_allclose(stored(tmp_path / "out"), encoder.encode(TEXTS), atol=1e-5)
 
 
-@pytest.mark.parametrize("trainer", sorted(file.stem for file in (ROOT / "conf" / "trainer").glob("*.yaml")))
+@pytest.mark.parametrize("trainer", options("trainer", [ROOT / "conf"]))
 def test_every_trainer_is_taken(trainer) -> None:
     config = configs.plain(composed("encode", [f"trainer={trainer}", "files=a", "encoder=b", "output=c"]))
     settings = configs.build_predictor(config["trainer"])
