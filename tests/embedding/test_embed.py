@@ -17,6 +17,7 @@ from launch import ROOT, composed, hears_ctrl_c, script
 from tiny import SENTENCES
 
 from l2v import config as configs
+from l2v.config.search import options
 from l2v.embedding import embed as encode_module
 from l2v.embedding import inputs as inputs_module
 from l2v.embedding import read_vectors
