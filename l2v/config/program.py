@@ -9,11 +9,11 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from l2v.config.compose import process_rank, with_model_of_init
-from l2v.config.messages import one_line
-from l2v.config.search import conf_folder, search_path
+from l2v.config.compose import choices, process_rank, with_model_of_init
+from l2v.config.messages import no_such_option, one_line
+from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import take_allowed_modules
-from l2v.errors import Stopped
+from l2v.errors import L2VError, Stopped
 from l2v.process import set_up_process
 from l2v.progress import say
 
@@ -40,6 +40,7 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
     def guarded(composed: DictConfig) -> None:
         try:
             set_up_process(models=models)
+            _refuse_bases(name)
             task(composed)
         except Exception as error:
             if debug:
@@ -51,6 +52,7 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
 
     try:
         sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
+        offer_groups(name)
         hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name=name)(guarded)()
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -69,6 +71,13 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
         _tell(error, name)
     if failures:
         sys.exit(1)
+
+
+def _refuse_bases(name: str) -> None:
+    """What options are made from composes, but is none."""
+    for group, option in choices().items():
+        if option is not None and is_base(option):
+            raise L2VError(no_such_option(group.split("@")[0], option, search_path(sys.argv[1:], name)))
 
 
 def _reader_is_gone() -> bool:
