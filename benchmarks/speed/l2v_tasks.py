@@ -135,6 +135,7 @@ def stage_and_batch(
                 "document_begins": [text.text_begin for text in pair],
                 "query_hash": 3 * n,
                 "document_hashes": [3 * n + 1, 3 * n + 2],
+                "document_scores": [float("nan"), float("nan")],
                 "score": float("nan"),
                 "set": 0,
             },

@@ -35,6 +35,10 @@ class SetOptions:
     """Columns. A negative column holds a text or a list of texts; several columns, a text each; []: pairs."""
     score: str | None = None
     """A column of numbers, kept with the row."""
+    positive_score: str | None = None
+    """A column of numbers: a teacher's score of the positive; null where it is unknown."""
+    negative_scores: str | list[str] | None = None
+    """A column beside each negative column: a number for each of its texts, as ``mine.py`` writes them."""
     task: str | None = None
     """The column that says which set a row belongs to, where a file holds several: a set takes the rows of its name."""
     query_instructions: str | list[str] | None = None
@@ -64,6 +68,11 @@ class TripletSet(SetOptions):
         if self.files is not None and self.hub is not None:
             raise L2VError(f"{self.override}.files and {self.override}.hub exclude each other; give one")
         self.paths()
+        if self.negative_scores is not None and len(self.score_columns) != len(self.negatives):
+            raise L2VError(
+                f"{self.override}.negative_scores: expected a column for each of {len(self.negatives)} negative "
+                f"columns, found {len(self.score_columns)}"
+            )
         wordings = self.wordings
         if isinstance(self.symmetric, list) and len(self.symmetric) != len(wordings):
             raise L2VError(
@@ -87,8 +96,14 @@ class TripletSet(SetOptions):
         return [self.negative] if isinstance(self.negative, str) else self.negative or []
 
     @property
+    def score_columns(self) -> list[str]:
+        """Columns of the hard negatives' scores, in the order of ``negatives``; none: they have no scores."""
+        return [self.negative_scores] if isinstance(self.negative_scores, str) else self.negative_scores or []
+
+    @property
     def columns(self) -> list[str]:
-        named = [self.query, self.positive, *self.negatives, self.score, self.task]
+        scores = [self.score, self.positive_score, *self.score_columns]
+        named = [self.query, self.positive, *self.negatives, *scores, self.task]
         return [name for name in named if name is not None]
 
     def instructions(self, number: int) -> tuple[str | None, str | None]:
