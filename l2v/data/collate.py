@@ -79,8 +79,8 @@ class TripletBatch:
     ``queries`` is a :class:`~l2v.text.tokenization.Batch` of B rows and ``documents`` one of B + N: the positives in
     the order of the queries, then the hard negatives. ``owner`` int64 (B + N,) is the query's row number of each
     document; ``query_hash`` (B,) and ``document_hash`` (B + N,) int64 are equal where texts are; ``score`` float32
-    (B,) and ``scores`` float32 (B + N,), a teacher's of each document, are NaN where the data have none; ``set`` is the number of the rows' data set; ``counted`` int64 (B,) is 0 for
-    fillers.
+    (B,) and ``scores`` float32 (B + N,), a teacher's of each document, are NaN where the data have none; ``set`` is the
+    number of the rows' data set; ``counted`` int64 (B,) is 0 for fillers.
     """
 
     pad_token_id: int

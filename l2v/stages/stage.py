@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -224,18 +224,6 @@ class Stage(L.LightningModule):
         self.log("train/tokens_per_second", tokens / (self._mark - before), prog_bar=True)
         self.log("learning_rate", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
-    def gather_rows(self, rows: Tensor) -> list[Tensor]:
-        """The rows of every rank, in the order of the ranks, which may have different numbers of them.
-
-        A gradient goes back to the rank that the rows came from, summed over the ranks that used them.
-        """
-        if self.trainer.world_size == 1:
-            return [rows]
-        counts = cast(Tensor, self.all_gather(torch.tensor(len(rows), device=self.device))).tolist()
-        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-        gathered = self.all_gather(padded, sync_grads=rows.is_floating_point() and torch.is_grad_enabled())
-        return [part[:count] for part, count in zip(cast(Tensor, gathered), counts, strict=True)]
-
     def add_to_validation(self, **sums: Tensor) -> None:
         """Add sums over this batch; they are added up over all batches and ranks."""
         for name, value in sums.items():
@@ -265,15 +253,3 @@ class Stage(L.LightningModule):
                 "resume with the settings of adapter= that the run began with"
             )
         self._tokens = checkpoint["tokens"]
-
-
-def check_grad_cache(grad_cache: bool, micro_batch_tokens: int | None) -> None:
-    """GradCache works on micro-batches.
-
-    Raises:
-        L2VError: there are none.
-    """
-    if grad_cache and micro_batch_tokens is None:
-        raise L2VError(
-            "stage.grad_cache=true needs stage.micro_batch_tokens: the tokens whose activations fit in memory at once"
-        )
