@@ -1,9 +1,10 @@
 """What every training stage shares: the optimizer, randomness keyed by the step, checkpoints of what is trained."""
 
+import gc
 import math
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -13,13 +14,18 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import get_scheduler
 
 from l2v.data.collate import Collator
-from l2v.data.datamodule import Rows
+from l2v.data.datamodule import Rows, TokenData
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
 from l2v.models.adapters import trainable_parameters
 from l2v.models.backbone import Backbone
 from l2v.models.sharding import shard
+
+if TYPE_CHECKING:
+    from l2v.runs.initialization import Initialization
+    from l2v.runs.run import Run
+    from l2v.training.settings import Training
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -129,6 +135,28 @@ class Stage(L.LightningModule):
         """Give the stage its model, with dropout on: Lightning keeps the mode in which it finds a module."""
         self.backbone = backbone.train()
         self.seed = seed
+
+    # from the settings to a finished run
+
+    def data(self, training: "Training", start: "Initialization", device: torch.device | str) -> L.LightningDataModule:
+        """The data to train on, which Lightning prepares; the stage has its model after it.
+
+        Args:
+            training: the settings, this stage among them.
+            start: what the run begins with.
+            device: of the model.
+        """
+        self.attach(training.load_backbone(start, training_mode=True, device=device), training.seed)
+        return TokenData(self, training.train, training.validation, workers=training.workers)
+
+    def release(self) -> None:
+        """Let go of the model, on every process, before :meth:`finish`: two would not fit where one does."""
+        self._modules.pop("backbone", None)
+        gc.collect()
+
+    def finish(self, training: "Training", run: "Run", start: "Initialization") -> None:
+        """What the run ends with, written by the first process: the adapter, the merged encoder and the lineage."""
+        training.export(run, start)
 
     # what a stage defines
 
