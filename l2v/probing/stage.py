@@ -196,9 +196,9 @@ class WordProbe(Stage):
         self.seed = training.seed
         has_mntp = any("mntp" in stage.lower() for stage in start.stages())
         self.shift = self.wanted_shift if self.wanted_shift != "auto" else "next_token" if has_mntp else "same_token"
-        sources = [cast(WordSource, source) for source in (training.train, training.validation)]
+        train, validation = cast(WordSource, training.train), cast(WordSource, training.validation)
         test = cast(WordSource | None, training.test)
-        self.words = WordData(self, frozen, *sources, test, workers=training.workers, show=training.show)
+        self.words = WordData(self, frozen, train, validation, test, workers=training.workers, show=training.show)
         return self.words
 
     def resolved_layers(self, depth: int) -> list[int]:

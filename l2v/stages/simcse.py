@@ -97,7 +97,7 @@ class SimCSE(ContrastiveStage):
 
     def _views(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Vectors of the two views, (batch, hidden) each."""
-        twice = {
+        twice: dict[str, Tensor] = {
             name: batch[name].repeat(2, 1)
             for name in ("input_ids", "attention_mask", "pool_mask", "position_ids")
             if name in batch

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from l2v.data.order import seed_of
@@ -125,7 +126,7 @@ def _negatives(one: TripletSet, values: Any) -> list[tuple[str, float]]:
     """
     override = f"{one.override}.negative"
     found: list[tuple[str, float]] = []
-    for column, scored in zip(one.negatives, one.score_columns or [None] * len(one.negatives), strict=True):
+    for column, scored in zip_longest(one.negatives, one.score_columns):
         value = _field(values, column, f"{override} (null: pairs)")
         if value is None or (value == "" and len(one.negatives) > 1):
             continue
