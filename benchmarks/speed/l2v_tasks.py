@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parent))
 import timing
 
-from l2v.config.training import PASS_TOKENS_ON_CPU
 from l2v.data.collate import PaddedTexts, Row, TripletBatch
 from l2v.encoders.encoder import Encoder
 from l2v.losses.contrastive import Contrastive
@@ -21,7 +20,7 @@ from l2v.models.backbone import Backbone
 from l2v.process import set_up_process
 from l2v.stages.mntp import MNTP
 from l2v.stages.simcse import SimCSE
-from l2v.stages.stage import Stage
+from l2v.stages.stage import PASS_TOKENS_ON_CPU, Stage
 from l2v.stages.supervised import Supervised
 from l2v.text.tokenization import tokenize
 from l2v.training.trainer import make_trainer, quiet_lightning
@@ -137,6 +136,7 @@ def stage_and_batch(
                 "document_begins": [text.text_begin for text in pair],
                 "query_hash": 3 * n,
                 "document_hashes": [3 * n + 1, 3 * n + 2],
+                "document_scores": [float("nan"), float("nan")],
                 "score": float("nan"),
                 "set": 0,
             },

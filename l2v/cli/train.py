@@ -52,7 +52,7 @@ def main(composed: DictConfig) -> None:
             base=base,
             init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
             init=config["adapter"]["init"],
-            trains_adapter=training.lora is not None,
+            trains_adapter=training.adapter is not None,
         )
         _check_base(config["init_from"], base, start)
         wanted = config_hash(config, start, data)

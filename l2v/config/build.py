@@ -84,7 +84,8 @@ def check_value(annotation: Any, value: Any, where: str) -> Any:
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
     """Name -> (annotation, default) of what a callable takes, and whether it takes other names too.
 
-    ``**settings`` of a class of ours stand for the arguments of its base class; elsewhere they take any name.
+    ``**settings`` of a class that inherits from one of ours, or is one, stand for the arguments of its base class;
+    elsewhere they take any name.
     """
     found: dict[str, tuple[Any, Any]] = {}
     for owner in target.__mro__ if isinstance(target, type) else [target]:
@@ -101,7 +102,7 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]],
                 more = True
             elif name != "self":
                 found.setdefault(name, (hints.get(name, Any), parameter.default))
-        if not more or not owner.__module__.startswith("l2v."):
+        if not more or not any(base.__module__.startswith("l2v.") for base in getattr(owner, "__mro__", [owner])):
             return found, more
     return found, False
 

@@ -25,6 +25,12 @@ _OF_TRAINING = {"accumulate_grad_batches", "gradient_clip_val", "log_every_n_ste
 """What every option of the group ``trainer`` says, and only training reads."""
 
 
+def is_sharded(trainer: dict[str, Any]) -> bool:
+    """Whether the strategy splits the weights over processes."""
+    strategy = trainer.get("strategy")
+    return isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
+
+
 def build_predictor(trainer: dict[str, Any]) -> dict[str, Any]:
     """What encode.py takes of the group ``trainer``, as keyword arguments of ``lightning.Trainer``, checked."""
     kept = {key: value for key, value in trainer.items() if key not in _OF_TRAINING}
@@ -37,6 +43,8 @@ def build_predictor(trainer: dict[str, Any]) -> dict[str, Any]:
 def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of ``lightning.Trainer``, checked; the strategy is what makes it, once it is needed."""
     trainer = dict(trainer)
+    for key in trainer.keys() & _SET_BY_L2V.keys():
+        raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
     target = find_target(trainer.pop("_target_"), "trainer")
     kept: dict[str, Any] = {}
     if trainer["precision"] == "auto":  # which Trainer does not know

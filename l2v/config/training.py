@@ -1,5 +1,6 @@
 """From a ``train`` config to a checked :class:`~l2v.training.settings.Training`."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
@@ -7,7 +8,7 @@ from annotated_types import Ge
 from l2v.config.build import build, build_later, check, check_value
 from l2v.config.messages import guess
 from l2v.config.tasks import build_tasks
-from l2v.config.trainer import _SET_BY_L2V, build_trainer
+from l2v.config.trainer import build_trainer, is_sharded
 from l2v.errors import L2VError
 
 if TYPE_CHECKING:
@@ -17,41 +18,28 @@ if TYPE_CHECKING:
 
 _DATA = {"train", "validation", "workers", "folder", "sets", "held_out"}
 """Keys of the group ``data``; the last three are for train and validation to read."""
-
-
-PASS_TOKENS_ON_CPU = 1024
-"""``stage.micro_batch_tokens=auto``: tensors of so many tokens stay in a processor's cache (docs/performance.md). Other
-devices are filled by a whole batch, and sharded weights need one pass a step."""
+_ADAPTER = {"lora", "peft", "init"}
 _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 """What a stage says to its data and its adapter."""
 
 
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.settings.Training` from a ``train`` config; no model or data is loaded."""
-    from l2v.data.triplets.options import check_parts
+    from l2v.stages.stage import pass_tokens
     from l2v.training.settings import Model, Training
     from l2v.training.trainer import accelerator_of
 
+    trainer, sharded = config["trainer"], is_sharded(config["trainer"])
     stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
-    own = config["model"]["stages"].get(config["stage"]["name"], {})
-    for key in own:
-        if key not in config["stage"]:
-            raise L2VError(
-                f"model.stages.{config['stage']['name']}.{key}: no such setting{guess(key, list(config['stage']))}"
-            )
-    model = Model(**check(Model, config["model"], "model"))
-    lora = build(config["adapter"]["lora"], "adapter.lora")
-    if config["adapter"]["init"] not in ("new", "continue", "simcse"):
-        raise L2VError(f"adapter.init={config['adapter']['init']}: expected new, continue or simcse")
-    trainer = dict(config["trainer"])
-    strategy = trainer.get("strategy")
-    sharded = isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
-    passes = stage_settings.get("micro_batch_tokens")
-    if isinstance(passes, str):
-        if passes != "auto":
-            raise L2VError(f"stage.micro_batch_tokens={passes}: expected a number of tokens, null (one pass) or auto")
+    _check_keys(f"model.stages.{config['stage']['name']}", _of_stage(config), config["stage"])
+    pooling = build(config["model"].get("pooling"), "model.pooling")
+    model = Model(**check(Model, {**config["model"], "pooling": pooling}, "model"))
+    adapter = _build_adapter(config["adapter"])
+    if "micro_batch_tokens" in stage_settings:
         on_cpu = accelerator_of(trainer.get("accelerator", "auto")) == "cpu"
-        stage_settings["micro_batch_tokens"] = PASS_TOKENS_ON_CPU if on_cpu and not sharded else None
+        stage_settings["micro_batch_tokens"] = pass_tokens(
+            stage_settings["micro_batch_tokens"], on_cpu=on_cpu, sharded=sharded
+        )
     stage = build(stage_settings, "stage")
     sources = {
         part: build(config["data"][part], f"data.{part}")
@@ -59,39 +47,58 @@ def build_training(config: dict[str, Any]) -> "Training":
         if config["data"].get(part) is not None
     }
     stage.check(
-        encoder=model.kind == "encoder", adapter=lora is not None, sharded=sharded, sources=list(sources.values())
+        encoder=model.kind == "encoder", adapter=adapter is not None, sharded=sharded, sources=list(sources.values())
     )
-    if sharded and getattr(stage, "micro_batch_tokens", None):
-        raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
-    if sharded and model.quantization:
-        raise L2VError("model.quantization: weights in 4 bits cannot be sharded; choose trainer=ddp or gpu")
-    if model.quantization and lora is None:
-        raise L2VError("model.quantization: weights in 4 bits cannot be trained; choose adapter=lora")
-    for key in trainer.keys() & _SET_BY_L2V.keys():
-        raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
+    model.check(adapter=adapter is not None, sharded=sharded)
     trainer_settings = build_trainer(trainer)
-    for group, known in (("data", _DATA | {*stage.data_keys}), ("adapter", {"lora", "init"})):
-        for key in config[group].keys() - known:
-            raise L2VError(f"{group}.{key}: no such setting{guess(key, sorted(known))}")
-    check_parts(sources["train"], sources["validation"])
-    during = _build_during(config)
-    if during is not None and not stage.trains_backbone:
-        raise L2VError(f"evaluate_every: stage={config['stage']['name']} leaves its encoder as it is; set it to null")
-    return Training(
+    _check_keys("data", config["data"], _DATA | {*stage.data_keys})
+    _check_keys("adapter", config["adapter"], _ADAPTER)
+    training = Training(
         stage=stage,
         model=model,
-        lora=lora,
+        adapter=adapter,
         **sources,
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
         trainer=trainer_settings,
         loggers=[build_later(node, f"logger.{name}") for name, node in config["logger"].items()],
         seed=check_value(Annotated[int, Ge(0)], config["seed"], "seed"),
         config=config,
-        during=during,
+        evaluation=_build_evaluation(config),
     )
+    training.check()
+    return training
 
 
-def _build_during(config: dict[str, Any]) -> "PeriodicEvaluation | None":
+def _of_stage(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the stage that go with the model."""
+    own: dict[str, Any] = config["model"]["stages"].get(config["stage"]["name"], {})
+    return own
+
+
+def _check_keys(group: str, settings: Iterable[str], known: Iterable[str]) -> None:
+    """Fail for the first setting that is none of a group."""
+    names = sorted(known)
+    for key in settings:
+        if key not in names:
+            raise L2VError(f"{group}.{key}: no such setting{guess(key, names)}")
+
+
+def _build_adapter(config: dict[str, Any]) -> Any:
+    """LoRA by l2v's settings, or any configuration of PEFT; None: all weights are trained."""
+    if config["init"] not in ("new", "continue", "simcse"):
+        raise L2VError(f"adapter.init={config['init']}: expected new, continue or simcse")
+    lora, other = build(config.get("lora"), "adapter.lora"), build(config.get("peft"), "adapter.peft")
+    if lora is not None and other is not None:
+        raise L2VError("adapter.lora and adapter.peft exclude each other; set one to null")
+    if other is not None:
+        from peft import PeftConfig
+
+        if not isinstance(other, PeftConfig):
+            raise L2VError(f"adapter.peft: expected a configuration of PEFT, found {type(other).__name__}")
+    return other if lora is None else lora
+
+
+def _build_evaluation(config: dict[str, Any]) -> "PeriodicEvaluation | None":
     """What is evaluated while training."""
     suite, every = config.get("evaluation"), config.get("evaluate_every")
     if suite is None and every is None:

@@ -79,8 +79,8 @@ class TripletBatch:
     ``queries`` is a :class:`~l2v.text.tokenization.Batch` of B rows and ``documents`` one of B + N: the positives in
     the order of the queries, then the hard negatives. ``owner`` int64 (B + N,) is the query's row number of each
     document; ``query_hash`` (B,) and ``document_hash`` (B + N,) int64 are equal where texts are; ``score`` float32
-    (B,) is NaN where the data have none; ``set`` is the number of the rows' data set; ``counted`` int64 (B,) is 0 for
-    fillers.
+    (B,) and ``scores`` float32 (B + N,), a teacher's of each document, are NaN where the data have none; ``set`` is the
+    number of the rows' data set; ``counted`` int64 (B,) is 0 for fillers.
     """
 
     pad_token_id: int
@@ -103,6 +103,7 @@ class TripletBatch:
             "query_hash": torch.tensor([row["query_hash"] for row, _ in rows]),
             "document_hash": torch.tensor([rows[n][0]["document_hashes"][place] for n, place in places]),
             "score": torch.tensor([row["score"] for row, _ in rows], dtype=torch.float32),
+            "scores": torch.tensor([rows[n][0]["document_scores"][place] for n, place in places], dtype=torch.float32),
             "set": rows[0][0]["set"],
             "counted": torch.tensor([int(key >= 0) for _, key in rows]),
             "tokens": int(queries["attention_mask"].sum() + documents["attention_mask"].sum()),

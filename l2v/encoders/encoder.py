@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from l2v.encoders.preparation import TokenPreparation
-from l2v.encoders.saved_settings import POOLING_FOLDER, pooling_of, saved_settings, write_settings
+from l2v.encoders.saved_settings import pooling_of, saved_settings, write_settings
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone, row_groups
 from l2v.models.settings import EncoderSettings
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_name, pooling_record, save_pooling
 from l2v.progress import say, track
-from l2v.runs.adapter_folders import SETTINGS_FILE
+from l2v.runs.adapter_folders import POOLING_FOLDER, SETTINGS_FILE
 from l2v.runs.lineage import Lineage, lineage_base, lineage_head
 from l2v.runs.locations import Source
 from l2v.text.instructions import mteb_prompts

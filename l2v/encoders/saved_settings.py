@@ -6,13 +6,10 @@ from typing import Any, cast
 
 from l2v.errors import L2VError
 from l2v.pooling import POOLINGS, Pooling, PoolingName, load_pooling, load_weights
-from l2v.pooling.saving import WEIGHTS
-from l2v.runs.adapter_folders import SETTINGS_FILE
+from l2v.runs.adapter_folders import POOLING_FOLDER, POOLING_WEIGHTS, SETTINGS_FILE
 from l2v.runs.files import read_json, write_json
 from l2v.runs.locations import Source, model_file
 
-POOLING_FOLDER = "1_Pooling"
-"""Of sentence-transformers; a pooling of one's own has its weights there too."""
 _TRANSFORMER, _POOLING = "sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"
 _BIDIRECTIONAL_ADAPTED = "l2v.export.sentence_transformers.BidirectionalTransformer"
 _OWN_POOLING = "l2v.export.sentence_transformers.OwnPooling"
@@ -78,7 +75,7 @@ def pooling_of(settings: Mapping[str, Any], hidden_size: int, place: Source | No
     pooling = settings.get("pooling", "mean")
     if isinstance(pooling, str):
         return cast(PoolingName, pooling)
-    file = model_file(place, f"{POOLING_FOLDER}/{WEIGHTS}") if place is not None else None
+    file = model_file(place, f"{POOLING_FOLDER}/{POOLING_WEIGHTS}") if place is not None else None
     folder, where = file and file.parent, f"{place.name if place is not None else 'the encoder'}: {SETTINGS_FILE}"
     if isinstance(pooling, dict):
         return load_pooling(pooling, hidden_size, folder, where)

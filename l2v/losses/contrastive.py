@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from l2v.errors import L2VError
+from l2v.losses.base import Loss
 from l2v.losses.triplets import Triplets, cosines
 
 Direction = Literal["document-query", "query-query", "document-document"]
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Loss):
     r"""InfoNCE of queries with a positive each, hard negatives and in-batch negatives (LLM2Vec, appendix G).
 
     .. math:: L_i = -\log \frac{e^{\cos(q_i, d_i)/\tau}}{e^{\cos(q_i, d_i)/\tau} + \sum_c m_{ic} w_{ic} e^{s_{ic}/\tau}}
@@ -57,18 +58,21 @@ class Contrastive:
             )
 
     def __call__(self, batch: Triplets, rows: slice = slice(None)) -> Float[Tensor, " rows"]:
-        """The losses of these queries, in nats.
-
-        Args:
-            batch: of all ranks.
-            rows: the queries to score, as a rank scores its own only.
-        """
+        """The losses of these queries, in nats."""
         weights = self.dimension_weights or (1.0,) * len(self.dimensions)
         losses = self._of_size(batch.queries, batch.documents, batch, rows)
         for size, weight in zip(self.dimensions, weights, strict=True):
             short = self._of_size(batch.queries[:, :size], batch.documents[:, :size], batch, rows)
             losses = losses + weight * short
         return losses / (1 + sum(weights))
+
+    def check(self, hidden_size: int) -> None:
+        for size in self.dimensions:
+            if size >= hidden_size:
+                raise L2VError(
+                    f"stage.loss.dimensions: expected sizes below {hidden_size}, that of the whole vectors, which are "
+                    f"always trained; found {size}"
+                )
 
     def _of_size(self, queries: Tensor, documents: Tensor, batch: Triplets, rows: slice) -> Tensor:
         """The losses of ``rows`` for whole or shortened vectors."""

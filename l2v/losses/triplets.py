@@ -24,6 +24,8 @@ class Triplets:
     document_hash: Int[Tensor, " documents"]
     counted: Bool[Tensor, " queries"]
     """False for a row that only fills up a rank's share: it is nobody's negative."""
+    scores: Float[Tensor, " documents"]
+    """How well a document answers its query by a teacher, as the data say; NaN where they do not."""
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -45,6 +47,7 @@ class Triplets:
             query_hash=torch.cat([part.query_hash for part in parts]),
             document_hash=positives_first([part.document_hash for part in parts]),
             counted=torch.cat([part.counted for part in parts]),
+            scores=positives_first([part.scores for part in parts]),
         )
 
     def of(self, kept: Bool[Tensor, " queries"]) -> "Triplets":
@@ -58,6 +61,7 @@ class Triplets:
             query_hash=self.query_hash[kept],
             document_hash=self.document_hash[documents],
             counted=self.counted[kept],
+            scores=self.scores[documents],
         )
 
     def places(self) -> Int[Tensor, " queries"]:

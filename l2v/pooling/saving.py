@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from l2v.errors import L2VError, first_line
 from l2v.pooling.base import Pooling
+from l2v.runs.adapter_folders import POOLING_WEIGHTS
 from l2v.trust import VARIABLE, allowed_modules
-
-WEIGHTS = "pooling.safetensors"
 
 
 def pooling_record(pooling: Pooling) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def save_pooling(pooling: Pooling, folder: Path) -> None:
     weights = {name: value.detach().float().cpu().contiguous() for name, value in pooling.state_dict().items()}
     if weights:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / WEIGHTS)
+        save_file(weights, folder / POOLING_WEIGHTS)
 
 
 def load_pooling(record: dict[str, Any], hidden_size: int, folder: Path | None, where: str) -> Pooling:
@@ -59,12 +58,14 @@ def load_weights(pooling: Pooling, folder: Path | None, where: str) -> None:
     """
     if not pooling.state_dict():
         return
-    if folder is None or not (folder / WEIGHTS).is_file():
-        raise L2VError(f"{where}: the weights of its pooling ({WEIGHTS}) are missing")
+    if folder is None or not (folder / POOLING_WEIGHTS).is_file():
+        raise L2VError(f"{where}: the weights of its pooling ({POOLING_WEIGHTS}) are missing")
     try:
-        pooling.load_state_dict(load_file(folder / WEIGHTS))
+        pooling.load_state_dict(load_file(folder / POOLING_WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
-        raise L2VError(f"{folder / WEIGHTS}: does not fit {type(pooling).__name__} ({first_line(error)})") from None
+        raise L2VError(
+            f"{folder / POOLING_WEIGHTS}: does not fit {type(pooling).__name__} ({first_line(error)})"
+        ) from None
 
 
 def _class_of(target: str, where: str) -> type[Pooling]:

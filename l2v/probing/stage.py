@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Ge, Lt
@@ -15,15 +15,21 @@ from torch import Tensor, nn
 from l2v.data.order import Pick, seed_of
 from l2v.errors import L2VError
 from l2v.losses.masked_tokens import masked_token_loss
+from l2v.models.loading import load_tokenizer_and_config
 from l2v.models.settings import DType
 from l2v.probing.alignment import Shift
 from l2v.probing.datamodule import WordData, WordRows
 from l2v.probing.scores import tagging_scores
+from l2v.probing.states import Frozen
 from l2v.probing.words import WordSource
 from l2v.progress import say, track
 from l2v.runs.files import draft_folder, read_json, write_json
-from l2v.runs.run import Run
 from l2v.stages.stage import Stage
+
+if TYPE_CHECKING:
+    from l2v.runs.initialization import Initialization
+    from l2v.runs.run import Run
+    from l2v.training.settings import Training
 
 PROBE = "probe"
 """The folder of a run that holds what was trained."""
@@ -152,7 +158,7 @@ class WordProbe(Stage):
         self.wanted_shift: Shift | Literal["auto"] = shift
         self.shift: Shift
         self.dropout, self.states_dtype, self.batch_tokens = dropout, states_dtype, batch_tokens
-        self.data: WordData
+        self.words: WordData
         self.probes: nn.ModuleList
 
     def check(self, *, encoder: bool, adapter: bool, sharded: bool, sources: Sequence[object]) -> None:
@@ -167,17 +173,34 @@ class WordProbe(Stage):
                 columns = ", ".join(source.label_columns())
                 raise L2VError(f"task.column={self.column}: the data has the columns {columns}; name one of them")
 
-    def attach_data(self, data: WordData, seed: int, stages: Sequence[str]) -> None:
-        """Give the stage its data, from which it gets everything of the model.
+    def data(self, training: "Training", start: "Initialization", device: torch.device | str) -> WordData:
+        """Labelled words as vectors of the frozen model that ``start`` stands for.
 
-        Args:
-            data: which calls :meth:`build` when it is set up.
-            seed: of the probe's first weights, the order and the dropout.
-            stages: that trained the model, for ``shift=auto``.
+        The data call :meth:`build` when they are set up: the stage gets everything of the model from them.
         """
-        self.data, self.seed = data, seed
-        has_mntp = any("mntp" in stage.lower() for stage in stages)
+        model = training.model
+
+        def frozen() -> Frozen:
+            tokenizer, config = load_tokenizer_and_config(
+                start.base, kind=model.kind, trust_remote_code=model.trust_remote_code
+            )
+            commit = None if start.base.is_local else getattr(config, "_commit_hash", None)
+            settings = [model.attention, model.attn_implementation, model.dtype, model.partial]
+            return Frozen(
+                fingerprint=[start.fingerprint(), commit, *settings],
+                tokenizer=tokenizer,
+                depth=config.get_text_config().num_hidden_layers,
+                max_length=model.max_length or 512,
+                load=lambda: training.load_backbone(start, training_mode=False, device=device),
+            )
+
+        self.seed = training.seed
+        has_mntp = any("mntp" in stage.lower() for stage in start.stages())
         self.shift = self.wanted_shift if self.wanted_shift != "auto" else "next_token" if has_mntp else "same_token"
+        train, validation = cast(WordSource, training.train), cast(WordSource, training.validation)
+        test = cast(WordSource | None, training.test)
+        self.words = WordData(self, frozen, train, validation, test, workers=training.workers, show=training.show)
+        return self.words
 
     def resolved_layers(self, depth: int) -> list[int]:
         """Layers counted from 0.
@@ -245,7 +268,7 @@ class WordProbe(Stage):
     def configure_model(self) -> None:
         """Nothing to shard."""
 
-    def finish(self, run: Run, *, show: bool) -> None:
+    def finish(self, training: "Training", run: "Run", start: "Initialization") -> None:
         """Save the probes, read them back, and score them on all sentences of the validation and test data.
 
         Of several layers the one that validates best is the task's score.
@@ -257,12 +280,12 @@ class WordProbe(Stage):
             )
             write_json(draft / _SETTINGS, asdict(self.probe_settings))
         probes, settings = load_probe(run.folder / PROBE)
-        scored = {part: self._score(probes, rows, part, show) for part, rows in self.data.scored().items()}
+        scored = {part: self._score(probes, rows, part, training.show) for part, rows in self.words.scored().items()}
         metric = "f1" if self.spans else "paper_accuracy"
         best = max(range(len(probes)), key=lambda number: scored["validation"][number][metric])
         part = "test" if "test" in scored else "validation"
         chosen = scored[part][best]
-        facts = self.data.facts()
+        facts = self.words.facts()
         layers: list[int | str] = ["mix"] if self.mix else list(settings.layers)
         numbers = ("paper_accuracy", "precision", "recall", "f1")
         details = {name: chosen[name] for name in numbers if name in chosen}
@@ -322,7 +345,7 @@ class WordProbe(Stage):
             for sentences, logits in zip(predicted, _predict(probes, batch["vectors"], self.mix), strict=True):
                 for numbers in logits.argmax(dim=-1).split(batch["lengths"]):
                     sentences.append([self.probe_settings.labels[number] for number in numbers.tolist()])
-        gold, labels = self.data.gold[part], self.probe_settings.labels
+        gold, labels = self.words.gold[part], self.probe_settings.labels
         return [tagging_scores(gold, sentences, labels, spans=self.spans) for sentences in predicted]
 
 

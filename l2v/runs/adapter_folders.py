@@ -19,6 +19,8 @@ from l2v.text.prompts import TEXT
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SETTINGS_FILE = "l2v.json"
 """Pooling, attention, lengths and prompt, beside the weights or the adapter of a saved encoder."""
+POOLING_FOLDER, POOLING_WEIGHTS = "1_Pooling", "pooling.safetensors"
+"""Inside a saved encoder: sentence-transformers' folder, and the weights of a pooling of one's own in it."""
 _SETTINGS = "llm2vec_config.json"
 _POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token", "last_token": "last_token"}
 _POOLINGS["bos_token"] = "bos"

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l2v.errors import L2VError
-from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_folder, check_beginning
+from l2v.runs.adapter_folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    POOLING_FOLDER,
+    POOLING_WEIGHTS,
+    adapter_folder,
+    check_beginning,
+)
 from l2v.runs.files import draft_folder
 from l2v.runs.hashes import folder_hash, source_hash
 from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
 from l2v.runs.locations import Source, locate
-from l2v.runs.run import INITIAL_ADAPTER, Run
+from l2v.runs.run import INITIAL_ADAPTER, INITIAL_POOLING, Run
 
 Init = Literal["new", "continue", "simcse"]
 """Merge the adapter of init_from and start a new one; go on with it; or go on with it if SimCSE made it."""
@@ -33,6 +40,8 @@ class Initialization:
     """An adapter to go on training."""
     head: Source | None = None
     """Where the output head comes from, if not from the base."""
+    pooling: Path | None = None
+    """A folder with the weights of a pooling of one's own to go on with."""
 
     @staticmethod
     def plan(
@@ -72,11 +81,12 @@ class Initialization:
             merged=records,
             initial=initial,
             history=previous.history,
+            pooling=folder_hash(previous.pooling) if previous.pooling else None,
         )
-        return Initialization(previous.base, lineage, merge, adapter, previous.head)
+        return Initialization(previous.base, lineage, merge, adapter, previous.head, previous.pooling)
 
     def settle(self, run: Run) -> "Initialization":
-        """Copy the adapters into the run's folder, so that it can be moved without its ancestors.
+        """Copy the adapters and the pooling into the run's folder, so that it can be moved without its ancestors.
 
         Returns:
             the same start, from that folder.
@@ -89,8 +99,13 @@ class Initialization:
             assert self.lineage.initial is not None
             adapter = run.folder / self.lineage.initial.path
             _copy_adapter(self.adapter, adapter)
+        pooling = None
+        if self.pooling is not None:
+            pooling = run.folder / INITIAL_POOLING
+            with draft_folder(pooling) as draft:
+                shutil.copyfile(self.pooling / POOLING_WEIGHTS, draft / POOLING_WEIGHTS)
         self.lineage.write(run.folder / "lineage.json")
-        return replace(self, merge=merge, adapter=adapter)
+        return replace(self, merge=merge, adapter=adapter, pooling=pooling)
 
     @staticmethod
     def of(run: Run) -> "Initialization":
@@ -99,12 +114,16 @@ class Initialization:
         for record in [*lineage.merged, *([lineage.initial] if lineage.initial else [])]:
             if folder_hash(run.folder / record.path) != record.hash:
                 raise L2VError(f"{run.folder / record.path}: not the adapter of lineage.json (another hash)")
+        pooling = run.folder / INITIAL_POOLING if lineage.pooling else None
+        if pooling is not None and folder_hash(pooling) != lineage.pooling:
+            raise L2VError(f"{pooling}: not the pooling of lineage.json (another hash)")
         return Initialization(
             lineage_base(lineage, run.folder),
             lineage,
             [run.folder / record.path for record in lineage.merged],
             run.folder / lineage.initial.path if lineage.initial else None,
             lineage_head(lineage, run.folder),
+            pooling,
         )
 
     def stages(self) -> list[str]:
@@ -118,6 +137,7 @@ class Initialization:
             "base": self.lineage.base_hash if self.base.is_local else f"{self.base.name}@{self.lineage.revision}",
             "merged": [record.hash for record in self.lineage.merged],
             "adapter": folder_hash(self.adapter) if self.adapter else None,
+            **({"pooling": self.lineage.pooling} if self.lineage.pooling else {}),
         }
 
 
@@ -130,6 +150,7 @@ class _Previous:
     history: list[dict[str, str]]
     head: Source | None = None
     is_run: bool = False
+    pooling: Path | None = None
 
 
 def _init_of(previous: _Previous, init_from: str | Sequence[str] | None) -> Literal["new", "continue"]:
@@ -183,8 +204,10 @@ def _previous_run(run: Run) -> _Previous:
     if lineage.adapter is not None:
         adapter = run.folder / lineage.adapter.path
         stages[adapter] = lineage.adapter.stage
-    base = lineage_base(lineage, run.folder)
-    return _Previous(base, merge, adapter, stages, lineage.history, lineage_head(lineage, run.folder), is_run=True)
+    base, head = lineage_base(lineage, run.folder), lineage_head(lineage, run.folder)
+    pooling = run.encoder / POOLING_FOLDER
+    own = pooling if (pooling / POOLING_WEIGHTS).is_file() else None
+    return _Previous(base, merge, adapter, stages, lineage.history, head, is_run=True, pooling=own)
 
 
 def _copy_adapter(source: Path, target: Path) -> None:

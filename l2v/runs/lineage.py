@@ -39,6 +39,8 @@ class Lineage:
     """The adapter on top, which is trained or was trained last."""
     history: list[dict[str, str]] = field(default_factory=list)
     """Stages that changed the weights themselves (full fine-tuning), oldest first."""
+    pooling: str | None = None
+    """The hash of the weights of a pooling of one's own that training went on with."""
     base_ratio: float = 0.0
     """Share of the original decoder's weights that was mixed back in at the end."""
 

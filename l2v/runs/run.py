@@ -16,7 +16,8 @@ from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head,
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 INITIAL_ADAPTER = "initial_adapter"
-_PARTS = ("checkpoints", "merged", INITIAL_ADAPTER, "adapter", "probe", "encoder", "evaluation")
+INITIAL_POOLING = "initial_pooling"
+_PARTS = ("checkpoints", "merged", INITIAL_ADAPTER, INITIAL_POOLING, "adapter", "probe", "encoder", "evaluation")
 """Folders of a run."""
 _PACKAGES = ("l2v", "torch", "transformers", "lightning", "peft", "datasets")
 
@@ -34,6 +35,7 @@ class Run:
         checkpoints/     last.ckpt and best.ckpt: trainable weights, optimizer, schedule, loops
         merged/          the adapters that were merged into the base before training
         initial_adapter/ the adapter that training went on with (adapter.init=continue)
+        initial_pooling/ weights of a pooling of one's own that training went on with
         adapter/         the trained adapter
         probe/           the trained probe and its labels (stage=word, which has no adapter and no encoder)
         encoder/         the merged encoder: l2v, transformers and sentence-transformers load it

@@ -15,14 +15,12 @@ from l2v.data.texts import TextSource
 from l2v.data.tokens import text_rows
 from l2v.errors import L2VError
 from l2v.losses.info_nce import info_nce
-from l2v.pooling import PoolingName
-from l2v.stages.stage import Stage, check_grad_cache
-from l2v.text.prompts import PooledTokens, Prompt
+from l2v.stages.contrastive import ContrastiveStage
 
 _SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
 
 
-class SimCSE(Stage):
+class SimCSE(ContrastiveStage):
     """Two views of each text by independent dropout; the other texts of the batch, on all ranks, are negatives.
 
     Both views go through the model in one forward pass: every row has its own dropout mask.
@@ -30,14 +28,7 @@ class SimCSE(Stage):
     Args:
         max_length: tokens a text.
         temperature: of the softmax over cosines; 0.05 is the paper's scale of 20.
-        pooling: mean, weighted_mean, last_token or bos.
-        template: around a text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
-        pooled_tokens: after_prompt, text or all.
-        micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
-            padding to compute. None runs one pass, as sharded training needs.
-        grad_cache: go through the backward pass one micro-batch at a time too: the memory of one of them, whatever the
-            batch size, for another forward pass.
-        settings: see :class:`~l2v.stages.stage.Stage`.
+        settings: see :class:`~l2v.stages.contrastive.ContrastiveStage`.
     """
 
     def __init__(
@@ -45,30 +36,16 @@ class SimCSE(Stage):
         *,
         max_length: Annotated[int, Ge(1)] = 128,
         temperature: Annotated[float, Gt(0)] = 0.05,
-        pooling: PoolingName = "mean",
-        template: str | None = None,
-        pooled_tokens: PooledTokens = "after_prompt",
-        micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
-        grad_cache: bool = False,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(max_length=max_length, **settings)
         if self.batch_size < 2:
             raise L2VError("stage.batch_size must be at least 2: the other texts of a batch are the negatives")
-        self.max_length = max_length
         self.temperature = temperature
-        self.pooling: PoolingName = pooling
-        self.template = template
-        self.pooled_tokens: PooledTokens = pooled_tokens
-        check_grad_cache(grad_cache, micro_batch_tokens)
-        self.micro_batch_tokens = micro_batch_tokens
-        self.grad_cache = grad_cache
         self._views_differ = False
 
     def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
-        tokenizer = self.backbone.tokenizer
-        prompt = Prompt.of(tokenizer, template=self.template, pooled_tokens=self.pooled_tokens)
-        return text_rows(source, tokenizer, self.max_length, prompt=prompt, show=show)
+        return text_rows(source, self.backbone.tokenizer, self.max_length, prompt=self.prompt(), show=show)
 
     def collator(self, *, training: bool) -> PaddedTexts:
         return PaddedTexts(self.backbone.tokenizer.pad_token_id, self.padding_side, views=2)
@@ -78,7 +55,7 @@ class SimCSE(Stage):
         if not self._views_differ:
             self._check_views(first.detach(), second.detach())
         documents = second
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1:  # the ranks have equal numbers of texts
             documents = cast(Tensor, self.all_gather(second, sync_grads=True)).flatten(0, 1)
         loss = info_nce(first, documents, self.temperature, first_positive=self.global_rank * len(first))
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -120,15 +97,12 @@ class SimCSE(Stage):
 
     def _views(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Vectors of the two views, (batch, hidden) each."""
-        twice = {
+        twice: dict[str, Tensor] = {
             name: batch[name].repeat(2, 1)
             for name in ("input_ids", "attention_mask", "pool_mask", "position_ids")
             if name in batch
         }
-        vectors = self.backbone.embed(
-            **twice, pooling=self.pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
-        )
-        first, second = vectors.chunk(2)
+        first, second = self.embed(twice).chunk(2)
         return first, second
 
     def _has_dropout(self) -> bool:

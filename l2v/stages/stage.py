@@ -1,9 +1,10 @@
 """What every training stage shares: the optimizer, randomness keyed by the step, checkpoints of what is trained."""
 
+import gc
 import math
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import get_scheduler
 
 from l2v.data.collate import Collator
-from l2v.data.datamodule import Rows
+from l2v.data.datamodule import Rows, TokenData
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
@@ -21,7 +22,30 @@ from l2v.models.adapters import trainable_parameters
 from l2v.models.backbone import Backbone
 from l2v.models.sharding import shard
 
+if TYPE_CHECKING:
+    from l2v.runs.initialization import Initialization
+    from l2v.runs.run import Run
+    from l2v.training.settings import Training
+
 Schedule = Literal["linear", "cosine", "constant"]
+
+
+PASS_TOKENS_ON_CPU = 1024
+"""``stage.micro_batch_tokens=auto``: tensors of so many tokens stay in a processor's cache (docs/performance.md). Other
+devices are filled by a whole batch, and sharded weights need one pass a step."""
+
+
+def pass_tokens(setting: Any, *, on_cpu: bool, sharded: bool) -> Any:
+    """What ``stage.micro_batch_tokens`` stands for: tokens of a forward pass; None: one pass.
+
+    Raises:
+        L2VError: it is a text, and not ``auto``; or there are passes where weights are sharded.
+    """
+    if isinstance(setting, str):
+        if setting != "auto":
+            raise L2VError(f"stage.micro_batch_tokens={setting}: expected a number of tokens, null (one pass) or auto")
+        return PASS_TOKENS_ON_CPU if on_cpu and not sharded else None
+    return setting
 
 
 class Stage(L.LightningModule):
@@ -53,6 +77,8 @@ class Stage(L.LightningModule):
     reads: type = TextSource
     """What kind of data it trains on."""
     reads_what = "texts, as data=files data.train.files=my.txt data.validation.files=held_out.txt has"
+    trains_pooling = False
+    """Whether the weights of a pooling of one's own are trained."""
     trains_backbone = True
     """Whether the run ends with an encoder."""
     data_keys: tuple[str, ...] = ()
@@ -121,6 +147,8 @@ class Stage(L.LightningModule):
                 f"model.kind=encoder: stage={self.name} makes encoders of decoders; choose a decoder with model=, or "
                 "stage=word"
             )
+        if sharded and getattr(self, "micro_batch_tokens", None):
+            raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
         for source in sources:
             if not isinstance(source, self.reads):
                 raise L2VError(f"data=: stage={self.name} trains on {self.reads_what}; choose such data")
@@ -129,6 +157,28 @@ class Stage(L.LightningModule):
         """Give the stage its model, with dropout on: Lightning keeps the mode in which it finds a module."""
         self.backbone = backbone.train()
         self.seed = seed
+
+    # from the settings to a finished run
+
+    def data(self, training: "Training", start: "Initialization", device: torch.device | str) -> L.LightningDataModule:
+        """The data to train on, which Lightning prepares; the stage has its model after it.
+
+        Args:
+            training: the settings, this stage among them.
+            start: what the run begins with.
+            device: of the model.
+        """
+        self.attach(training.load_backbone(start, training_mode=True, device=device), training.seed)
+        return TokenData(self, training.train, training.validation, workers=training.workers)
+
+    def release(self) -> None:
+        """Let go of the model, on every process, before :meth:`finish`: two would not fit where one does."""
+        self._modules.pop("backbone", None)
+        gc.collect()
+
+    def finish(self, training: "Training", run: "Run", start: "Initialization") -> None:
+        """What the run ends with, written by the first process: the adapter, the merged encoder and the lineage."""
+        training.export(run, start)
 
     # what a stage defines
 
@@ -224,18 +274,6 @@ class Stage(L.LightningModule):
         self.log("train/tokens_per_second", tokens / (self._mark - before), prog_bar=True)
         self.log("learning_rate", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
-    def gather_rows(self, rows: Tensor) -> list[Tensor]:
-        """The rows of every rank, in the order of the ranks, which may have different numbers of them.
-
-        A gradient goes back to the rank that the rows came from, summed over the ranks that used them.
-        """
-        if self.trainer.world_size == 1:
-            return [rows]
-        counts = cast(Tensor, self.all_gather(torch.tensor(len(rows), device=self.device))).tolist()
-        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-        gathered = self.all_gather(padded, sync_grads=rows.is_floating_point() and torch.is_grad_enabled())
-        return [part[:count] for part, count in zip(cast(Tensor, gathered), counts, strict=True)]
-
     def add_to_validation(self, **sums: Tensor) -> None:
         """Add sums over this batch; they are added up over all batches and ranks."""
         for name, value in sums.items():
@@ -265,15 +303,3 @@ class Stage(L.LightningModule):
                 "resume with the settings of adapter= that the run began with"
             )
         self._tokens = checkpoint["tokens"]
-
-
-def check_grad_cache(grad_cache: bool, micro_batch_tokens: int | None) -> None:
-    """GradCache works on micro-batches.
-
-    Raises:
-        L2VError: there are none.
-    """
-    if grad_cache and micro_batch_tokens is None:
-        raise L2VError(
-            "stage.grad_cache=true needs stage.micro_batch_tokens: the tokens whose activations fit in memory at once"
-        )

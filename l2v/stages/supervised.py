@@ -11,37 +11,28 @@ from l2v.data.mixed_order import MixedOrder, MixedValidationOrder
 from l2v.data.triplets.options import TripletMix
 from l2v.data.triplets.rows import TripletRows, triplet_rows
 from l2v.encoders.encoder import Encoder
-from l2v.errors import L2VError
 from l2v.evaluation.tasks.sts import StsPairs
-from l2v.losses.contrastive import Contrastive
+from l2v.losses.base import Loss
 from l2v.losses.triplets import Triplets
 from l2v.models.backbone import Backbone
-from l2v.pooling import PoolingName
-from l2v.stages.stage import Stage, check_grad_cache
-from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
+from l2v.stages.contrastive import ContrastiveStage
+from l2v.text.prompts import SEPARATOR
 
 
-class Supervised(Stage):
+class Supervised(ContrastiveStage):
     """Pulls a query to its positive, away from its hard negatives and from the documents of all other queries.
 
     Queries and documents of all ranks make one batch: a rank scores its own queries against all documents. Validation
     searches the held-out documents of a set for each of its held-out queries.
 
     Args:
-        loss: what is minimised.
+        loss: what is minimised, see :class:`~l2v.losses.base.Loss`.
         max_length: tokens a text, instruction included.
-        template: around instruction and text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
         separator: between an instruction and its text, in training.
         encoder_separator: the same in ``sts``, as in the encoder that comes out.
-        pooled_tokens: after_prompt, text or all.
         negatives: hard negatives a query, where its row has so many.
-        pooling: mean, weighted_mean, last_token or bos.
         sts: scored sentence pairs to validate on beside the held-out rows.
-        micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
-            padding to compute. None runs one pass, as sharded training needs.
-        grad_cache: go through the backward pass one micro-batch at a time too: memory for one of them, whatever the
-            batch size, for another forward pass.
-        settings: see :class:`~l2v.stages.stage.Stage`.
+        settings: see :class:`~l2v.stages.contrastive.ContrastiveStage`.
     """
 
     reads = TripletMix
@@ -50,32 +41,20 @@ class Supervised(Stage):
     def __init__(
         self,
         *,
-        loss: Contrastive,
+        loss: Loss,
         max_length: Annotated[int, Ge(1)] = 512,
-        template: str | None = None,
         separator: str = SEPARATOR,
         encoder_separator: str = SEPARATOR,
-        pooled_tokens: PooledTokens = "after_prompt",
         negatives: Annotated[int, Ge(0)] = 1,
-        pooling: PoolingName = "mean",
         sts: StsPairs | None = None,
-        micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
-        grad_cache: bool = False,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
-        check_grad_cache(grad_cache, micro_batch_tokens)
+        super().__init__(max_length=max_length, **settings)
         self.loss = loss
-        self.max_length = max_length
-        self.template = template
         self.separator = separator
         self.encoder_separator = encoder_separator
-        self.pooled_tokens: PooledTokens = pooled_tokens
         self.negatives = negatives
-        self.pooling: PoolingName = pooling
         self.sts = sts if sts is not None and sts.file is not None else None
-        self.micro_batch_tokens = micro_batch_tokens
-        self.grad_cache = grad_cache
         # vectors of the validation's batches so far, and the number of each query's set
         self._held_out: list[tuple[Triplets, Tensor]] = []
         if self.sts is not None:
@@ -83,17 +62,12 @@ class Supervised(Stage):
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         super().attach(backbone, seed)
-        for size in self.loss.dimensions:
-            if size >= backbone.hidden_size:
-                raise L2VError(
-                    f"stage.loss.dimensions: expected sizes below {backbone.hidden_size}, that of the whole vectors, "
-                    f"which are always trained; found {size}"
-                )
+        self.loss.check(backbone.hidden_size)
 
     def rows(self, source: TripletMix, *, show: bool) -> TripletRows:
         tokenizer = self.backbone.tokenizer
         return triplet_rows(
-            source, tokenizer, max_length=self.max_length, prompt=self._prompt(self.separator), show=show
+            source, tokenizer, max_length=self.max_length, prompt=self.prompt(self.separator), show=show
         )
 
     def collator(self, *, training: bool) -> TripletBatch:
@@ -145,24 +119,16 @@ class Supervised(Stage):
         if self.sts is not None:
             self.log("validation/sts", self._similarity(self.sts), prog_bar=True)
 
-    def _prompt(self, separator: str) -> Prompt:
-        return Prompt.of(
-            self.backbone.tokenizer, template=self.template, separator=separator, pooled_tokens=self.pooled_tokens
-        )
-
     def _embed(self, batch: dict[str, Any]) -> Triplets:
         """The vectors of this rank's batch."""
-        queries, documents = (
-            self.backbone.embed(
-                **batch[part],
-                pooling=self.pooling,
-                micro_batch_tokens=self.micro_batch_tokens,
-                grad_cache=self.grad_cache,
-            )
-            for part in ("queries", "documents")
-        )
         return Triplets(
-            queries, documents, batch["owner"], batch["query_hash"], batch["document_hash"], batch["counted"].bool()
+            self.embed(batch["queries"]),
+            self.embed(batch["documents"]),
+            batch["owner"],
+            batch["query_hash"],
+            batch["document_hash"],
+            batch["counted"].bool(),
+            batch["scores"],
         )
 
     def _of_all_ranks(self, own: Triplets) -> list[Triplets]:
@@ -178,9 +144,14 @@ class Supervised(Stage):
                 query_hash=queries[:, 0],
                 document_hash=documents[:, 0],
                 counted=queries[:, 1].bool(),
+                scores=scores,
             )
-            for both, queries, documents in zip(
-                vectors, self.gather_rows(of_queries), self.gather_rows(of_documents), strict=True
+            for both, queries, documents, scores in zip(
+                vectors,
+                self.gather_rows(of_queries),
+                self.gather_rows(of_documents),
+                self.gather_rows(own.scores),
+                strict=True,
             )
         ]
 
@@ -195,7 +166,7 @@ class Supervised(Stage):
             self.backbone,
             pooling=self.pooling,
             max_length=self.max_length,
-            prompt=self._prompt(self.encoder_separator),
+            prompt=self.prompt(self.encoder_separator),
             padding_side=self.padding_side,
         )
         begin = self.global_rank * share

@@ -51,3 +51,14 @@ class SaveLast(Callback):
         trainer.save_checkpoint(self.file)
         if trainer.is_global_zero:
             self.on_save(trainer.global_step)
+
+
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trainable weights in a checkpoint file, or in a folder that DeepSpeed wrote."""
+    if checkpoint.is_dir():
+        from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
+
+        whole = checkpoint.with_suffix(".full")
+        convert_zero_checkpoint_to_fp32_state_dict(checkpoint, whole)
+        checkpoint = whole
+    return AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]

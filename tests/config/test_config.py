@@ -56,7 +56,7 @@ def test_every_model_stage_and_trainer_composes(model: str, e5: str) -> None:
         assert training.stage.name == stage
         texts = "WikipediaExcerpt" if embedded else "HubTexts"
         assert type(training.train).__name__ == ("TripletMix" if stage == "supervised" else texts)
-        assert training.lora is not None and training.lora.rank == 16
+        assert training.adapter is not None and training.adapter.rank == 16
 
 
 @pytest.mark.parametrize("model", options("model"))
@@ -67,7 +67,7 @@ def test_every_model_task_and_trainer_composes(model: str) -> None:
         training = build(f"model={model}", f"task={task}", f"trainer={trainer}")
         assert training.stage.name == "word" and training.stage.task == task
         assert type(training.train).__name__ == type(training.test).__name__ == "HubWords"
-        assert training.lora is None and (training.model.kind == "encoder") == (model in ENCODERS)
+        assert training.adapter is None and (training.model.kind == "encoder") == (model in ENCODERS)
 
 
 @pytest.mark.parametrize("model", ENCODERS)
@@ -100,7 +100,7 @@ def test_every_other_option_composes(group: str, tmp_path: Path, e5: str) -> Non
         if option in ("conll", "conllu", "conll2003"):
             continue  # of stage=word
         training = build(f"{group}={option}", f"runs_dir={tmp_path}", *data.get(option, []))
-        assert (training.lora is None) == (group == "adapter" and option == "none")
+        assert (training.adapter is None) == (group == "adapter" and option == "none")
         assert len(training.loggers) == (1 if group == "logger" and option != "csv" else 0)
 
 

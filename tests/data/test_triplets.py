@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from launch import ROOT, composed
 from tiny import make_tiny_tokenizer
 
@@ -162,6 +163,56 @@ def test_a_row_of_a_table_is_told_by_its_number(tmp_path: Path) -> None:
 def test_a_score_that_is_no_number_is_broken(tmp_path: Path) -> None:
     with pytest.raises(L2VError, match=r"a.jsonl:1: expected a number under 'stars', found 'many'"):
         read(mix(tmp_path / "a.jsonl", [triplet(1, stars="many")], score="stars"))
+
+
+SCORED = {"positive_score": "positive_score", "negative_scores": "negative_scores"}
+
+
+def test_a_teachers_scores_go_with_their_documents(tmp_path: Path) -> None:
+    rows = [
+        # the positive, the query and the second x are dropped, and their scores with them
+        triplet(0, negative=["p0", "x", "q0", "x", "y"], positive_score=0.75, negative_scores=[1, 0.5, 2, 3, None]),
+        triplet(1, negative="z", positive_score=None, negative_scores=0.25),
+        triplet(2, negative=["a", "b"], positive_score="1.5", negative_scores=None),
+    ]
+    made = triplet_rows(mix(tmp_path / "a.jsonl", rows, **SCORED), TOKENIZER, max_length=64, show=False)
+    picked = made.__getitems__([Pick(n, n) for n in range(3)])
+    batch = TripletBatch(0, "right", negatives=2)(picked)
+    nan = np.nan
+    assert batch["scores"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["scores"].numpy(), np.float32([0.75, nan, 1.5, 0.5, nan, 0.25, nan, nan]))
+
+
+def test_drawn_negatives_bring_their_own_scores(tmp_path: Path) -> None:
+    row = triplet(0, negative=[f"n{n}" for n in range(10)], positive_score=-1, negative_scores=list(range(10)))
+    made = triplet_rows(mix(tmp_path / "a.jsonl", [row], **SCORED), TOKENIZER, max_length=64, show=False)
+    for key in range(5):
+        ((kept, _),) = picked = made.__getitems__([Pick(0, key)])
+        batch = TripletBatch(0, "right", negatives=3)(picked)
+        places = [kept["document_hashes"].index(text) for text in batch["document_hash"].tolist()]
+        assert batch["scores"].tolist() == [place - 1 for place in places] and places[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"negative_scores": [1, 2]}, "expected a number under 'negative_scores' for each of 1 negatives, found"),
+        ({"negative_scores": "high"}, "expected a number under 'negative_scores', found 'high'"),
+        ({"negative_scores": 1, "positive_score": "high"}, "expected a number under 'positive_score', found 'high'"),
+    ],
+)
+def test_scores_that_fit_no_document_are_broken(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
+    with pytest.raises(L2VError, match=problem):
+        read(mix(tmp_path / "a.jsonl", [triplet(1, **{"positive_score": 1} | row)], **SCORED))
+
+
+def test_each_negative_column_has_a_column_of_scores(tmp_path: Path) -> None:
+    rows = [triplet(1, other="o1", a=0.5, b=0.25)]
+    columns = {"negative": ["negative", "other"], "negative_scores": ["a", "b"]}
+    (row,) = read(mix(tmp_path / "a.jsonl", rows, **columns))
+    assert row["document_scores"][1:] == [0.5, 0.25] and np.isnan(row["document_scores"][0])
+    with pytest.raises(L2VError, match=r"data.train.negative_scores: expected a column for each of 2 .*, found 1"):
+        mix(tmp_path / "a.jsonl", **columns | {"negative_scores": "a"})
 
 
 def test_a_file_of_broken_rows_only_is_refused(tmp_path: Path) -> None:

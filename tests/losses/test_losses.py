@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +99,15 @@ def triplets(negatives=(1, 2, 0, 1, 1), hidden=12, fillers=(), same=()):
     counted = torch.tensor([row not in fillers for row in range(count)])
     documents = torch.randn(len(owner), hidden)
     documents[:count] += torch.randn(count, hidden)
-    return Triplets(torch.randn(count, hidden), documents, torch.tensor(owner), query_hash, document_hash, counted)
+    return Triplets(
+        torch.randn(count, hidden),
+        documents,
+        torch.tensor(owner),
+        query_hash,
+        document_hash,
+        counted,
+        scores=torch.arange(len(owner)) / 10,
+    )
 
 
 def naive_contrastive(loss, batch):
@@ -191,6 +200,9 @@ def test_joined_parts_are_the_whole_batch(loss):
     joined = Triplets.join([parts[0], empty, parts[1]])
     torch.testing.assert_close(loss(joined), loss(whole))
     assert torch.equal(joined.owner[:5], torch.arange(5))
+    # scores go with their documents: each document is found again by its text
+    order = [whole.document_hash.tolist().index(text) for text in joined.document_hash.tolist()]
+    assert torch.equal(joined.scores, whole.scores[order])
 
 
 def test_a_false_negative_gets_no_gradient():
@@ -199,7 +211,7 @@ def test_a_false_negative_gets_no_gradient():
     documents[2] = batch.queries[0]  # more like the query than its positive
     for margin, expected in ((None, True), (0.1, False)):
         leaf = documents.clone().requires_grad_()
-        marked = Triplets(batch.queries, leaf, batch.owner, batch.query_hash, batch.document_hash, batch.counted)
+        marked = replace(batch, documents=leaf)
         Contrastive(temperature=0.5, margin=margin)(marked, slice(0, 1)).sum().backward()
         assert bool(leaf.grad[2].any()) == expected
 
@@ -207,7 +219,7 @@ def test_a_false_negative_gets_no_gradient():
 def test_the_hardness_weight_has_no_gradient_of_its_own():
     batch = triplets(negatives=(1, 0))
     leaf = batch.documents.clone().requires_grad_()
-    marked = Triplets(batch.queries, leaf, batch.owner, batch.query_hash, batch.document_hash, batch.counted)
+    marked = replace(batch, documents=leaf)
     weight = 3.0 * cosine(batch.queries[0].tolist(), batch.documents[2].tolist())
     Contrastive(temperature=0.5, hardness=3.0)(marked, slice(0, 1)).sum().backward()
     other = batch.documents.clone().requires_grad_()
@@ -226,6 +238,7 @@ def test_places_of_positives():
         torch.arange(3),
         torch.arange(6) + 10,
         torch.ones(3).bool(),
+        torch.full((6,), torch.nan),
     )
     assert batch.places().tolist() == [1, 4, 2]
     batch.document_hash[4] = 11  # reads as the positive of query 1

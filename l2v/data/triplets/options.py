@@ -35,6 +35,10 @@ class SetOptions:
     """Columns. A negative column holds a text or a list of texts; several columns, a text each; []: pairs."""
     score: str | None = None
     """A column of numbers, kept with the row."""
+    positive_score: str | None = None
+    """A column of numbers: a teacher's score of the positive; null where it is unknown."""
+    negative_scores: str | list[str] | None = None
+    """A column beside each negative column: a number for each of its texts, as ``mine.py`` writes them."""
     task: str | None = None
     """The column that says which set a row belongs to, where a file holds several: a set takes the rows of its name."""
     query_instructions: str | list[str] | None = None
@@ -64,6 +68,11 @@ class TripletSet(SetOptions):
         if self.files is not None and self.hub is not None:
             raise L2VError(f"{self.override}.files and {self.override}.hub exclude each other; give one")
         self.paths()
+        if self.negative_scores is not None and len(self.score_columns) != len(self.negatives):
+            raise L2VError(
+                f"{self.override}.negative_scores: expected a column for each of {len(self.negatives)} negative "
+                f"columns, found {len(self.score_columns)}"
+            )
         wordings = self.wordings
         if isinstance(self.symmetric, list) and len(self.symmetric) != len(wordings):
             raise L2VError(
@@ -87,8 +96,14 @@ class TripletSet(SetOptions):
         return [self.negative] if isinstance(self.negative, str) else self.negative or []
 
     @property
+    def score_columns(self) -> list[str]:
+        """Columns of the hard negatives' scores, in the order of ``negatives``; none: they have no scores."""
+        return [self.negative_scores] if isinstance(self.negative_scores, str) else self.negative_scores or []
+
+    @property
     def columns(self) -> list[str]:
-        named = [self.query, self.positive, *self.negatives, self.score, self.task]
+        scores = [self.score, self.positive_score, *self.score_columns]
+        named = [self.query, self.positive, *self.negatives, *scores, self.task]
         return [name for name in named if name is not None]
 
     def instructions(self, number: int) -> tuple[str | None, str | None]:
@@ -223,28 +238,27 @@ class TripletMix(SetOptions):
             raise L2VError(f"{group}.folder={self.folder}: no {name}.jsonl (.csv, .tsv, .parquet) in it")
         return replace(own, files=str(found[0]))
 
+    def check_validation(self, validation: Any) -> None:
+        """That no mix validates on what it trains on.
+
+        Raises:
+            L2VError: the same rows in both, or rows held out for nothing.
+        """
+        if not isinstance(validation, TripletMix):
+            return
+        mine, theirs = ([replace(one, override="") for one in mix.resolved()] for mix in (self, validation))
+        if mine == theirs and self.held_out == 0:
+            raise L2VError("data.held_out=0: nothing to validate on; raise it, or name data.validation.files=")
+        if mine == theirs and (self.held_out, self.seed) != (validation.held_out, validation.seed):
+            raise L2VError("data.train and data.validation: expected the same held_out and seed; set data.held_out")
+        if mine != theirs and self.held_out > 0:
+            raise L2VError(
+                "data.validation has files of its own; set data.held_out=0, so that all of data.train trains"
+            )
+
     def fingerprint(self) -> str:
         prints = [s.fingerprint() for s in self.resolved()]
         return (
             f"triplets:{self.part}:{self.held_out}:{self.seed}:"
             + hashlib.sha256("\n".join(prints).encode()).hexdigest()
         )
-
-
-def check_parts(train: Any, validation: Any) -> None:
-    """That no mix validates on what it trains on.
-
-    Raises:
-        L2VError: the same rows in both, or rows held out for nothing.
-    """
-    if not (isinstance(train, TripletMix) and isinstance(validation, TripletMix)):
-        return
-    same = [replace(s, override="") for s in train.resolved()] == [
-        replace(s, override="") for s in validation.resolved()
-    ]
-    if same and train.held_out == 0:
-        raise L2VError("data.held_out=0: nothing to validate on; raise it, or name data.validation.files=")
-    if same and (train.held_out, train.seed) != (validation.held_out, validation.seed):
-        raise L2VError("data.train and data.validation: expected the same held_out and seed; set data.held_out")
-    if not same and train.held_out > 0:
-        raise L2VError("data.validation has files of its own; set data.held_out=0, so that all of data.train trains")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from l2v.data.order import seed_of
@@ -55,6 +56,8 @@ class Triplet(NamedTuple):
     documents: list[str]
     """The positive and the hard negatives."""
     score: float
+    document_scores: list[float]
+    """A teacher's, of each document; NaN where unknown."""
 
 
 class _BrokenRow(Exception):
@@ -101,25 +104,59 @@ def _triplet(one: TripletSet, number: int, values: Any) -> tuple[Triplet, int]:
     assert one.query is not None and one.positive is not None
     query = _text(values, one.query, f"{one.override}.query")
     positive = _text(values, one.positive, f"{one.override}.positive")
-    negatives = [text for column in one.negatives for text in _negatives(one, values, column)]
-    kept = list(dict.fromkeys(text for text in negatives if text not in (query, positive)))
+    scores = [math.nan]
+    if one.positive_score is not None:
+        scores[0] = _known(_field(values, one.positive_score, f"{one.override}.positive_score"), one.positive_score)
+    negatives = _negatives(one, values)
+    kept: dict[str, float] = {}
+    for text, teacher in negatives:
+        if text not in (query, positive):
+            kept.setdefault(text, teacher)
     score = math.nan
     if one.score is not None:
-        try:
-            score = float(_field(values, one.score, f"{one.override}.score"))
-        except (TypeError, ValueError):
-            raise _BrokenRow(f"expected a number under {one.score!r}, found {values[one.score]!r}") from None
-    return Triplet(number, query, [positive, *kept], score), len(negatives) - len(kept)
+        score = _number(_field(values, one.score, f"{one.override}.score"), one.score)
+    triplet = Triplet(number, query, [positive, *kept], score, [*scores, *kept.values()])
+    return triplet, len(negatives) - len(kept)
 
 
-def _negatives(one: TripletSet, values: Any, column: str) -> list[str]:
-    """The texts of a negative column. Null is none; so is an empty text, where there are several columns."""
+def _negatives(one: TripletSet, values: Any) -> list[tuple[str, float]]:
+    """The texts of the negative columns, with their scores.
+
+    Null is none; so is an empty text, where there are several columns.
+    """
     override = f"{one.override}.negative"
-    found = _field(values, column, f"{override} (null: pairs)")
-    if found is None or (found == "" and len(one.negatives) > 1):
-        return []
-    texts = found if isinstance(found, list) else [found]
-    return [_text({column: text}, column, override) for text in texts]
+    found: list[tuple[str, float]] = []
+    for column, scored in zip_longest(one.negatives, one.score_columns):
+        value = _field(values, column, f"{override} (null: pairs)")
+        if value is None or (value == "" and len(one.negatives) > 1):
+            continue
+        texts = value if isinstance(value, list) else [value]
+        scores = [math.nan] * len(texts) if scored is None else _scores(one, values, scored, len(texts))
+        found += [(_text({column: text}, column, override), score) for text, score in zip(texts, scores, strict=True)]
+    return found
+
+
+def _scores(one: TripletSet, values: Any, column: str, count: int) -> list[float]:
+    """The numbers of a column of negatives' scores, as many as there are texts. Null: all are unknown."""
+    found = _field(values, column, f"{one.override}.negative_scores")
+    if found in (None, ""):
+        return [math.nan] * count
+    numbers = found if isinstance(found, list) else [found]
+    if len(numbers) != count:
+        raise _BrokenRow(f"expected a number under {column!r} for each of {count} negatives, found {found!r}")
+    return [_known(number, column) for number in numbers]
+
+
+def _known(found: Any, column: str) -> float:
+    """A number, NaN where there is none."""
+    return math.nan if found in (None, "") else _number(found, column)
+
+
+def _number(found: Any, column: str) -> float:
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise _BrokenRow(f"expected a number under {column!r}, found {found!r}") from None
 
 
 def _field(values: Any, column: str, override: str) -> Any:

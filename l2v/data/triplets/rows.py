@@ -29,7 +29,7 @@ from l2v.runs.files import cache_folder, draft_folder, read_json, write_json
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, tokenize
 
-_VERSION = 1
+_VERSION = 2
 """Part of the cache's key: raise it when the same files would make other rows."""
 _CHUNK = 500
 _ROWS, _COUNTS = "rows.arrow", "counts.json"
@@ -42,6 +42,7 @@ _SCHEMA = pyarrow.schema(
         ("score", pyarrow.float32()),
         ("query_hash", pyarrow.int64()),
         ("document_hashes", pyarrow.list_(pyarrow.int64())),
+        ("document_scores", pyarrow.list_(pyarrow.float32())),
     ]
 )
 
@@ -151,7 +152,8 @@ def _tokenized(one: TripletSet, triplets: Iterator[Triplet], encoding: _Encoding
         for row, query in zip(chunk, queries, strict=True):
             ids, begins = zip(*islice(documents, len(row.documents)), strict=True)
             hashes = [_text_hash(text) for text in row.documents]
-            yield query.input_ids, query.text_begin, ids, begins, row.score, _text_hash(row.query), hashes
+            of_query = (query.input_ids, query.text_begin)
+            yield *of_query, ids, begins, row.score, _text_hash(row.query), hashes, row.document_scores
 
 
 def _text_hash(text: str) -> int:

@@ -1,0 +1,80 @@
+"""What the contrastive stages share: how texts become vectors, and the vectors of all ranks."""
+
+from typing import Annotated, Any, cast
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from l2v.errors import L2VError
+from l2v.pooling import Pooling, PoolingName
+from l2v.stages.stage import Stage
+from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
+
+
+class ContrastiveStage(Stage):
+    """A stage that trains on vectors of texts.
+
+    Args:
+        max_length: tokens a text, instruction included.
+        pooling: mean, weighted_mean, last_token, bos, or that of ``model.pooling``, whose weights are trained.
+        template: around instruction and text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
+        pooled_tokens: after_prompt, text or all.
+        micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
+            padding to compute. None runs one pass, as sharded training needs.
+        grad_cache: go through the backward pass one micro-batch at a time too: the memory of one of them, whatever the
+            batch size, for another forward pass.
+        settings: see :class:`~l2v.stages.stage.Stage`.
+    """
+
+    trains_pooling = True
+
+    def __init__(
+        self,
+        *,
+        max_length: Annotated[int, Ge(1)],
+        pooling: PoolingName | Pooling | None = "mean",
+        template: str | None = None,
+        pooled_tokens: PooledTokens = "after_prompt",
+        micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
+        grad_cache: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if grad_cache and micro_batch_tokens is None:
+            raise L2VError(
+                "stage.grad_cache=true needs stage.micro_batch_tokens: the tokens whose activations fit in memory at "
+                "once"
+            )
+        self.max_length = max_length
+        self.pooling: PoolingName | Pooling = pooling or "mean"
+        self.template = template
+        self.pooled_tokens: PooledTokens = pooled_tokens
+        self.micro_batch_tokens = micro_batch_tokens
+        self.grad_cache = grad_cache
+
+    def prompt(self, separator: str = SEPARATOR) -> Prompt:
+        """What stands around a text, and ``separator`` between an instruction and it."""
+        return Prompt.of(
+            self.backbone.tokenizer, template=self.template, separator=separator, pooled_tokens=self.pooled_tokens
+        )
+
+    def embed(self, texts: dict[str, Tensor]) -> Tensor:
+        """The vectors (texts, hidden), in float32, of a :class:`~l2v.text.tokenization.Batch` of texts."""
+        pooling = self.backbone.pooling if isinstance(self.pooling, Pooling) else self.pooling
+        assert pooling is not None
+        return self.backbone.embed(
+            **texts, pooling=pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
+        )
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """The rows of every rank, in the order of the ranks, which may have different numbers of them.
+
+        A gradient goes back to the rank that the rows came from, summed over the ranks that used them.
+        """
+        if self.trainer.world_size == 1:
+            return [rows]
+        counts = cast(Tensor, self.all_gather(torch.tensor(len(rows), device=self.device))).tolist()
+        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+        gathered = self.all_gather(padded, sync_grads=rows.is_floating_point() and torch.is_grad_enabled())
+        return [part[:count] for part, count in zip(cast(Tensor, gathered), counts, strict=True)]
