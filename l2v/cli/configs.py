@@ -17,7 +17,9 @@ def start() -> None:
     folders = search_path(["--config-dir", given.config_dir] if given.config_dir else [])
     known = groups(folders)
     if given.group and given.group not in known:
-        say(f"error: {given.group}: no such group{guess(given.group, known)}; there are {', '.join(known)}", style="red")
+        say(
+            f"error: {given.group}: no such group{guess(given.group, known)}; there are {', '.join(known)}", style="red"
+        )
         sys.exit(1)
     for group in [given.group] if given.group else known:
         found = options(group, folders)
