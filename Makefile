@@ -26,7 +26,7 @@ TIME_smoke := a minute or two
 RECIPE := $(RECIPE_$(DEMO))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo known-demo test bench growth lint format clean
+.PHONY: help setup demo known-demo test bench growth docs lint format clean
 
 help:
 	@echo "l2v: a decoder-only language model becomes a text encoder"
@@ -38,6 +38,7 @@ help:
 	@echo "  make test              set up, then run the tests (more arguments: ARGS=\"-k pooling\"); about 15 minutes on 2 cores"
 	@echo "  make bench             set up, then speed and memory beside the peers (docs/performance.md); 19 GiB of memory"
 	@echo "  make growth            set up, then cost against length, batch, rank, corpus, processes; 25 minutes on 2 idle cores"
+	@echo "  make docs              the page of the public names, from their docstrings, into site/; seconds"
 	@echo "  make lint              ruff and mypy, without changing a file; seconds"
 	@echo "  make format            ruff, changing files; seconds"
 	@echo "  make clean             remove $(VENV) and the tools' caches; runs/ stays"
@@ -91,6 +92,10 @@ bench: setup
 
 growth: setup
 	@$(BIN)/python benchmarks/growth/run.py $(ARGS)
+
+docs: setup
+	@$(BIN)/python docs/api.py site
+	@echo "site/l2v.html"
 
 lint: setup
 	$(BIN)/ruff check

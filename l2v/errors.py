@@ -6,6 +6,14 @@ class L2VError(Exception):
 
     The message says what was expected, what was found and which override or file mends it. Entry points print it
     without a traceback (unless ``debug=true``) and exit with code 1.
+
+    Example:
+        >>> from l2v import Encoder, L2VError
+        >>> try:
+        ...     Encoder.from_pretrained("model", pooling="median")
+        ... except L2VError as error:
+        ...     print(error)
+        pooling must be one of mean, weighted_mean, last_token, bos, got 'median'
     """
 
 

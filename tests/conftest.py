@@ -34,6 +34,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from tiny import make_tiny_model  # noqa: E402
 
+from l2v.process import set_up_process  # noqa: E402
+
 
 @pytest.fixture(scope="session", autouse=True)
 def caches() -> None:
@@ -58,6 +60,12 @@ def no_network() -> Iterator[None]:
 
             patch.setattr(socket.socket, name, guarded)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def program() -> None:
+    """Tests call what the programs call, in a process set up as theirs; tests/test_library.py starts others."""
+    set_up_process()
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,9 @@ from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers, set_attention
 from l2v.models.proof import prove
+from l2v.process import set_up_process
 from l2v.runs.locations import Source
-from l2v.training.trainer import make_trainer
+from l2v.training.trainer import make_trainer, quiet_lightning
 
 
 def load(folder: Path, options: dict[str, Any], *, attention_dropout: float = 0.0) -> Backbone:
@@ -87,7 +88,8 @@ def train(task: str, model: Path, inputs: dict[str, Any], options: dict[str, Any
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(stage, DataLoader([batch] * count, batch_size=None))
+    with quiet_lightning():
+        trainer.fit(stage, DataLoader([batch] * count, batch_size=None))
     return clock.rows
 
 
@@ -119,4 +121,5 @@ TASKS: dict[str, steps.Task] = {
 }
 
 if __name__ == "__main__":
+    set_up_process()
     steps.main(TASKS)

@@ -35,6 +35,7 @@ import torch  # noqa: E402
 from steps import OUT_OF_MEMORY  # noqa: E402
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase  # noqa: E402
 
+from l2v.process import set_up_process  # noqa: E402
 from l2v.progress import say  # noqa: E402
 from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
@@ -278,6 +279,7 @@ def sides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(given_arguments: Sequence[str] | None = None) -> None:
+    set_up_process(models=False)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--small", action="store_true", help="a tiny model in float32, a step each: runs without a GPU")

@@ -98,7 +98,7 @@ def train(spec: Spec, work: Path) -> Found:
     from l2v.models.adapters import Lora, trainable_parameters
     from l2v.models.backbone import Backbone
     from l2v.training.checkpoints import SaveLast
-    from l2v.training.trainer import make_trainer
+    from l2v.training.trainer import make_trainer, quiet_lightning
 
     class Steps(Callback):
         peak = 0.0
@@ -122,7 +122,8 @@ def train(spec: Spec, work: Path) -> Found:
         trainer = make_trainer(
             CPU, max_steps=stage.max_steps, callbacks=[counted, SaveLast(checkpoint, lambda _: None)], **QUIET
         )
-        trainer.fit(stage, DataLoader([batch] * stage.max_steps, batch_size=None))
+        with quiet_lightning():
+            trainer.fit(stage, DataLoader([batch] * stage.max_steps, batch_size=None))
         size = checkpoint.stat().st_size
     seconds = statistics.median(row["seconds"] for row in clock.rows)
     return {
@@ -343,6 +344,9 @@ KINDS: dict[str, Callable[[Spec, Path], Found]] = {
 
 
 def main() -> None:
+    from l2v.process import set_up_process
+
+    set_up_process()
     spec, work, result = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     result.write_text(json.dumps(KINDS[spec["kind"]](spec, work)), encoding="utf-8")
 

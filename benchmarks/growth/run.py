@@ -28,6 +28,7 @@ from growth.measure import Found, Spec, corpus  # noqa: E402
 from growth.picture import draw  # noqa: E402
 from speed.run import MODEL, processor  # noqa: E402
 
+from l2v.process import set_up_process  # noqa: E402
 from l2v.progress import say  # noqa: E402
 from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
@@ -241,6 +242,7 @@ def _number(value: Any) -> str:
 
 
 def main() -> None:
+    set_up_process(models=False)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(curves(Size())), help="curves to measure; default: all")
     parser.add_argument("--small", action="store_true", help="tiny inputs, to see that everything runs")

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from l2v.encoders.encoder import Encoder
 from l2v.models.loading import dequantized
+from l2v.process import set_up_process
 from l2v.progress import say
 from l2v.runs.files import cache_folder, read_json, write_json
 from l2v.runs.locations import locate
@@ -45,6 +46,7 @@ RATE_BOUND = 1e-12
 
 
 def main() -> int:
+    set_up_process()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", action="store_true", help="make tests/reference anew")
     parser.add_argument("--reuse", action="store_true", help="compare with what the peer wrote at the last call")

@@ -18,12 +18,13 @@ from l2v.encoders.encoder import Encoder
 from l2v.losses.contrastive import Contrastive
 from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
+from l2v.process import set_up_process
 from l2v.stages.mntp import MNTP
 from l2v.stages.simcse import SimCSE
 from l2v.stages.stage import Stage
 from l2v.stages.supervised import Supervised
 from l2v.text.tokenization import tokenize
-from l2v.training.trainer import make_trainer
+from l2v.training.trainer import make_trainer, quiet_lightning
 
 SMALL_PASS_TOKENS = 768
 """``stage.micro_batch_tokens`` of MNTP where memory is to be saved. Elsewhere it is what a CPU gets."""
@@ -82,7 +83,8 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
             enable_checkpointing=False,
             enable_progress_bar=False,
         )
-        trainer.fit(stage, DataLoader([batch] * count, batch_size=None))
+        with quiet_lightning():
+            trainer.fit(stage, DataLoader([batch] * count, batch_size=None))
         return clock
 
     return run
@@ -159,4 +161,5 @@ TASKS = {
 }
 
 if __name__ == "__main__":
+    set_up_process()
     timing.main(TASKS, ["l2v", "torch", "transformers", "peft", "lightning"])

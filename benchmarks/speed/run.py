@@ -33,6 +33,7 @@ from transformers4 import write_transformers4  # noqa: E402
 
 from l2v.encoders.encoder import Encoder  # noqa: E402
 from l2v.kernels.linear import onednn_is_faster, product  # noqa: E402
+from l2v.process import set_up_process  # noqa: E402
 from l2v.progress import say  # noqa: E402
 from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
@@ -253,6 +254,7 @@ def processor() -> str:
 
 
 def main() -> None:
+    set_up_process()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=[*given.ENCODE, *given.TRAIN], default=None)
     parser.add_argument("--peers", nargs="*", choices=list(environments.PEERS), default=list(environments.PEERS))

@@ -85,7 +85,7 @@ def _training_data(config: dict[str, Any]) -> tuple[Any, str, Path]:
 
 def start() -> None:
     """The program, with the arguments of this process."""
-    configs.run(main, name="contamination")
+    configs.run(main, name="contamination", models=False)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from l2v.errors import L2VError, first_line
 from l2v.models.examination import examine_all, table, update
+from l2v.process import set_up_process
 from l2v.progress import say
 
 
@@ -15,6 +16,7 @@ def start() -> None:
     parser.add_argument("model_type", nargs="*", help="of transformers, e.g. qwen3; without any, all that are listed")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this page, e.g. docs/models.md")
     arguments = parser.parse_args()
+    set_up_process(models=False)
     try:
         rows = examine_all(arguments.model_type)
         if arguments.write:

@@ -27,8 +27,7 @@ def one_line(error: BaseException, folders: Sequence[Path]) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([\w/@.-]+)/([^'/]+)'", text):
         group, option = found[1].split("@")[0], found[2]
-        known_options = list(options(group, folders))
-        return f"{group}={option}: no such option{guess(option, known_options)}; there are {', '.join(known_options)}"
+        return no_such_option(group, option, folders)
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found[1] or found[2]
         if owners := _options_with(key, folders):
@@ -42,6 +41,11 @@ def one_line(error: BaseException, folders: Sequence[Path]) -> str:
         return f"{error.filename or 'a file'}: {error.strerror}"
     first = text.strip().splitlines()[0] if text.strip() else "no message"
     return f"{type(error).__name__}: {first} (debug=true shows where)"
+
+
+def no_such_option(group: str, option: str, folders: Sequence[Path]) -> str:
+    known = list(options(group, folders))
+    return f"{group}={option}: no such option{guess(option, known)}; there are {', '.join(known)}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -59,7 +63,8 @@ def _keys(folders: Sequence[Path]) -> Iterator[str]:
     """Every setting's dotted name, for guessing what a typo meant."""
     for conf in folders:
         for file in sorted(conf.rglob("*.yaml")):
-            group = "" if file.parent == conf else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
+            at_top = file.parent == conf or "# @package _global_" in file.read_text(encoding="utf-8")
+            group = "" if at_top else file.parent.relative_to(conf).as_posix().replace("/", ".") + "."
             if group:
                 yield group.rstrip(".")
             yield from (group + key for key in _settings(file) if not key.endswith(("defaults", "_target_")))

@@ -9,20 +9,27 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from l2v.config.compose import process_rank, with_model_of_init
-from l2v.config.messages import one_line
-from l2v.config.search import conf_folder, search_path
+from l2v.config.compose import choices, process_rank, with_model_of_init
+from l2v.config.messages import no_such_option, one_line
+from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import take_allowed_modules
-from l2v.errors import Stopped
+from l2v.errors import L2VError, Stopped
+from l2v.process import set_up_process
 from l2v.progress import say
 
 
-def run(task: Callable[[DictConfig], None], *, name: str) -> None:
+def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -> None:
     """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
 
     An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
     or 143 after Ctrl-C or SIGTERM. A user's modules are found in the current folder, behind all others.
+
+    Args:
+        task: takes the composed config.
+        name: of the config.
+        models: whether the task runs models; see :func:`l2v.process.set_up_process`.
     """
+    set_up_process(models=False)
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
@@ -32,6 +39,8 @@ def run(task: Callable[[DictConfig], None], *, name: str) -> None:
     @functools.wraps(task)
     def guarded(composed: DictConfig) -> None:
         try:
+            set_up_process(models=models)
+            _refuse_bases(name)
             task(composed)
         except Exception as error:
             if debug:
@@ -43,6 +52,7 @@ def run(task: Callable[[DictConfig], None], *, name: str) -> None:
 
     try:
         sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
+        offer_groups(name)
         hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name=name)(guarded)()
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -61,6 +71,13 @@ def run(task: Callable[[DictConfig], None], *, name: str) -> None:
         _tell(error, name)
     if failures:
         sys.exit(1)
+
+
+def _refuse_bases(name: str) -> None:
+    """What options are made from composes, but is none."""
+    for group, option in choices().items():
+        if option is not None and is_base(option):
+            raise L2VError(no_such_option(group.split("@")[0], option, search_path(sys.argv[1:], name)))
 
 
 def _reader_is_gone() -> bool:

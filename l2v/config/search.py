@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ def _folders(entry: Any) -> list[Path]:
     return [Path(folder) for folder in (spec.submodule_search_locations or [] if spec else [])]
 
 
+def offer_groups(name: str) -> None:
+    """Let the help of a program (``conf/hydra/help``) list the groups as ``${groups:}``: the user's own, and no bases.
+
+    Args:
+        name: of the primary config.
+    """
+
+    def listed() -> str:
+        folders = search_path(sys.argv[1:], name)
+        return "\n".join(f"{group}: {', '.join(options(group, folders))}" for group in groups(folders))
+
+    OmegaConf.register_new_resolver("groups", listed, replace=True)
+
+
 def groups(folders: Sequence[Path]) -> list[str]:
     """The groups that have options, without Hydra's own."""
     found = {folder.name for conf in folders if conf.is_dir() for folder in conf.iterdir() if folder.is_dir()}
@@ -87,9 +102,14 @@ def options(group: str, folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for conf in folders:
         for file in sorted((conf / group).glob("*.yaml")):
-            if not file.stem.startswith("base"):
+            if not is_base(file.stem):
                 found.setdefault(file.stem, file)
     return dict(sorted(found.items()))
+
+
+def is_base(name: str) -> bool:
+    """Whether a file of a group is what its options are made from, and none itself."""
+    return name == "base" or name.startswith("base_")
 
 
 def meaning(file: Path) -> str:

@@ -1,5 +1,6 @@
 """A user's files as records: .jsonl, .csv, .tsv and .parquet, one at a time, each with the place it stands at."""
 
+import contextlib
 import csv
 import functools
 import json
@@ -210,14 +211,16 @@ def _jsonl(path: Path) -> Iterator[Record]:
 
 
 def _csv(path: Path, columns: list[str], override: str) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         try:
-            check_columns(reader.fieldnames or (), columns, str(path), override)
+            with _long_fields():
+                names = reader.fieldnames or ()
+            check_columns(names, columns, str(path), override)
             while True:
                 try:
-                    values = next(reader)
+                    with _long_fields():
+                        values = next(reader)
                 except StopIteration:
                     return
                 except csv.Error as error:
@@ -226,6 +229,16 @@ def _csv(path: Path, columns: list[str], override: str) -> Iterator[Record]:
                     yield Record(f"{path}:{reader.line_num}", values)
         except UnicodeDecodeError as error:
             raise L2VError(f"{path}: {not_utf8(error)}") from None
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """Meanwhile, as the limit is the whole process's."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:

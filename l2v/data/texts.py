@@ -56,7 +56,14 @@ class HubTexts:
 
 @dataclass(frozen=True)
 class FileTexts:
-    """Local files: .txt (a text a line), .jsonl, .csv, .tsv or .parquet (a text a row of ``column``)."""
+    """Local files: .txt (a text a line), .jsonl, .csv, .tsv or .parquet (a text a row of ``column``).
+
+    Example:
+        >>> from l2v import FileTexts
+        >>> texts = FileTexts("texts.txt")
+        >>> next(texts.texts())
+        'A dog barks.'
+    """
 
     files: str | list[str]
     """A path, a glob pattern, or a list of them."""

@@ -29,7 +29,7 @@ from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
 from l2v.runs.hashes import source_hash
 from l2v.runs.run import now
-from l2v.training.trainer import make_trainer
+from l2v.training.trainer import make_trainer, quiet_lightning
 
 _VERSION = 1
 """Raise it when the same settings would give other shards."""
@@ -39,6 +39,7 @@ _FEW = 100
 """Ranges of fewer rows are told to the user."""
 
 
+@quiet_lightning()
 def encode(
     subject: EncoderSettings, encoding: Encoding, trainer: dict[str, Any], *, show: bool = True
 ) -> dict[str, Any]:

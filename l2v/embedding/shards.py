@@ -85,6 +85,15 @@ def count_shards(manifest: Mapping[str, Any]) -> int:
 def read_vectors(folder: str | Path) -> Iterator[NDArray[np.float32]]:
     """The vectors that encode.py wrote, a shard at a time, in the order of the input.
 
+    Example:
+        >>> from l2v import EncoderSettings, read_vectors
+        >>> from l2v.embedding.embed import encode
+        >>> from l2v.embedding.job import Encoding
+        >>> on_cpu = {"accelerator": "cpu", "devices": 1}
+        >>> manifest = encode(EncoderSettings("model"), Encoding("texts.txt", "vectors"), on_cpu, show=False)
+        >>> [len(shard) for shard in read_vectors("vectors")] == [manifest["rows"]]
+        True
+
     Yields:
         (rows, dimension) float32: int8 codes as the values they stand for, bits as 1 and -1.
 

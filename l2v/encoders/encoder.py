@@ -29,7 +29,20 @@ CPU_PASS_TOKENS = 2048
 
 
 class Encoder:
-    """A text encoder: a backbone, a pooling, and the settings that go with them."""
+    """A text encoder: a backbone, a pooling, and the settings that go with them.
+
+    Example:
+        >>> from l2v import Encoder
+        >>> encoder = Encoder.from_pretrained("model")
+        >>> vectors = encoder.encode(["A dog barks.", "A puppy yaps.", "Stocks fell."])
+        >>> vectors.shape == (3, encoder.dimension)
+        True
+        >>> encoder.similarity(vectors[:1], vectors).shape
+        (1, 3)
+        >>> query = encoder.encode("what do dogs do", instruction="Retrieve relevant passages")
+        >>> query.shape == (encoder.dimension,)
+        True
+    """
 
     def __init__(
         self,

@@ -22,6 +22,12 @@ def load_encoder(
 ) -> Encoder | SentenceTransformersEncoder:
     """Load the encoder that settings describe.
 
+    Example:
+        >>> from l2v import EncoderSettings, load_encoder
+        >>> causal = load_encoder(EncoderSettings("model", attention="causal"), device="cpu")
+        >>> causal.encode(["A dog barks."]).dtype
+        dtype('float32')
+
     Args:
         settings: which, and how it is used.
         with_head: load the output head too, for masked-token prediction.

@@ -19,6 +19,7 @@ from l2v.errors import L2VError
 from l2v.evaluation.results import Entries, ResultStore
 from l2v.evaluation.task import Task
 from l2v.models.settings import EncoderSettings
+from l2v.process import is_set_up, set_up_process
 from l2v.progress import say
 from l2v.runs.files import read_json, write_json
 
@@ -130,7 +131,7 @@ def _in_processes(jobs: list[_Job], loading: _Loading, count: int) -> tuple[list
     for number in range(count):
         devices.put(f"cuda:{number}" if torch.cuda.is_available() else "cpu")
     threads = max(1, (os.cpu_count() or 1) // count)
-    with ProcessPoolExecutor(count, context, _begin_process, (devices, threads, loading)) as pool:
+    with ProcessPoolExecutor(count, context, _begin_process, (devices, threads, loading, is_set_up())) as pool:
         futures = [pool.submit(_score_in_process, job) for job in jobs]
         try:
             done = [future.result() for future in futures]
@@ -150,7 +151,9 @@ class _Process:
     encoder: TextEncoder | None = None
 
 
-def _begin_process(devices: Any, threads: int, loading: _Loading) -> None:
+def _begin_process(devices: Any, threads: int, loading: _Loading, as_program: bool) -> None:
+    if as_program:
+        set_up_process()
     _Process.device, _Process.loading = devices.get(), loading
     torch.set_num_threads(threads)
 

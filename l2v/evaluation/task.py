@@ -14,6 +14,21 @@ class Task:
 
     ``label``, ``metric`` and ``run`` are all that most tasks have; the other methods are for those that give several
     scores, or keep some of their own. ``label`` and the others here may be fields, constants or properties.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from l2v import Encoder, Task
+        >>> @dataclass(frozen=True)
+        ... class Paraphrase(Task):
+        ...     pair: tuple[str, str]
+        ...     label: str = "paraphrase"
+        ...     metric: str = "cosine"
+        ...     def run(self, encoder, *, show=False):
+        ...         first, second = encoder.encode(self.pair)
+        ...         return {"cosine": float(encoder.similarity(first, second)[0, 0])}
+        >>> task = Paraphrase(("A dog barks.", "A dog barks."))
+        >>> round(task.run(Encoder.from_pretrained("model"))["cosine"], 3)
+        1.0
     """
 
     label: str

@@ -5,7 +5,6 @@ times for the backward pass: its weight, its mask, its dropped weight. Here the 
 are computed, and computed again in the backward pass.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +24,8 @@ _AT_ONCE = 2**20
 Mask = Bool[Tensor, "#batch #heads length length"] | Float[Tensor, "#batch #heads length length"]
 
 
-@functools.cache
-def keep_no_pairs() -> None:
-    """Have transformers' ``sdpa`` attention go this way where there is dropout, on a CPU."""
+def register_attention() -> None:
+    """Have transformers' ``sdpa`` attention go this way where there is dropout, on a CPU; of the whole process."""
     AttentionInterface.register("sdpa", _sdpa)
 
 

@@ -36,6 +36,14 @@ class Backbone(nn.Module):
         tokenizer: the decoder's tokenizer; it has a padding token and pads on the right.
         pooling: one with weights, which are trained, kept and moved with the decoder's; None for those by name.
         proof: what was seen when the attention was proven at loading.
+
+    Example:
+        >>> from l2v import Backbone
+        >>> backbone = Backbone.load("model")
+        >>> batch = backbone.tokenizer(["A dog barks.", "A puppy."], padding=True, return_tensors="pt")
+        >>> states = backbone(batch["input_ids"], batch["attention_mask"])
+        >>> states.shape == (*batch["input_ids"].shape, backbone.hidden_size)
+        True
     """
 
     def __init__(

@@ -22,9 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.errors import L2VError, first_line
-from l2v.kernels.attention import keep_no_pairs
 from l2v.kernels.linear import speed_up
-from l2v.kernels.memory import keep_freed_memory
 from l2v.models.adapters import load_adapter
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.proof import Proof, prove
@@ -83,9 +81,6 @@ def load_decoder(
             missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
             if missing:
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
-    if torch.device(device).type == "cpu":
-        keep_freed_memory()
-        keep_no_pairs()
     set_attention(decoder, attention)
     for folder in merge:
         decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()

@@ -3,24 +3,28 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
-from logging import ERROR, getLogger
+
+from l2v.process import level_of
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own progress bars and reports: the entry points have theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    getLogger("huggingface_hub").setLevel(ERROR)  # it reports every retry
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # it has a new name in newer versions, and works in all that l2v supports
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+    bars, bars_of_hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    # huggingface_hub reports every retry
+    with level_of("transformers"), level_of("huggingface_hub"), warnings.catch_warnings():
+        # it has a new name in newer versions, and works in all that l2v supports
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+        logging.disable_progress_bar()  # of the hub too
+        try:
             yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+            if bars_of_hub:
+                enable_progress_bars()
+            elif bars:
+                disable_progress_bars()

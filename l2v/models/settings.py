@@ -40,6 +40,12 @@ class EncoderSettings:
     The config group ``conf/base/encoder.yaml`` has the same settings, and so have ``Encoder.from_pretrained`` and, of
     training, ``model=``.
 
+    Example:
+        >>> from l2v import EncoderSettings, load_encoder
+        >>> settings = EncoderSettings("model", pooling="last_token", max_length=128)
+        >>> load_encoder(settings).pooling
+        'last_token'
+
     Raises:
         L2VError: a value that is none of those that a setting takes.
     """

@@ -12,6 +12,16 @@ class Pooling(nn.Module):
     A pooling with weights makes them in :meth:`build`; contrastive stages train them, and they are saved with the
     encoder and exported. What ``__init__`` took has to come back from :meth:`settings`, so that a saved encoder can
     make the pooling anew.
+
+    Example:
+        >>> from l2v import Encoder, Pooling
+        >>> class Maximum(Pooling):
+        ...     def forward(self, hidden, pool_mask, attention_mask):
+        ...         outside = pool_mask.unsqueeze(-1) == 0
+        ...         return hidden.float().masked_fill(outside, float("-inf")).amax(dim=1)
+        >>> encoder = Encoder.from_pretrained("model", pooling=Maximum())
+        >>> encoder.encode(["A dog barks."]).shape == (1, encoder.dimension)
+        True
     """
 
     def build(self, hidden_size: int) -> None:

@@ -1,13 +1,13 @@
 """Where a model's files are: a hub id, a folder, a GGUF file, or a file inside an installed package."""
 
 import importlib.util
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError, first_line
+from l2v.process import level_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -98,9 +98,9 @@ def model_file(source: Source, name: str, override: str = "model.source") -> Pat
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
     try:
-        return Path(hf_hub_download(source.path, name, revision=source.revision))
+        with level_of("huggingface_hub"):  # it reports every retry
+            return Path(hf_hub_download(source.path, name, revision=source.revision))
     except LocalEntryNotFoundError as error:  # no network: a model that is in the cache can be used all the same
         if name != "config.json":
             return None

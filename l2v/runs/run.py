@@ -38,6 +38,13 @@ class Run:
         probe/           the trained probe and its labels (stage=word, which has no adapter and no encoder)
         encoder/         the merged encoder: l2v, transformers and sentence-transformers load it
         evaluation/      scores, a file a suite
+
+    Example:
+        >>> from l2v import Encoder, Run
+        >>> run = Run.open("run")
+        >>> run.is_finished, run.record()["step"]
+        (True, 2)
+        >>> encoder = Encoder.from_pretrained(run.folder)
     """
 
     folder: Path

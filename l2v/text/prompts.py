@@ -41,7 +41,15 @@ class Framed(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a text is presented to the model. Saved with an encoder, so it never depends on a model's name or path."""
+    """How a text is presented to the model. Saved with an encoder, so it never depends on a model's name or path.
+
+    Example:
+        >>> from l2v import Backbone, Encoder, Prompt
+        >>> prompt = Prompt(template="[INST] {text} [/INST]", separator=": ")
+        >>> encoder = Encoder(Backbone.load("model"), prompt=prompt)
+        >>> encoder.encode("A dog barks.", instruction="Find the same").shape == (encoder.dimension,)
+        True
+    """
 
     template: str = TEXT
     """What stands around instruction and text, with ``{text}`` in their place: ``[INST] {text} [/INST]``."""

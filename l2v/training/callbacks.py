@@ -5,9 +5,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from rich.progress import Progress, TaskID, TextColumn
+from rich.progress import TaskID
 
-from l2v.progress import COLUMNS, console
+from l2v.progress import Display, display
 
 
 class StageProgress(ProgressBar):
@@ -15,8 +15,9 @@ class StageProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bars: Progress | None = None
+        self._display: Display | None = None
         self._train = self._validate = TaskID(0)
+        self._validated = 0
         self._enabled = True
 
     def disable(self) -> None:
@@ -24,38 +25,42 @@ class StageProgress(ProgressBar):
         self._enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        total = trainer.max_steps
-        self._train = self._open().add_task(str(pl_module.name), total=total, completed=trainer.global_step, note="")
+        if shown := self._open():
+            self._train = shown.add(str(pl_module.name), trainer.max_steps, trainer.global_step, announce=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        metrics = trainer.progress_bar_metrics
-        note = "  ".join(f"{title} {metrics[key]:{form}}" for key, title, form in _SHOWN if key in metrics)
-        self._open().update(self._train, completed=trainer.global_step, note=note)
+        if shown := self._open():
+            metrics = trainer.progress_bar_metrics
+            notes = [f"{title} {metrics[key]:{form}}" for key, title, form in _SHOWN if key in metrics]
+            shown.update(self._train, trainer.global_step, notes)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if shown := self._open():
+            shown.finish(self._train)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validate = self._open().add_task("validation", total=trainer.num_val_batches[0], note="")
+        if shown := self._open():
+            self._validate = shown.add("validation", int(trainer.num_val_batches[0]))
+            self._validated = 0
 
     def on_validation_batch_end(self, *args: Any) -> None:
-        self._open().advance(self._validate)
+        if shown := self._open():
+            self._validated += 1
+            shown.update(self._validate, self._validated)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._open().remove_task(self._validate)
+        if shown := self._open():
+            shown.finish(self._validate, keep=False)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._close()
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
 
-    def _open(self) -> Progress:
-        if self._bars is None:
-            self._bars = Progress(
-                *COLUMNS, TextColumn("{task.fields[note]}"), console=console, disable=not self._enabled
-            )
-            self._bars.start()
-        return self._bars
-
-    def _close(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+    def _open(self) -> Display | None:
+        if self._enabled and self._display is None:
+            self._display = display()
+        return self._display
 
 
 _SHOWN = (
@@ -64,6 +69,7 @@ _SHOWN = (
     ("validation/loss", "validation loss", ".3f"),
     ("validation/accuracy", "accuracy", ".3f"),
 )
+"""Metric, its title, and the format of its value; those that matter most first."""
 
 
 class GracefulStop(Callback):
@@ -102,5 +108,6 @@ class GracefulStop(Callback):
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # else Lightning has put back what was there before it
+                signal.signal(number, handler)
         self._before = {}

@@ -32,7 +32,7 @@ from l2v.training.callbacks import GracefulStop, StageProgress
 from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
-from l2v.training.trainer import make_trainer
+from l2v.training.trainer import make_trainer, quiet_lightning
 
 
 def train(training: Training, run: Run, start: Initialization, *, resume: bool = False) -> None:
@@ -78,6 +78,7 @@ def train(training: Training, run: Run, start: Initialization, *, resume: bool =
         raise
 
 
+@quiet_lightning()
 def _train(training: Training, run: Run, start: Initialization, resume: bool) -> None:
     stage = training.stage
     checkpoint = run.last_checkpoint() if resume else None

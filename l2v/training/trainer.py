@@ -1,7 +1,9 @@
 """Lightning's trainer as l2v runs it."""
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -9,10 +11,31 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from l2v.errors import L2VError, first_line
+from l2v.process import level_of
 
 
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Meanwhile without the notes of Lightning and transformers that tell a user of l2v nothing."""
+    with level_of("lightning.pytorch", logging.WARNING), warnings.catch_warnings():
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+_KNOWN_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*treespec, LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # it is: its order is a function of the step
+    ".*Found .* module.* in eval mode.*",
+    ".*sync_dist=True.*",  # the sums are over all ranks already
+)
+
+
+@quiet_lightning()
 def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
-    """Lightning's trainer, without the notes that tell a user of l2v nothing.
+    """Lightning's trainer. Run it within :func:`quiet_lightning`.
 
     Args:
         settings: of ``lightning.Trainer``; the precision may be auto, and the strategy what makes it.
@@ -21,7 +44,6 @@ def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
     Raises:
         L2VError: the machine has no such accelerator, or settings exclude each other.
     """
-    quiet_lightning()
     settings = dict(settings)
     settings["precision"] = resolve_precision(settings.get("precision", "auto"), settings.get("accelerator", "auto"))
     try:
@@ -48,20 +70,3 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     on_gpu = accelerator_of(accelerator) == "cuda"
     native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
-
-
-def quiet_lightning() -> None:
-    """Without the notes of Lightning and transformers that tell a user of l2v nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in _KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-
-
-_KNOWN_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*exists and is not empty.*",
-    ".*treespec, LeafSpec.*",
-    ".*your dataloader is not resumable.*",  # it is: its order is a function of the step
-    ".*Found .* module.* in eval mode.*",
-    ".*sync_dist=True.*",  # the sums are over all ranks already
-)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from quick_folder import write_quick_folder
 
 from l2v import config as configs
+from l2v.config import search
 from l2v.config.compose import with_model_of_init
 from l2v.config.messages import one_line
 from l2v.errors import L2VError
@@ -23,7 +24,7 @@ CONF = ROOT / "conf"
 
 
 def options(group: str) -> list[str]:
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return list(search.options(group, [CONF]))
 
 
 def build(*overrides: str) -> Any:

@@ -17,6 +17,7 @@ from launch import ROOT, composed, hears_ctrl_c, script
 from tiny import SENTENCES
 
 from l2v import config as configs
+from l2v.config.search import options
 from l2v.embedding import embed as encode_module
 from l2v.embedding import inputs as inputs_module
 from l2v.embedding import read_vectors
@@ -406,7 +407,7 @@ def test_encode_py(files, tiny_model, encoder, tmp_path, capsys) -> None:
     np.testing.assert_allclose(stored(tmp_path / "out"), encoder.encode(TEXTS), atol=1e-5)
 
 
-@pytest.mark.parametrize("trainer", sorted(file.stem for file in (ROOT / "conf" / "trainer").glob("*.yaml")))
+@pytest.mark.parametrize("trainer", options("trainer", [ROOT / "conf"]))
 def test_every_trainer_is_taken(trainer) -> None:
     config = configs.plain(composed("encode", [f"trainer={trainer}", "files=a", "encoder=b", "output=c"]))
     settings = configs.build_predictor(config["trainer"])

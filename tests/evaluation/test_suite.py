@@ -111,3 +111,21 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_pa
     model = make_tiny_model(tmp_path / "model")
     with pytest.raises(L2VError, match="output=.*file: cannot be written"):
         evaluate(EncoderSettings(str(model)), {}, suite="s", folder=tmp_path / "file", show=False)
+
+
+def test_a_task_that_looks_inside_the_model_refuses_an_encoder_that_has_vectors_only(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class VectorsOnly:
+        dimension = 7
+
+        def describe(self) -> dict[str, str]:
+            return {"pooling": "theirs"}
+
+    monkeypatch.setattr("l2v.evaluation.suite.load_encoder", lambda *given, **settings: VectorsOnly())
+    subject, out = EncoderSettings(str(tiny_model)), tmp_path / "out"
+    result = evaluate(subject, {"d": Dimension()}, suite="s", folder=out, show=False)
+    assert result["scores"]["d"]["value"] == 7.0 and result["pooling"] == "theirs" and "attention" not in result
+    with pytest.raises(L2VError, match=r"^Masked-token accuracy: needs a model that l2v has loaded") as error:
+        evaluate(subject, {"d": Dimension(), "m": masked()}, suite="s", folder=out, show=False)
+    assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from l2v.kernels import attention as module
-from l2v.kernels.attention import dropped_attention, keep_no_pairs
+from l2v.kernels.attention import dropped_attention, register_attention
 from l2v.models.bidirectional import set_attention
 
 BATCH, GROUPS, LENGTH, WIDTH = 3, 2, 5, 4
@@ -75,7 +75,7 @@ def test_gradients_with_dropout_are_those_of_what_it_gives(kind: str) -> None:
 
 def _with_dropout(causal: bool, probability: float, length: int) -> tuple[Any, Tensor, Tensor]:
     """A decoder, and ids and the mask of two rows, one of them half padding."""
-    keep_no_pairs()
+    register_attention()
     decoder = make_tiny_decoder(attention_dropout=probability).get_decoder()
     set_attention(decoder, "causal" if causal else "bidirectional")
     mask = torch.ones(2, length, dtype=torch.int64)

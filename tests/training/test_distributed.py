@@ -62,10 +62,10 @@ def changed(file: Path, change: str) -> Path:
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from launch import ROOT, script
+from launch import script
 from l2v import config
 {change}
-config.run(script("train").main, conf=ROOT / "conf", name="train")
+config.run(script("train").main, name="train")
 """
     )
     return file

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError, first_line
 from l2v.evaluation.results import ResultStore
+from l2v.process import level_of
 from l2v.progress import say
 
 
@@ -26,7 +26,6 @@ def mteb_package() -> Any:
             raise L2VError(f"evaluation: this suite needs the package {package}; `pip install 'l2v[mteb]'`")
     import mteb
 
-    logging.getLogger("mteb").setLevel(logging.ERROR)
     return mteb
 
 
@@ -126,7 +125,7 @@ def run_task(task: Any, model: Any, cache: Any) -> Any:
 
     begin = time.monotonic()
     load(task)
-    with warnings.catch_warnings(), _no_bars():
+    with warnings.catch_warnings(), _no_bars(), level_of("mteb"):
         warnings.simplefilter("ignore")
         found = mteb.evaluate(
             model,
