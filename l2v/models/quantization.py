@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from l2v.errors import L2VError
+from l2v.extras import require
 from l2v.models.bidirectional import decoder_layers
 
 Quantization = Literal["nf4"]
@@ -61,8 +62,7 @@ def _in_4_bits(bnb: Any, linear: nn.Linear, quantization: Quantization) -> nn.Mo
 
 
 def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise L2VError("model.quantization=nf4: bitsandbytes is not installed; `pip install 'l2v[qlora]'`") from None
+    require("model.quantization=nf4", "bitsandbytes")
+    import bitsandbytes
+
     return bitsandbytes

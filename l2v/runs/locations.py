@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError, first_line
+from l2v.extras import install_hint
 from l2v.process import level_of
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -42,7 +43,7 @@ def package_file(name: str) -> Path:
     package, _, file = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise L2VError(f"{name}: the package {package!r} is not installed; `make setup` installs it")
+        raise L2VError(f"{name}: the package {package!r} is not installed{install_hint(package)}")
     path = Path(next(iter(spec.submodule_search_locations))) / file
     if not path.is_file():
         raise L2VError(f"{name}: the package {package!r} has no file {file!r}")

@@ -154,3 +154,16 @@ def test_a_hostile_run_of_a_stranger_runs_nothing(run):
     with pytest.raises(L2VError, match=r"logger.evil._target_=subprocess.getoutput is refused"):
         resume(copy)
     assert not Path("RAN_A_COMMAND").exists()
+
+
+def test_every_target_of_our_own_configs_is_allowed_in_a_saved_one() -> None:
+    checked = 0
+    for file in sorted((ROOT / "conf").rglob("*.yaml")):
+        if file.stem.startswith("base"):
+            continue
+        config = OmegaConf.to_container(OmegaConf.load(file))
+        group = file.parent.relative_to(ROOT / "conf").as_posix()
+        config = {group: config} if group != "." else config
+        configs.check_definitions(config, (), file.name)
+        checked += str(config).count("_target_")
+    assert checked > 40

@@ -265,7 +265,9 @@ def test_without_a_hub_one_line_names_the_tasks_and_the_place_for_their_data(tin
 
 def test_without_mteb_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(L2VError, match=r"needs the package mteb; `pip install 'l2v\[mteb\]'`"):
+    with pytest.raises(
+        L2VError, match=r"evaluation: mteb, sentence_transformers are not installed; `pip install 'l2v\[mteb\]'`"
+    ):
         Benchmark(benchmark="MTEB(eng, v1)").check(ResultStore(tmp_path, "l2v/x", "f"))
 
 

@@ -358,7 +358,9 @@ def test_what_cannot_be_pushed_is_told_before_anything_is_made(
 def test_onnx_without_its_packages_is_one_line(plain_run: Run, tmp_path: Path, monkeypatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if "onnx" in name else find(name, *more))
-    with pytest.raises(L2VError, match=r"onnx=true needs onnx, onnxscript, onnxruntime: `pip install 'l2v\[onnx\]'`"):
+    with pytest.raises(
+        L2VError, match=r"onnx=true: onnx, onnxscript, onnxruntime are not installed; `pip install 'l2v\[onnx\]'`"
+    ):
         export(plain_run, tmp_path / "out", Export(onnx=True))
 
 

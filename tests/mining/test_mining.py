@@ -517,7 +517,7 @@ def test_a_wrong_setting_is_named_before_a_model_is_loaded(
 
 @pytest.mark.skipif(importlib.util.find_spec("faiss") is not None, reason="faiss is installed")
 def test_faiss_is_an_extra(tmp_path) -> None:
-    with pytest.raises(L2VError, match="search=faiss: faiss is not installed; `pip install faiss-cpu`"):
+    with pytest.raises(L2VError, match=r"search=faiss: faiss is not installed; `pip install 'l2v\[faiss\]'`"):
         settings(tmp_path, search="faiss")
 
 

@@ -1,7 +1,6 @@
 """What l2v asks of the package mteb: tasks, their data and texts, results that are kept."""
 
 import contextlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError, first_line
 from l2v.evaluation.results import ResultStore
+from l2v.extras import require
 from l2v.process import level_of
 from l2v.progress import say
 
@@ -21,9 +21,7 @@ def mteb_package() -> Any:
     Raises:
         L2VError: it is not installed.
     """
-    for package in ("mteb", "sentence_transformers"):  # mteb imports the latter at an evaluation
-        if importlib.util.find_spec(package) is None:
-            raise L2VError(f"evaluation: this suite needs the package {package}; `pip install 'l2v[mteb]'`")
+    require("evaluation", "mteb", "sentence_transformers")  # mteb imports the latter at an evaluation
     import mteb
 
     return mteb
