@@ -121,6 +121,11 @@ learning_rate: 1e-2
 validate_every: 3
 micro_batch_tokens: null
 """
+LOSS_YAML = """
+# @package stage.loss
+_target_: house_loss.Distillation
+weight: 1.0
+"""
 DATA_YAML = """
 train: {_target_: house_data.Poems, lines: [the cat sat, a dog ran away, rain], repeat: 8}
 validation: {_target_: house_data.Poems, lines: [the cat sat, a dog ran away, rain], repeat: 3}
@@ -136,6 +141,9 @@ def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> T
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
+    monkeypatch.setenv("L2V_ALLOW_MODULES", "house_stage,house_data,house_loss")  # a run of one's own is resumed
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "distillation.yaml").write_text(LOSS_YAML)
     return Tiny(tmp_path, tiny_model, monkeypatch)
 
 
@@ -157,7 +165,7 @@ def test_a_loss_of_ones_own_trains_on_the_scores_of_mined_negatives(tiny: Tiny) 
     tiny.main(
         [
             *own, f"data.train.files={file}", *scored, "stage.max_steps=2", "name=distilled",
-            "~stage.loss", "+stage.loss={_target_: house_loss.Distillation, weight: 2.0}",
+            f"hydra.searchpath=[file://{tiny.folder / 'conf'}]", "loss=distillation", "stage.loss.weight=2.0",
         ]
     )  # fmt: skip
     run = tiny.folder / "runs" / "distilled"
@@ -171,9 +179,9 @@ def test_a_loss_of_ones_own_trains_on_the_scores_of_mined_negatives(tiny: Tiny) 
 
 def test_what_is_no_loss_and_what_a_loss_refuses_are_told(tiny: Tiny) -> None:
     with pytest.raises(L2VError, match=r"stage\.loss="):
-        tiny.train("a", "supervised", "~stage.loss", "+stage.loss={_target_: house_data.Poems, lines: [a]}")
+        tiny.train("a", "supervised", "~loss", "+stage.loss={_target_: house_data.Poems, lines: [a]}")
     with pytest.raises(L2VError, match=r"stage\.loss\.weight=99.0: too much"):
-        tiny.train("b", "supervised", "~stage.loss", "+stage.loss={_target_: house_loss.Distillation, weight: 99}")
+        tiny.train("b", "supervised", "~loss", "+stage.loss={_target_: house_loss.Distillation, weight: 99}")
 
 
 def test_a_stage_and_a_data_set_of_ones_own_train_resume_and_export(tiny: Tiny) -> None:
