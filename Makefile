@@ -17,6 +17,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 STAMP := $(VENV)/.setup-done
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 RECIPE_short := demo
 RECIPE_long := demo-long
 RECIPE_smoke := smoke
@@ -26,7 +27,7 @@ TIME_smoke := a minute or two
 RECIPE := $(RECIPE_$(DEMO))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo known-demo test bench growth docs lint format clean
+.PHONY: help setup demo known-demo test test-all bench growth docs lint format clean
 
 help:
 	@echo "l2v: a decoder-only language model becomes a text encoder"
@@ -35,7 +36,8 @@ help:
 	@echo "  make demo              set up, then the whole recipe on a small model; $(TIME_short)"
 	@echo "  make demo DEMO=long    the same recipe, trained longer; $(TIME_long)"
 	@echo "  make demo DEMO=smoke   the same recipe in a few steps, to see that it runs; $(TIME_smoke)"
-	@echo "  make test              set up, then run the tests (more arguments: ARGS=\"-k pooling\"); about 15 minutes on 2 cores"
+	@echo "  make test              set up, then run the tests but the slow ones (more arguments: ARGS=\"-k pooling\")"
+	@echo "  make test-all          set up, then run every test: whole runs and every model, too"
 	@echo "  make bench             set up, then speed and memory beside the peers (docs/performance.md); 19 GiB of memory"
 	@echo "  make growth            set up, then cost against length, batch, rank, corpus, processes; 25 minutes on 2 idle cores"
 	@echo "  make docs              the page of the public names, from their docstrings, into site/; seconds"
@@ -84,8 +86,12 @@ known-demo:
 	@if [ -z "$(RECIPE)" ]; then echo "DEMO=$(DEMO): expected short, long or smoke" >&2; exit 1; fi
 
 test: setup
-	@echo "Tests: about 15 minutes on 2 cores."
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+	@echo "Tests, without the slow ones (\`make test-all\`)."
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: setup
+	@echo "Tests, all of them."
+	@$(PYTEST) $(ARGS)
 
 bench: setup
 	@$(BIN)/python benchmarks/speed/run.py --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(ARGS)

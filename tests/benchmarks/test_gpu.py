@@ -78,6 +78,7 @@ def test_attention_is_counted_by_hand() -> None:
     assert run.attention_flops("mntp", [3, 5], config) == 3 * 2 * 4 * 64 * (9 + 25)
 
 
+@pytest.mark.slow
 def test_a_whole_run_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate and one measurement; the others are played, one of them too large for the memory at first."""
     calls: list[tuple[str, str, int | None]] = []

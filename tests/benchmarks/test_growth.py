@@ -107,6 +107,7 @@ def test_a_process_has_not_the_peak_of_its_parent() -> None:
     assert 1 < float(printed) < 800
 
 
+@pytest.mark.slow
 def test_a_whole_run(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A point in a process of its own, up to the picture; then another, without measuring the first again."""
     (work / "prepared.json").write_text(json.dumps({"model": "tiny"}))

@@ -36,6 +36,7 @@ def test_the_sides_ask_for_tasks_that_there_are() -> None:
         assert {task + side.suffix for task in side.tasks} <= l2v_tasks.TASKS.keys(), side.name
 
 
+@pytest.mark.slow
 def test_a_whole_run(work: Path) -> None:
     """One task in processes of its own, against itself in the place of a peer, up to the table."""
     inputs = json.loads((work / "inputs.json").read_text())

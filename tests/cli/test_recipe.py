@@ -28,6 +28,7 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_path: Path) -> None:
     arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"model.source={tiny_model}"]
     first = recipe(*arguments)

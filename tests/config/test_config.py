@@ -35,7 +35,13 @@ ENCODERS = [
     model for model in options("model") if OmegaConf.load(CONF / f"model/{model}.yaml").get("kind") == "encoder"
 ]
 DECODERS = [model for model in options("model") if model not in ENCODERS]
+QUICK = ["smollm2-135m-embedded", "llama3-8b", ENCODERS[0]]
 SHARDED = ["deepspeed_zero2", "deepspeed_zero3", "fsdp"]
+
+
+def quick_and_slow(models: list[str]) -> list[Any]:
+    """A few models for every run of the tests; the others, which take the same settings, are marked as slow."""
+    return [pytest.param(model, marks=() if model in QUICK else pytest.mark.slow) for model in models]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +53,7 @@ def e5(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"data.folder={folder}"
 
 
-@pytest.mark.parametrize("model", DECODERS)
+@pytest.mark.parametrize("model", quick_and_slow(DECODERS))
 def test_every_model_stage_and_trainer_composes(model: str, e5: str) -> None:
     embedded = model.endswith("embedded")
     for stage, trainer in itertools.product([s for s in options("stage") if s != "word"], options("trainer")):
@@ -59,7 +65,7 @@ def test_every_model_stage_and_trainer_composes(model: str, e5: str) -> None:
         assert training.adapter is not None and training.adapter.rank == 16
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", quick_and_slow(options("model")))
 def test_every_model_task_and_trainer_composes(model: str) -> None:
     for task, trainer in itertools.product(options("task"), options("trainer")):
         if trainer in SHARDED:

@@ -448,7 +448,7 @@ def two(tiny_model: Path, tmp_path: Path, files: Path) -> Iterator[Callable[...,
         process.kill()
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_write_what_one_does(run, two, tmp_path, trainer) -> None:
     one = run(vector_dtype="int8")
     assert "47 vectors of 32 dimensions (int8) in 5 shards" in two("vector_dtype=int8", f"trainer={trainer}")

@@ -17,6 +17,8 @@ from l2v.models.proof import prove
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+# One of each kind: plain, windows, experts, causal layers (refused and partial), no positions, one that breaks.
+QUICK = ("llama", "mistral, sliding window", "olmoe", "lfm2", "lfm2, partial", "bloom", "mpt")
 
 
 def lines() -> list[str]:
@@ -24,7 +26,10 @@ def lines() -> list[str]:
     return PAGE.read_text("utf-8").partition("| --- |")[2].splitlines()[1:-2]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, id=one.name, marks=() if one.name in QUICK else pytest.mark.slow) for one in FAMILIES],
+)
 def test_the_page_is_true(family: Family) -> None:
     if f"With {versions()}:" not in PAGE.read_text("utf-8"):
         pytest.skip(f"docs/models.md was made with other versions than {versions()}")

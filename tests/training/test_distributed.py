@@ -161,8 +161,11 @@ IN_PARTS = ["stage.micro_batch_tokens=48", "stage.grad_cache=true"]
     ("trainer", "settings"),
     [
         ("ddp", [*IN_PARTS, "trainer.accumulate_grad_batches=2", "model.gradient_checkpointing=selective"]),
-        ("ddp", ["stage.loss.directions=[document-query,query-query]", "stage.loss.dimensions=[8]"]),
-        ("fsdp", []),
+        pytest.param(
+            *("ddp", ["stage.loss.directions=[document-query,query-query]", "stage.loss.dimensions=[8]"]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("fsdp", [], marks=pytest.mark.slow),
     ],
     ids=["grad cache", "directions", "fsdp"],
 )
@@ -201,7 +204,7 @@ def test_a_process_without_rows_of_its_own_takes_part(tiny: Tiny) -> None:
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), abs=1e-4)
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_evaluate_while_they_train_as_one_does(tiny: Tiny, trainer: str) -> None:
     suite = ["evaluate_every=2", "evaluation=quick", f"evaluation.folder={write_quick_folder(tiny.folder / 'data')}"]
     suite += [f"~evaluation.tasks.{name}" for name in ("scifact", "banking77", "stackoverflow")]
