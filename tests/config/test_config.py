@@ -273,6 +273,7 @@ TYPOS = [
         ["data.folder=x"],
         "data.folder: not a setting of the chosen options; it is one of data=conll2003, data=e5, data=triplets",
     ),
+    (["debgu=true"], "debgu: no such setting (did you mean debug?)"),
     (["foo"], "foo: cannot be read; an override is key=value"),
     (["stage.max_steps="], "stage.max_steps"),
 ]

@@ -1,5 +1,6 @@
 """A config that was read from a run folder or a recipe is data: no code runs that the user did not name."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from launch import ROOT, Tiny, composed, script
 from omegaconf import OmegaConf
 
 from l2v import config as configs
+from l2v.config.compose import with_model_of_init
 from l2v.config.targets import take_allowed_modules
 from l2v.errors import L2VError
 
@@ -142,6 +144,26 @@ def test_training_data_of_a_run_are_looked_at_without_running_its_code(run):
 def test_overrides_of_a_recipe_are_data_too(override, told):
     with pytest.raises(L2VError, match=told):
         configs.check_overrides([override], (), "recipe=theirs")
+
+
+def test_a_recipe_that_names_other_code_is_refused_before_its_first_stage() -> None:
+    theirs = "overrides=['model=smollm2-135m-embedded','+logger.evil={_target_: subprocess.getoutput, cmd: touch RAN}']"
+    with pytest.raises(L2VError, match="recipe=smoke: logger.evil._target_=subprocess.getoutput is refused"):
+        script("recipe").main(composed("recipe", ["recipe=smoke", theirs]))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.stages.mntp={learning_rate: {_target_: os.system, command: touch RAN}}", "os.system is refused"),
+        ("model.trust_remote_code=true", "is yours to say"),
+        ("model.source=${oc.env:SECRET}", "holds an interpolation"),
+    ],
+)
+def test_the_model_that_a_runs_record_names_is_data_too(override: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"overrides": ["model=llama3-8b", override]}))
+    with pytest.raises(L2VError, match=told):
+        with_model_of_init([f"init_from={tmp_path}"])
 
 
 def test_a_hostile_run_of_a_stranger_runs_nothing(run):
