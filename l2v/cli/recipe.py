@@ -1,47 +1,30 @@
 """Stages in a row with an evaluation after each: ``python recipe.py recipe=demo``; ``--help`` shows the settings."""
 
-import functools
-import re
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from l2v import config as configs
-from l2v.errors import L2VError, Stopped
-from l2v.progress import console
-
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
-_OWN = (
-    "recipe",
-    "name",
-    "runs_dir",
-    "seed",
-    "evaluation",
-    "baselines",
-    "stages",
-    "overrides",
-    "debug",
-    "hydra",
-    "allow_modules",
-)
-"""Settings of a recipe; any other override is one of train.py and goes to every stage."""
+from l2v.cli.processes import run_program
+from l2v.cli.sweep import Points, apply_to, key_of, label_of, note_point, record_stage, shared_run, wrapped
+from l2v.errors import L2VError
+from l2v.progress import console, say
 
 
-def main(composed: DictConfig, given: Sequence[str] = ()) -> None:
+def main(composed: DictConfig) -> None:
     """Evaluate the untrained model, then train and evaluate stage by stage; end with a table and a page.
 
-    Args:
-        composed: the recipe.
-        given: overrides of train.py from the command line, which win over the recipe's.
+    In a sweep this is one point, in a folder of its own; stages that other points have trained already are taken from
+    there.
     """
     begin = time.monotonic()
     config = configs.plain(composed)
+    given = [str(override) for override in config["given"].values()]
     recipes_own = configs.check_value(list[str], config["overrides"], "overrides")
     stages = {
         stage: configs.check_value(list[str], overrides, f"stages.{stage}")
@@ -53,33 +36,52 @@ def main(composed: DictConfig, given: Sequence[str] = ()) -> None:
         configs.check_overrides(own, configs.allowed_modules(), f"recipe={configs.choices()['recipe']}")
     shared = _merged(recipes_own, given)
     name = config["name"] or f"{configs.choices()['recipe']}-{shared['model']}"
-    folder = Path(config["runs_dir"]) / name
+    whole = Path(config["runs_dir"]) / name
+    label = label_of(config["swept"], [*configs.overrides(), *given])
+    folder = whole / label
     fixed = {"runs_dir": config["runs_dir"], "seed": str(config["seed"]), "debug": str(config["debug"]).lower()}
-    settings = {
-        stage: _arguments({**_merged(recipes_own, overrides, given), **fixed, "name": f"{name}/{stage}"})
+    search = configs.search_overrides()
+    everywhere = [override for override in given if not override.startswith("stage.")]
+    bare = {
+        stage: configs.compose("train", [*_arguments(_merged(recipes_own, overrides, everywhere)), *search])
         for stage, overrides in stages.items()
     }
-    composed_stages = {stage: configs.compose("train", arguments) for stage, arguments in settings.items()}
+    of_stage = apply_to(bare, given)
+    settings = {
+        stage: _arguments(
+            {**_merged(recipes_own, overrides, of_stage[stage]), **fixed, "name": str(Path(name) / label / stage)}
+        )
+        for stage, overrides in stages.items()
+    }
+    composed_stages = {stage: configs.compose("train", [*arguments, *search]) for stage, arguments in settings.items()}
     for stage in composed_stages.values():
         configs.build_training(stage)
+    if label:
+        _heading(label)
     model = next(iter(composed_stages.values()))["model"]
-    how = {key: model[key] for key in ("pooling", "max_length", "dtype", "partial", "trust_remote_code")}
     columns: list[Path] = []
     for attention in config["baselines"]:
-        columns.append(folder / attention)
+        alike = not any(key.startswith(("model", "evaluation", "baselines")) for key in config["swept"])
+        columns.append((whole if alike else folder) / attention)
         _heading(f"evaluate the untrained model with {attention} attention")
-        untrained = {"source": model["source"], "revision": model["revision"], "attention": attention}
-        _evaluate({**how, **untrained}, config["evaluation"], columns[-1])
+        _evaluate({**_usage(model), "attention": attention}, config["evaluation"], columns[-1])
     previous: Path | None = None
+    key: str | None = None
     for stage, arguments in settings.items():
-        run = folder / stage
-        _heading(f"train {stage}")
-        _train([*arguments, "reuse=true", *_init(previous)])
+        run, key = folder / stage, key_of(composed_stages[stage], key)
+        if label and (known := shared_run(folder, stage, key)) is not None:
+            say(f"{stage}: the same as in {known.parent.name}, which has trained it; it is reused")
+            run = known
+        else:
+            _heading(f"train {stage}")
+            run_program("train", [*arguments, *search, "reuse=true", *_init(previous)], "the stage")
+            record_stage(folder, stage, key)
         _heading(f"evaluate after {stage}")
-        _evaluate({**how, "source": str(run)}, config["evaluation"], run)
+        _evaluate({**_usage(model), "source": str(run), "revision": None}, config["evaluation"], run)
         columns.append(run)
         previous = run
-    _finish(columns, folder, name, time.monotonic() - begin)
+    _finish(columns, folder, f"{name} {label}".strip(), time.monotonic() - begin)
+    note_point(label, whole, columns)
 
 
 def _merged(*overrides: Sequence[str]) -> dict[str, str]:
@@ -91,39 +93,16 @@ def _arguments(overrides: dict[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in overrides.items()]
 
 
-def _is_own(argument: str) -> bool:
-    """Whether an argument is for the recipe itself and not for its stages."""
-    return "=" not in argument or argument[0] == "-" or re.split(r"[.=@]", argument.lstrip("+~"))[0] in _OWN
-
-
 def _init(previous: Path | None) -> list[str]:
     return [f"init_from={previous}"] if previous else []
 
 
-def _train(arguments: list[str]) -> None:
-    """Train in a process of its own: a stage leaves no memory behind, and trains as it would by hand.
+def _usage(model: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an encoder that stand in a stage's ``model``."""
+    from l2v.models.settings import EncoderSettings
 
-    The process has its own group, so that Ctrl-C reaches it once, through this one: a second signal would stop it at
-    once instead of after saving.
-    """
-    process = subprocess.Popen([sys.executable, "-m", "l2v.cli.train", *arguments], process_group=0)
-    received: list[int] = []
-
-    def forward(number: int, _: Any) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in _STOPPING}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in _STOPPING:
-        if number in received or code in (-number, 128 + number):  # a stage may end before it hears of the signal
-            raise Stopped(number, "stopped; the same command goes on from here")
-    if code != 0:
-        raise L2VError(f"the stage failed (exit code {code}); its message is above")
+    settings = {field.name: model[field.name] for field in fields(EncoderSettings) if field.name in model}
+    return {**settings, "attention": None, "pooling": configs.build(settings.get("pooling"), "model.pooling")}
 
 
 def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
@@ -152,10 +131,30 @@ def _heading(text: str) -> None:
 
 
 def start() -> None:
-    """The program, with the arguments of this process."""
-    for_stages = [argument for argument in sys.argv[1:] if not _is_own(argument)]
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if _is_own(argument)]
-    configs.run(functools.partial(main, given=for_stages), name="recipe")
+    """The program, with the arguments of this process; a sweep ends with one report over all of its points."""
+    arguments = sys.argv[1:]
+    sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
+    sys.argv[1:] = wrapped(arguments)
+    points = Points() if sweeps else None
+    try:
+        configs.run(main, name="recipe")
+    finally:
+        if points is not None:
+            _report_points(list(points.finished()))
+            points.close()
+
+
+def _report_points(points: list[dict[str, Any]]) -> None:
+    from l2v.report import print_scores, write_report
+
+    if len(points) < 2:
+        return
+    runs = list(dict.fromkeys(Path(run) for point in points for run in point["runs"]))
+    folder = Path(points[0]["folder"])
+    page = write_report(runs, folder / "report.html", title=f"l2v recipe: {folder.name}")
+    _heading(f"{len(points)} points")
+    print_scores(runs)
+    print(f"\nReport over all points: {page.resolve()}")
 
 
 if __name__ == "__main__":

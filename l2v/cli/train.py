@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from l2v import config as configs
+from l2v.cli.processes import run_program
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.initialization import Initialization, config_hash
@@ -19,8 +20,18 @@ _RESUMES = "L2V_RESUMES"
 """Set by the first process for those that it starts: where the run is, and whether it goes on from a checkpoint."""
 
 
-def main(composed: DictConfig) -> None:
-    """Check the whole config, settle the run folder, train. Nothing is loaded before the config is checked."""
+def main(composed: DictConfig) -> float | None:
+    """Check the whole config, settle the run folder, train. Nothing is loaded before the config is checked.
+
+    Returns:
+        the metric that ``objective`` names, for a sweeper.
+    """
+    if configs.is_multirun() and _starts_processes(composed):
+        # a point of a sweep starts processes that run the same command line: it gets one of its own
+        composed.name = composed.name or _free_name(Path(composed.runs_dir))
+        point = [override for override in configs.overrides() if not override.startswith("name=")]
+        run_program("train", [*point, *configs.search_overrides(), f"name={composed.name}"], "the point")
+        return _objective(Run(Path(composed.run_dir)), composed.objective)
     resume = composed.resume is not None
     if resume:
         run = Run.open(composed.resume)
@@ -59,7 +70,7 @@ def main(composed: DictConfig) -> None:
         if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
             if run.is_finished:
                 say(f"{run.folder}: a finished run with this config is here; it is reused")
-                return
+                return _objective(run, composed.objective)
             resume = (run.checkpoints / LAST).exists()
         if resume:
             run.take_over(text, {})
@@ -80,6 +91,21 @@ def main(composed: DictConfig) -> None:
             else f"scores are in {run.folder / 'evaluation'}"
         )
         say(f"finished {run.folder}; its {made}")
+    for name in (_RUN_DIR, _RESUMES):
+        os.environ.pop(name, None)
+    return _objective(run, composed.objective)
+
+
+def _starts_processes(composed: DictConfig) -> bool:
+    """Whether Lightning will start processes beside this one."""
+    external = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
+    return not external and (str(composed.trainer.devices) != "1" or int(composed.trainer.num_nodes) > 1)
+
+
+def _objective(run: Run, metric: str | None) -> float | None:
+    """The last value of a metric; None where the run has none."""
+    value = (run.record().get("metrics") or {}).get(metric or "") if run.record_file.exists() else None
+    return None if value is None else float(value)
 
 
 def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, Any]:

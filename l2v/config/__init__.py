@@ -4,7 +4,17 @@ The only room that knows Hydra: everything else takes plain, typed arguments.
 """
 
 from l2v.config.build import build, check, check_value
-from l2v.config.compose import choices, compose, merge_overrides, overrides, plain, process_rank, read_saved
+from l2v.config.compose import (
+    choices,
+    compose,
+    is_multirun,
+    merge_overrides,
+    overrides,
+    plain,
+    process_rank,
+    read_saved,
+    search_overrides,
+)
 from l2v.config.encoder import take_encoder
 from l2v.config.program import run
 from l2v.config.search import conf_folder
@@ -28,11 +38,13 @@ __all__ = [
     "choices",
     "compose",
     "conf_folder",
+    "is_multirun",
     "merge_overrides",
     "overrides",
     "plain",
     "process_rank",
     "read_saved",
     "run",
+    "search_overrides",
     "take_encoder",
 ]

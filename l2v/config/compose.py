@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -73,6 +74,18 @@ def choices() -> dict[str, str]:
     """The option chosen in each group."""
     chosen = HydraConfig.get().runtime.choices
     return {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
+
+
+def search_overrides() -> list[str]:
+    """What has another program, or another config, look for options where this one does: a user's own folders."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [f"{one.schema}://{one.path}" for one in sources if one.provider not in ("hydra", "main", "schema")]
+    return [f"hydra.searchpath=[{','.join(own)}]"] if own else []
+
+
+def is_multirun() -> bool:
+    """Whether this is one point of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def overrides() -> list[str]:

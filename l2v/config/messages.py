@@ -45,7 +45,20 @@ def one_line(error: BaseException, folders: Sequence[Path]) -> str:
 
 def no_such_option(group: str, option: str, folders: Sequence[Path]) -> str:
     known = list(options(group, folders))
-    return f"{group}={option}: no such option{guess(option, known)}; there are {', '.join(known)}"
+    if plugin := _PLUGINS.get(f"{group}={option}"):
+        return f"{group}={option}: needs a plugin of Hydra that is not installed; `pip install {plugin}`"
+    there = f"; there are {', '.join(known)}" if known else ""
+    return f"{group}={option}: no such option{guess(option, known)}{there}"
+
+
+_PLUGINS = {
+    "hydra/sweeper=optuna": "'l2v[sweep]'",
+    "hydra/launcher=joblib": "'l2v[sweep]'",
+    "hydra/launcher=submitit_local": "'l2v[sweep]'",
+    "hydra/launcher=submitit_slurm": "'l2v[sweep]'",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+}
+"""Option -> the package that brings it."""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

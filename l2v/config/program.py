@@ -5,6 +5,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -18,7 +19,7 @@ from l2v.process import set_up_process
 from l2v.progress import say
 
 
-def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -> None:
+def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) -> None:
     """Run ``task`` with the config that Hydra composes from ``conf/<name>.yaml`` and the command line.
 
     An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
@@ -37,11 +38,11 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
     failures: list[Exception] = []
 
     @functools.wraps(task)
-    def guarded(composed: DictConfig) -> None:
+    def guarded(composed: DictConfig) -> Any:
         try:
             set_up_process(models=models)
             _refuse_bases(name)
-            task(composed)
+            return task(composed)
         except Exception as error:
             if debug:
                 raise
@@ -49,6 +50,7 @@ def run(task: Callable[[DictConfig], None], *, name: str, models: bool = True) -
             if isinstance(error, Stopped):
                 raise SystemExit from None
             _tell(error, name)
+        return None
 
     try:
         sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
