@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 
 from l2v.errors import L2VError
 from l2v.runs.files import read_json, write_json
@@ -60,7 +60,7 @@ def wrapped(arguments: Sequence[str]) -> list[str]:
 def _parsed(argument: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(argument)
-    except OverrideParseException:
+    except HydraException:
         return None  # Hydra says what is wrong with it
 
 

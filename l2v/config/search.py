@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,7 +45,7 @@ def _of_command_line(arguments: Sequence[str]) -> list[Any] | None:
         if argument.lstrip("+").startswith(f"{_SEARCH_PATH}="):
             try:
                 found = OverridesParser.create().parse_override(argument).value()
-            except OverrideParseException:
+            except HydraException:
                 return []
             return found if isinstance(found, list) else [found]
     return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from l2v.config.build import find_target
 from l2v.errors import L2VError
@@ -118,7 +119,10 @@ def check_overrides(overrides: Sequence[str], allowed: Sequence[str], where: str
             raise L2VError(f"{where}: {override}: is for the command line only")
         if "${" in override:
             raise L2VError(f"{where}: {override}: holds an interpolation; write what it stands for")
-        parsed = OverridesParser.create().parse_override(override)
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            raise L2VError(f"{where}: {override}: cannot be read; an override is key=value") from None
         setting = {parsed.key_or_group: parsed.value()}
         check_targets(setting, allowed, where)
         check_trust(setting, where)
