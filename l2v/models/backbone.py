@@ -302,3 +302,9 @@ def row_groups(
         groups.append(list(order[begin : begin + size]))
         begin += size
     return groups
+
+
+def hidden_states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
+    """Of every layer, the embeddings first: (batch, length, hidden) each. The last went through the final norm."""
+    output = backbone.decoder(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+    return [*output.hidden_states[:-1], output.last_hidden_state]

@@ -14,7 +14,7 @@ from l2v.data.order import Pick
 from l2v.errors import L2VError
 from l2v.models.settings import DType
 from l2v.probing.alignment import Aligned, Shift, align, word_vectors
-from l2v.probing.states import Frozen, States, compute_states
+from l2v.probing.states import FrozenModel, States, compute_states
 from l2v.probing.words import WordSource, label_list, labels_of
 
 
@@ -76,7 +76,7 @@ class WordData(L.LightningDataModule):
     def __init__(
         self,
         stage: Probing,
-        frozen: Callable[[], Frozen],
+        frozen: Callable[[], FrozenModel],
         train: WordSource,
         validation: WordSource,
         test: WordSource | None,
@@ -89,7 +89,7 @@ class WordData(L.LightningDataModule):
         sources = {"train": train, "validation": validation} | ({"test": test} if test is not None else {})
         self._sources: dict[str, WordSource] = sources
         self._make = frozen
-        self._frozen: Frozen | None = None
+        self._frozen: FrozenModel | None = None
         self._prepared: dict[str, tuple[Aligned, States]] = {}
         self._rows: dict[str, WordRows] = {}
         self.labels: list[str] = []
@@ -120,7 +120,7 @@ class WordData(L.LightningDataModule):
         self.validation_rows = _spread(self._rows["validation"], self.stage.validation_rows)
         self.stage.build(self.labels, layers, self.facts()["hidden"])
 
-    def _read(self, show: bool) -> tuple[Frozen, list[tuple[Aligned, States]]]:
+    def _read(self, show: bool) -> tuple[FrozenModel, list[tuple[Aligned, States]]]:
         frozen = self._frozen = self._frozen or self._make()
         for part, source in self._sources.items():
             if part in self._prepared:

@@ -20,7 +20,7 @@ from l2v.models.settings import DType
 from l2v.probing.alignment import Shift
 from l2v.probing.datamodule import WordData, WordRows
 from l2v.probing.scores import tagging_scores
-from l2v.probing.states import Frozen
+from l2v.probing.states import FrozenModel
 from l2v.probing.words import WordSource
 from l2v.progress import say, track
 from l2v.runs.files import draft_folder, read_json, write_json
@@ -180,13 +180,13 @@ class WordProbe(Stage):
         """
         model = training.model
 
-        def frozen() -> Frozen:
+        def frozen() -> FrozenModel:
             tokenizer, config = load_tokenizer_and_config(
                 start.base, kind=model.kind, trust_remote_code=model.trust_remote_code
             )
             commit = None if start.base.is_local else getattr(config, "_commit_hash", None)
             settings = [model.attention, model.attn_implementation, model.dtype, model.partial]
-            return Frozen(
+            return FrozenModel(
                 fingerprint=[start.fingerprint(), commit, *settings],
                 tokenizer=tokenizer,
                 depth=config.get_text_config().num_hidden_layers,

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
-from l2v.models.backbone import Backbone, row_groups
+from l2v.models.backbone import Backbone, hidden_states, row_groups
 from l2v.models.settings import DType
 from l2v.probing.alignment import Aligned
 from l2v.progress import say, track
@@ -33,7 +33,7 @@ _SECONDS_BETWEEN_SAVES = 10.0
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenModel:
     """A model that is read and not trained. Its weights are loaded only where states are missing in the cache."""
 
     fingerprint: list[Any]
@@ -55,7 +55,7 @@ class States:
     dtype: DType
 
     @staticmethod
-    def of(frozen: Frozen, aligned: Aligned, dtype: DType) -> "States":
+    def of(frozen: FrozenModel, aligned: Aligned, dtype: DType) -> "States":
         """Keyed by the model and by the token ids, so by the data, the tokenizer and the longest row too."""
         digest = hashlib.sha256(json.dumps([_VERSION, frozen.fingerprint, dtype], default=str).encode())
         digest.update(aligned.ids.tobytes())
@@ -81,7 +81,12 @@ class States:
 
 
 def compute_states(
-    frozen: Frozen, texts: Sequence[tuple[Aligned, States]], layers: Sequence[int], *, batch_tokens: int, show: bool
+    frozen: FrozenModel,
+    texts: Sequence[tuple[Aligned, States]],
+    layers: Sequence[int],
+    *,
+    batch_tokens: int,
+    show: bool,
 ) -> None:
     """Run the model over what the cache lacks.
 
@@ -191,12 +196,6 @@ def _compute(
 def _open_for_update(path: Path) -> BinaryIO:
     path.touch()
     return path.open("r+b", buffering=0)
-
-
-def hidden_states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
-    """Of every layer, the embeddings first: (batch, length, hidden) each. The last went through the final norm."""
-    output = backbone.decoder(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
-    return [*output.hidden_states[:-1], output.last_hidden_state]
 
 
 def _packed(states: Tensor, dtype: torch.dtype, layer: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from l2v.models.backbone import Backbone
 from l2v.probing import states as states_module
 from l2v.probing.alignment import align
 from l2v.probing.stage import LinearProbe, load_probe
-from l2v.probing.states import Frozen, States, compute_states
+from l2v.probing.states import FrozenModel, States, compute_states
 from l2v.runs.run import Run
 
 TAGS = {"cat": "I-PET", "dog": "I-PET", "mat": "I-THING", "house": "I-THING", "sentence": "I-THING"}
@@ -144,9 +144,9 @@ def test_the_shift_follows_the_lineage(tiny: Tiny) -> None:
 # states
 
 
-def frozen(folder: Path, bos: bool = False) -> Frozen:
+def frozen(folder: Path, bos: bool = False) -> FrozenModel:
     backbone = Backbone.load(str(make_tiny_model(folder, bos=bos)))
-    return Frozen(["tiny", bos], backbone.tokenizer, 2, 64, lambda: backbone)
+    return FrozenModel(["tiny", bos], backbone.tokenizer, 2, 64, lambda: backbone)
 
 
 @pytest.mark.parametrize("bos", [True, False])
@@ -170,8 +170,8 @@ def test_states_are_those_of_each_sentence_alone(tmp_path: Path, monkeypatch: py
 
 def test_the_key_changes_with_what_changes_the_states(tmp_path: Path) -> None:
     tokenizer = make_tiny_tokenizer()
-    model = Frozen(["a"], tokenizer, 2, 64, lambda: None)  # type: ignore[arg-type,return-value]
-    other = Frozen(["b"], tokenizer, 2, 64, lambda: None)  # type: ignore[arg-type,return-value]
+    model = FrozenModel(["a"], tokenizer, 2, 64, lambda: None)  # type: ignore[arg-type,return-value]
+    other = FrozenModel(["b"], tokenizer, 2, 64, lambda: None)  # type: ignore[arg-type,return-value]
     words = [s.split() for s in SENTENCES]
     aligned = align(words, tokenizer, 64)
     keys = {

@@ -18,10 +18,9 @@ from l2v.data.texts import TextSource
 from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.evaluation.results import Entries, ResultStore, entry
 from l2v.evaluation.task import Task
-from l2v.models.backbone import Backbone
+from l2v.models.backbone import Backbone, hidden_states
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.proof import Proof, prove
-from l2v.probing.states import hidden_states
 from l2v.progress import track
 from l2v.text.tokenization import pad, tokenize
 
