@@ -184,7 +184,7 @@ def test_other_data_weights_or_a_broken_file_are_evaluated_again(
         file.write_text(file.read_text()[:50])
     assert score(tiny_model, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, tmp_path) == other
     assert len(calls) == 6
-    subject = EncoderSettings(str(tiny_model), "causal")
+    subject = EncoderSettings(str(tiny_model), attention="causal")
     evaluate(subject, {"pairs": write_pairs(tmp_path / "pairs.jsonl", -1)}, suite="s", folder=tmp_path, show=False)
     assert len(calls) == 8
 

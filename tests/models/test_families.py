@@ -56,7 +56,7 @@ def test_causal_attention_is_found_without_the_proof(implementation) -> None:
 
 
 def test_a_decoder_that_was_not_switched_is_refused(monkeypatch) -> None:
-    monkeypatch.setattr(examination, "set_attention", lambda *_: None)
+    monkeypatch.setattr("l2v.models.families.set_attention", lambda *_: None)
     row = examine(Family("llama"), "sdpa")
     assert row.bidirectional == "refused: layers 0-1 stay causal" and row.padding == row.lora == ""
 
@@ -91,7 +91,7 @@ def test_padding_that_is_seen_is_found(monkeypatch) -> None:
 
 def test_texts_that_see_each_other_in_a_row_are_found(monkeypatch) -> None:
     model, proof = proven()
-    monkeypatch.setattr(l2v.models.bidirectional, "packed_mask", lambda config, segments, dtype: segments.sign())
+    monkeypatch.setattr("l2v.models.packing.packed_mask", lambda config, segments, dtype: segments.sign())
     monkeypatch.setattr("l2v.models.backbone.prove_packing", lambda model: 0.0)
     assert examination._packs(model, proof) == "no: packing changes a text's states"
 
