@@ -41,6 +41,7 @@ def test_the_names_that_are_there_are_the_public_ones() -> None:
         _ = l2v.Decoder
 
 
+@pytest.mark.slow
 def test_the_page_of_the_public_names_shows_each_with_its_example(tmp_path: Path) -> None:
     pytest.importorskip("pdoc")
     subprocess.run([sys.executable, str(ROOT / "docs" / "api.py"), str(tmp_path)], check=True, timeout=120)

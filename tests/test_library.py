@@ -111,7 +111,10 @@ def changed(work: str, model: Path, tmp_path: Path) -> list[str]:
     return json.loads(found)
 
 
-@pytest.mark.parametrize("work", WORK)
+QUICK = "encode"  # each is a process of its own
+
+
+@pytest.mark.parametrize("work", [pytest.param(work, marks=() if work == QUICK else pytest.mark.slow) for work in WORK])
 def test_a_library_call_leaves_the_process_as_it_was(work: str, tiny_model: Path, tmp_path: Path) -> None:
     assert changed(WORK[work], tiny_model, tmp_path) == []
 
@@ -129,6 +132,7 @@ assert (run / "encoder" / "config.json").exists()
 """
 
 
+@pytest.mark.slow
 def test_training_without_a_program_works_and_leaves_seeds_alone_behind(tiny_model: Path, tmp_path: Path) -> None:
     assert set(changed(TRAIN, tiny_model, tmp_path)) <= {"environment", "random"}
 

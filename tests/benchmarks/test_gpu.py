@@ -41,7 +41,9 @@ def measurements(task: str, side: str) -> list[Any]:
     return [one for one in found if one.side == side]
 
 
-@pytest.mark.parametrize("task", run.TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(one, marks=pytest.mark.slow if one == "mntp" else ()) for one in run.TASKS]
+)
 def test_every_variant_of_l2v_runs(work: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_loss, "liger", fused_loss.liger)  # a variant replaces it, in a process of its own
     inputs = json.loads((work / "inputs.json").read_text())

@@ -96,6 +96,7 @@ def test_two_processes_are_asked_for() -> None:
     assert (trainer["accelerator"], trainer["devices"], trainer["precision"]) == ("cpu", 2, "32-true")
 
 
+@pytest.mark.slow
 def test_a_process_has_not_the_peak_of_its_parent() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux, where getrusage begins with the parent's peak")

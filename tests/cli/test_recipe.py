@@ -53,9 +53,9 @@ def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_p
     ("override", "message"),
     [
         ("stages.mntp=3", "error: stages.mntp=3: input should be a valid list"),
-        ("stages=null", "error: stages=None: input should be a valid dictionary"),
+        pytest.param("stages=null", "error: stages=None: input should be a valid dictionary", marks=pytest.mark.slow),
         ("~stages.mntp,~stages.simcse", "error: stages: none; expected one at least"),
-        ("overrides=model", "error: overrides=model: input should be a valid list"),
+        pytest.param("overrides=model", "error: overrides=model: input should be a valid list", marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_of_another_form_is_told_in_one_line(override: str, message: str) -> None:
@@ -63,6 +63,7 @@ def test_a_recipe_of_another_form_is_told_in_one_line(override: str, message: st
     assert result.returncode == 1 and re.match(message, result.stderr) and result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     overrides = ["stage=mntp", "stage.max_steps=5000", "stage.batch_size=2", "stage.block_length=64"]
     overrides += ["stage.validation_rows=4", "stage.validate_every=50"]

@@ -303,6 +303,7 @@ def test_an_error_on_the_command_line_is_one_line_and_exit_code_1(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = command("train.py", f"runs_dir={tmp_path}", "model.source=/no/such/model", "debug=true")
     assert done.returncode == 1 and "Traceback" in done.stderr

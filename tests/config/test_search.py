@@ -56,7 +56,7 @@ def test_a_users_options_and_settings_are_named_beside_ours(own: Path, way: list
     assert done.stderr == "error: stage.sparkl: no such setting (did you mean stage.sparkle?)\n"
 
 
-@pytest.mark.parametrize("started", ["script", "command"])
+@pytest.mark.parametrize("started", [pytest.param("script", marks=pytest.mark.slow), "command"])
 def test_a_users_module_in_the_current_folder_is_found_behind_all_others(own: Path, started: str) -> None:
     # json.py would break everything if this folder came first
     (own / "json.py").write_text("raise RuntimeError('the wrong json')\n")
@@ -70,6 +70,7 @@ def test_a_users_module_in_the_current_folder_is_found_behind_all_others(own: Pa
     assert "it is made" in done.stderr and "the wrong json" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_module_that_is_not_there_is_told_in_one_line(own: Path) -> None:
     done = train(own, "--config-dir=my", "stage=mine")
     assert done.returncode == 1 and done.stderr.count("\n") == 1

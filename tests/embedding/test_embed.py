@@ -448,7 +448,8 @@ def two(tiny_model: Path, tmp_path: Path, files: Path) -> Iterator[Callable[...,
         process.kill()
 
 
-@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_processes_write_what_one_does(run, two, tmp_path, trainer) -> None:
     one = run(vector_dtype="int8")
     assert "47 vectors of 32 dimensions (int8) in 5 shards" in two("vector_dtype=int8", f"trainer={trainer}")
@@ -465,6 +466,7 @@ def test_two_processes_write_what_one_does(run, two, tmp_path, trainer) -> None:
         assert table(tmp_path / "two")["row"].to_pylist() == list(range(47))
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line(two) -> None:
     printed = two("truncate_dim=99", "trainer=ddp", code=1)
     assert printed.count("\n") == 1 and printed.startswith("error: truncate_dim=99: expected at most the 32 dim")

@@ -395,7 +395,9 @@ def test_the_real_encoder_has_576_dimensions(real_encoder_source):
     assert vectors.shape == (1, 576) and np.isfinite(vectors).all()
 
 
-@pytest.mark.parametrize(("dtype", "attention"), [("bfloat16", "causal"), ("float16", "bidirectional")])
+@pytest.mark.parametrize(
+    ("dtype", "attention"), [("bfloat16", "causal"), pytest.param("float16", "bidirectional", marks=pytest.mark.slow)]
+)
 def test_the_real_encoder_in_16_bits_agrees_with_float32(real_encoder_source, dtype, attention):
     vectors, expected = (
         Encoder.from_pretrained(real_encoder_source, device="cpu", dtype=t, attention=attention).encode(

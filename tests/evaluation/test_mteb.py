@@ -420,6 +420,7 @@ def test_the_sentence_transformers_folder_scores_the_same_in_mteb(
         assert result.task_results[0].get_score() == pytest.approx(ours[name]["value"], abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_processes_share_the_tasks_and_their_scores_are_those_of_one(tiny_model: Path, tmp_path: Path) -> None:
     write_mirror(tmp_path / "mirror")
     benchmark = Benchmark(benchmark="MTEB(eng, v1)", tasks=["STSBenchmark", "SciFact"], folder=str(tmp_path / "mirror"))
@@ -439,6 +440,7 @@ def test_processes_share_the_tasks_and_their_scores_are_those_of_one(tiny_model:
     assert all(result["attention"] == "bidirectional" and result["pooling"] == "mean" for result in results)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
     tasks = {name: write_pairs(tmp_path / f"{name}.jsonl") for name in ("first", "second")}
     subject = EncoderSettings(str(tiny_model), template="no place for a text")

@@ -57,6 +57,7 @@ def own(package: Path) -> list[str]:
     return ["evaluation=own", f"hydra.searchpath=[file://{package / 'conf'}]"]
 
 
+@pytest.mark.slow
 def test_it_is_scored_in_a_suite_and_by_processes_that_share_the_tasks(package, tiny_model):
     scores = []
     for devices in (1, 2):

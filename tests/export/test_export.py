@@ -383,6 +383,7 @@ def test_onnx_attends_both_ways_and_ignores_padding(plain_run: Run, tmp_path: Pa
     assert "onnx/model.onnx" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_onnx_with_other_vectors_is_not_kept(plain_run: Run, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra: pip install 'l2v[onnx]'")
     from l2v.export import onnx
@@ -393,6 +394,7 @@ def test_onnx_with_other_vectors_is_not_kept(plain_run: Run, tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_help_into_a_pipe_that_nobody_reads_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)

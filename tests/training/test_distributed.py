@@ -116,7 +116,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
     assert all(torch.allclose(value, second[name], atol=1e-5) for name, value in first.items())
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_train_and_go_on_as_one_with_twice_the_batch(tiny: Tiny, trainer: str) -> None:
     exact = [*EXACT, "stage.validate_every=3"]
     one = tiny.train("one", "mntp", *exact)
@@ -141,6 +141,7 @@ def test_two_processes_train_and_go_on_as_one_with_twice_the_batch(tiny: Tiny, t
     assert Run(two).is_finished and Run(two).record()["step"] == 8
 
 
+@pytest.mark.slow
 def test_simcse_takes_the_negatives_of_both_processes(tiny: Tiny) -> None:
     # without dropout, which would differ between one process and two, the views are equal and are refused
     exact = [*EXACT, "stage.attention_dropout=0", "stage.temperature=1", "stage.max_steps=1"]
@@ -192,6 +193,7 @@ TripletBatch.__call__ = lambda self, rows: whole(self, [(row, -1 if key % 4 > 1 
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_rows_of_its_own_takes_part(tiny: Tiny) -> None:
     exact = [*EXACT, "stage.loss.temperature=1", "trainer.log_every_n_steps=1", *IN_PARTS]
     for name, more in (("one", []), ("two", ["trainer=ddp", *TWO])):
@@ -204,7 +206,8 @@ def test_a_process_without_rows_of_its_own_takes_part(tiny: Tiny) -> None:
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), abs=1e-4)
 
 
-@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_processes_evaluate_while_they_train_as_one_does(tiny: Tiny, trainer: str) -> None:
     suite = ["evaluate_every=2", "evaluation=quick", f"evaluation.folder={write_quick_folder(tiny.folder / 'data')}"]
     suite += [f"~evaluation.tasks.{name}" for name in ("scifact", "banking77", "stackoverflow")]
@@ -229,6 +232,7 @@ def gradient(run: Path) -> torch.Tensor:
     return torch.cat([moments["exp_avg"].flatten() for moments in state.values()])
 
 
+@pytest.mark.slow
 def test_reuse_goes_on_with_two_processes_that_were_stopped(tiny: Tiny) -> None:
     arguments = tiny.overrides("mntp", *EXACT, "trainer=ddp", *TWO, "name=two", "reuse=true")
     two = Run(tiny.folder / "runs" / "two")
@@ -239,6 +243,7 @@ def test_reuse_goes_on_with_two_processes_that_were_stopped(tiny: Tiny) -> None:
     assert_same_weights(tiny.train("one", "mntp", *EXACT), two.folder)
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_ends_training_in_one_line(tiny: Tiny) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     processes = [
@@ -256,6 +261,7 @@ def test_a_signal_before_the_first_step_ends_training_in_one_line(tiny: Tiny) ->
         assert "train/loss" not in (run.folder / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_name_makes_a_run_for_each_value(tiny: Tiny) -> None:
     arguments = tiny.overrides("mntp", "stage.max_steps=1", "stage.learning_rate=1e-3,1e-4", "-m")
     finish(start(arguments, cwd=tiny.folder))  # hydra leaves a multirun.yaml
@@ -266,7 +272,7 @@ def test_a_sweep_without_a_name_makes_a_run_for_each_value(tiny: Tiny) -> None:
     assert rates == [1e-3, 1e-4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_training_with_a_checkpoint(tiny: Tiny, number: signal.Signals) -> None:
     run = Run(tiny.folder / "runs" / "stopped")
     process = start(tiny.overrides("mntp", "stage.max_steps=5000", "name=stopped"))

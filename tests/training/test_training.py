@@ -70,6 +70,7 @@ def test_a_run_is_self_contained(tiny: Tiny) -> None:
     assert "stage:" in (run.folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_saving_memory_changes_no_run(tiny: Tiny) -> None:
     steps = ["stage.max_steps=3", "stage.learning_rate=1e-2", "stage.weight_decay=0.1"]
     plain = tiny.train("plain", "simcse", *steps)
@@ -214,6 +215,7 @@ def test_an_initial_adapter_that_was_changed_is_noticed(tiny: Tiny) -> None:
         tiny.resume(second, "stage.max_steps=2")
 
 
+@pytest.mark.slow
 def test_supervised_training_starts_as_in_the_paper(tiny: Tiny) -> None:
     mntp = tiny.train("mntp", "mntp", "stage.max_steps=2", "stage.learning_rate=1e-2")
     simcse = tiny.train("simcse", "simcse", "stage.max_steps=2", "stage.learning_rate=1e-2", f"init_from={mntp}")
