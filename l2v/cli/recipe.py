@@ -1,5 +1,7 @@
 """Stages in a row with an evaluation after each: ``python recipe.py recipe=demo``; ``--help`` shows the settings."""
 
+import contextlib
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -11,9 +13,12 @@ from omegaconf import DictConfig
 
 from l2v import config as configs
 from l2v.cli.processes import run_program
-from l2v.cli.sweep import Points, apply_to, key_of, label_of, note_point, record_stage, shared_run, wrapped
+from l2v.cli.sweep import Points, alone, apply_to, key_of, label_of, note_point, record_stage, shared_run, wrapped
 from l2v.errors import L2VError
 from l2v.progress import console, say
+
+_NOT_OF_BASELINES = {"seed", "stage", "stages", "adapter", "trainer", "logger", "data", "task", "baselines", "debug"}
+"""Groups whose settings change nothing of the untrained model and its scores."""
 
 
 def main(composed: DictConfig) -> None:
@@ -37,7 +42,10 @@ def main(composed: DictConfig) -> None:
     shared = _merged(recipes_own, given)
     name = config["name"] or f"{configs.choices()['recipe']}-{shared['model']}"
     whole = Path(config["runs_dir"]) / name
-    label = label_of(config["swept"], [*configs.overrides(), *given])
+    swept = [*config["swept"], *(key for key in configs.sweeper_settings() if key not in config["swept"])]
+    label = label_of(swept, [*configs.overrides(), *given])
+    if configs.is_multirun() and configs.sweeper() != "basic":
+        raise L2VError(f"hydra/sweeper={configs.sweeper()}: a recipe has no value to optimise; train.py has one")
     folder = whole / label
     fixed = {"runs_dir": config["runs_dir"], "seed": str(config["seed"]), "debug": str(config["debug"]).lower()}
     search = configs.search_overrides()
@@ -61,24 +69,27 @@ def main(composed: DictConfig) -> None:
     model = next(iter(composed_stages.values()))["model"]
     columns: list[Path] = []
     for attention in config["baselines"]:
-        alike = not any(key.startswith(("model", "evaluation", "baselines")) for key in config["swept"])
-        columns.append((whole if alike else folder) / attention)
+        columns.append((whole if set(map(_group, swept)) <= _NOT_OF_BASELINES else folder) / attention)
         _heading(f"evaluate the untrained model with {attention} attention")
-        _evaluate({**_usage(model), "attention": attention}, config["evaluation"], columns[-1])
+        with alone(whole, attention) if label else contextlib.nullcontext():
+            _evaluate({**_usage(model), "attention": attention}, config["evaluation"], columns[-1])
     previous: Path | None = None
     key: str | None = None
     for stage, arguments in settings.items():
         run, key = folder / stage, key_of(composed_stages[stage], key)
-        if label and (known := shared_run(folder, stage, key)) is not None:
-            say(f"{stage}: the same as in {known.parent.name}, which has trained it; it is reused")
-            run = known
-        else:
-            _heading(f"train {stage}")
-            run_program("train", [*arguments, *search, "reuse=true", *_init(previous)], "the stage")
-            record_stage(folder, stage, key)
-        _heading(f"evaluate after {stage}")
-        _evaluate({**_usage(model), "source": str(run), "revision": None}, config["evaluation"], run)
-        columns.append(run)
+        with alone(whole, key) if label else contextlib.nullcontext():
+            if label and (known := shared_run(folder, stage, key)) is not None:
+                say(f"{stage}: the same as in {known.parent.name}, which has trained it; it is reused")
+                run = known
+            else:
+                _heading(f"train {stage}")
+                run_program("train", [*arguments, *search, "reuse=true", *_init(previous)], "the stage")
+                record_stage(folder, stage, key)
+            _heading(f"evaluate after {stage}")
+            # what is measured may differ where the stage does not
+            scores = folder / stage if "evaluation" in map(_group, swept) else run
+            _evaluate({**_usage(model), "source": str(run), "revision": None}, config["evaluation"], scores)
+        columns.append(scores)
         previous = run
     _finish(columns, folder, f"{name} {label}".strip(), time.monotonic() - begin)
     note_point(label, whole, columns)
@@ -91,6 +102,10 @@ def _merged(*overrides: Sequence[str]) -> dict[str, str]:
 
 def _arguments(overrides: dict[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in overrides.items()]
+
+
+def _group(key: str) -> str:
+    return re.split(r"[.@]", key.lstrip("+~"))[0]
 
 
 def _init(previous: Path | None) -> list[str]:

@@ -1,5 +1,6 @@
 """A recipe at several points: its command line as Hydra sweeps it, the stages that points share, a report over all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from l2v.errors import L2VError
+from l2v.progress import say
 from l2v.runs.files import read_json, write_json
 from l2v.runs.run import Run
 
@@ -25,6 +28,8 @@ OWN = (
 _POINTS = "L2V_SWEEP_POINTS"
 """Environment variable: the file in which points that are finished say their folders, from whichever process."""
 _RECORD = "recipe.json"
+_LONGEST = 150
+"""Letters of a point's name; a file system takes 255 bytes."""
 _NOT_SHARED = ("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from", "objective")
 """Settings of a stage that decide nothing of what it trains."""
 
@@ -74,7 +79,10 @@ def label_of(swept: Sequence[str], overrides: Sequence[str]) -> str:
     """The name of a point: the settings that differ between points, as ``masking_probability-0.2_seed-1``."""
     values = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
     parts = [f"{key.removeprefix('stage.')}-{values.get(key, '')}" for key in swept]
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    label = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
+    if len(label) <= _LONGEST:
+        return label
+    return f"{label[:_LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 # stages that points share
@@ -100,6 +108,28 @@ def shared_run(folder: Path, stage: str, key: str) -> Path | None:
         if record.parent != folder and read_json(record).get(stage) == key and Run(run).is_finished:
             return run
     return None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Keep other points of a sweep, in whichever process, out of what they share; they wait.
+
+    Args:
+        folder: of the whole sweep.
+        what: they share: the key of a stage, or the name of a folder.
+    """
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / what)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another point of the sweep makes what this one needs too; waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def record_stage(folder: Path, stage: str, key: str) -> None:

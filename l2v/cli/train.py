@@ -26,12 +26,7 @@ def main(composed: DictConfig) -> float | None:
     Returns:
         the metric that ``objective`` names, for a sweeper.
     """
-    if configs.is_multirun() and _starts_processes(composed):
-        # a point of a sweep starts processes that run the same command line: it gets one of its own
-        composed.name = composed.name or _free_name(Path(composed.runs_dir))
-        point = [override for override in configs.overrides() if not override.startswith("name=")]
-        run_program("train", [*point, *configs.search_overrides(), f"name={composed.name}"], "the point")
-        return _objective(Run(Path(composed.run_dir)), composed.objective)
+    objective = composed.objective
     resume = composed.resume is not None
     if resume:
         run = Run.open(composed.resume)
@@ -43,6 +38,17 @@ def main(composed: DictConfig) -> float | None:
     else:
         composed.name = composed.name or _free_name(Path(composed.runs_dir))
         run = Run(Path(composed.run_dir))
+    if configs.is_multirun() and _starts_processes(composed.trainer):
+        # a point of a sweep starts processes that run the same command line: it gets one of its own
+        point = [override for override in configs.overrides() if not override.startswith("name=")]
+        named = [] if resume else [f"name={composed.name}"]
+        run_program("train", [*point, *configs.search_overrides(), *named], "the point")
+    else:
+        _train(composed, run, resume)
+    return _value(run, objective) if configs.is_multirun() and configs.process_rank() == 0 else None
+
+
+def _train(composed: DictConfig, run: Run, resume: bool) -> None:
     config = configs.plain(composed)
     training = configs.build_training(config)
 
@@ -70,7 +76,7 @@ def main(composed: DictConfig) -> float | None:
         if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
             if run.is_finished:
                 say(f"{run.folder}: a finished run with this config is here; it is reused")
-                return _objective(run, composed.objective)
+                return
             resume = (run.checkpoints / LAST).exists()
         if resume:
             run.take_over(text, {})
@@ -78,12 +84,14 @@ def main(composed: DictConfig) -> float | None:
         else:
             run.create(text, _record(config, wanted, data))
             start = start.settle(run)
-    os.environ[_RUN_DIR] = str(run.folder)
-    os.environ[_RESUMES] = str(resume)
-
     from l2v.training.train import train
 
-    train(training, run, start, resume=resume)
+    os.environ.update({_RUN_DIR: str(run.folder), _RESUMES: str(resume)})
+    try:
+        train(training, run, start, resume=resume)
+    finally:
+        for name in (_RUN_DIR, _RESUMES):  # of this training, and not of a sweep's next
+            os.environ.pop(name, None)
     if configs.process_rank() == 0:
         made = (
             f"encoder is {run.encoder}"
@@ -91,21 +99,23 @@ def main(composed: DictConfig) -> float | None:
             else f"scores are in {run.folder / 'evaluation'}"
         )
         say(f"finished {run.folder}; its {made}")
-    for name in (_RUN_DIR, _RESUMES):
-        os.environ.pop(name, None)
-    return _objective(run, composed.objective)
 
 
-def _starts_processes(composed: DictConfig) -> bool:
-    """Whether Lightning will start processes beside this one."""
+def _starts_processes(trainer: DictConfig) -> bool:
+    """Whether Lightning will start processes beside this one, or make a process group of it."""
     external = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
-    return not external and (str(composed.trainer.devices) != "1" or int(composed.trainer.num_nodes) > 1)
+    alone = str(trainer.devices) == "1" and int(trainer.num_nodes) == 1 and trainer.strategy == "auto"
+    return not external and not alone
 
 
-def _objective(run: Run, metric: str | None) -> float | None:
-    """The last value of a metric; None where the run has none."""
-    value = (run.record().get("metrics") or {}).get(metric or "") if run.record_file.exists() else None
-    return None if value is None else float(value)
+def _value(run: Run, objective: str | None) -> float | None:
+    """What a sweeper optimises; Hydra's own optimises nothing."""
+    metrics = run.record().get("metrics") or {}
+    if objective not in metrics and configs.sweeper() != "basic":
+        raise L2VError(
+            f"objective={objective}: {run.folder} has no such metric; there are {', '.join(sorted(metrics))}"
+        )
+    return float(metrics[objective]) if objective in metrics else None
 
 
 def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, Any]:
@@ -152,7 +162,18 @@ def _free_name(runs: Path) -> str:
     chosen = configs.choices()
     stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
-    return next(name for name in names if not (runs / name).exists())
+    return next(name for name in names if _is_free(runs / name))
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether there is no such folder; points of a sweep may run side by side, so one of them makes it at once."""
+    if not configs.is_multirun():
+        return not folder.exists()
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _wait_for(run: Run, seconds: int = 120) -> None:

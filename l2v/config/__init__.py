@@ -14,6 +14,8 @@ from l2v.config.compose import (
     process_rank,
     read_saved,
     search_overrides,
+    sweeper,
+    sweeper_settings,
 )
 from l2v.config.encoder import take_encoder
 from l2v.config.program import run
@@ -46,5 +48,7 @@ __all__ = [
     "read_saved",
     "run",
     "search_overrides",
+    "sweeper",
+    "sweeper_settings",
     "take_encoder",
 ]

@@ -88,6 +88,27 @@ def is_multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def point_overrides(typed: Sequence[str]) -> list[str]:
+    """In what a point of a sweep differs from the others.
+
+    Args:
+        typed: the command line of the whole sweep.
+    """
+    own = [override for override in overrides() if override not in typed]
+    own = [override for override in own if not override.startswith("swept=")]  # recipe.py's own, as is given
+    return [re.sub(r"^\+given\.o\d+='?(.*?)'?$", r"\1", override) for override in own]
+
+
+def sweeper() -> str:
+    """What chooses the points of the sweep: ``basic`` is Hydra's own, others optimise what the task returns."""
+    return str(HydraConfig.get().runtime.choices["hydra/sweeper"])
+
+
+def sweeper_settings() -> list[str]:
+    """The keys that a config sweeps over by itself, in ``hydra.sweeper.params``."""
+    return list(HydraConfig.get().sweeper.get("params") or {}) if is_multirun() else []
+
+
 def overrides() -> list[str]:
     """What the command line changed."""
     return list(HydraConfig.get().overrides.task)

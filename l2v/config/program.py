@@ -10,11 +10,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from l2v.config.compose import choices, process_rank, with_model_of_init
+from l2v.config.compose import choices, is_multirun, point_overrides, process_rank, with_model_of_init
 from l2v.config.messages import no_such_option, one_line
 from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import take_allowed_modules
-from l2v.errors import L2VError, Stopped
+from l2v.errors import L2VError, Stopped, first_line
 from l2v.process import set_up_process
 from l2v.progress import say
 
@@ -25,8 +25,11 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
     An error is printed as one line, without a traceback unless ``debug=true``. Exit codes: 0, 1 after an error, 130
     or 143 after Ctrl-C or SIGTERM. A user's modules are found in the current folder, behind all others.
 
+    In a sweep (``-m``) a failing point is told with what it differs in, and Hydra's sweeper hears of it: that decides
+    whether others still run, in whichever process they do.
+
     Args:
-        task: takes the composed config.
+        task: takes the composed config; what it returns is for the sweeper.
         name: of the config.
         models: whether the task runs models; see :func:`l2v.process.set_up_process`.
     """
@@ -36,6 +39,7 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
     debug = any(argument.lower() == "debug=true" for argument in sys.argv)
     failures: list[Exception] = []
+    typed = tuple(sys.argv[1:])
 
     @functools.wraps(task)
     def guarded(composed: DictConfig) -> Any:
@@ -49,8 +53,11 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
             failures.append(error)
             if isinstance(error, Stopped):
                 raise SystemExit from None
-            _tell(error, name)
-        return None
+            if not is_multirun():
+                _tell(error, name)
+                return None
+            _tell(error, name, " ".join(point_overrides(typed)))
+            raise PointFailed(first_line(error)) from None
 
     try:
         sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
@@ -70,9 +77,14 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
         if debug:
             raise
         failures.append(error)
-        _tell(error, name)
+        if not isinstance(error, PointFailed):
+            _tell(error, name)
     if failures:
         sys.exit(1)
+
+
+class PointFailed(Exception):
+    """A point of a sweep failed and said why, perhaps in another process: Hydra's launcher hands it on."""
 
 
 def _refuse_bases(name: str) -> None:
@@ -93,7 +105,7 @@ def _reader_is_gone() -> bool:
     return gone
 
 
-def _tell(error: Exception, name: str) -> None:
+def _tell(error: Exception, name: str, point: str = "") -> None:
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return
-    say(f"error: {one_line(error, search_path(sys.argv[1:], name))}", style="red")
+    say(f"error: {f'at {point}: ' if point else ''}{one_line(error, search_path(sys.argv[1:], name))}", style="red")

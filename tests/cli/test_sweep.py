@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from launch import ROOT
 from tiny import SENTENCES
 
-from l2v.cli.sweep import apply_to, key_of, label_of, wrapped
+from l2v.cli import train
+from l2v.cli.sweep import alone, apply_to, key_of, label_of, wrapped
 from l2v.errors import L2VError
+from l2v.runs.run import Run
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -144,3 +147,39 @@ def test_a_plugin_that_is_not_installed_is_told_with_its_command(option):
     if done.returncode == 0:
         pytest.skip("it is installed")
     assert done.stderr.count("\n") == 1 and "pip install 'l2v[sweep]'" in done.stderr
+
+
+def test_a_point_that_fails_is_named_and_the_exit_code_says_so(tmp_path):
+    done = run("train", "-m", f"runs_dir={tmp_path}", "name=none", "seed=-1,-2")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for seed in (-1, -2):  # the second is tried too
+        assert f"error: at seed={seed}: seed={seed}: input should be greater than or equal to 0" in done.stderr
+    assert (tmp_path / "multirun.yaml").exists()  # and not where the command was given
+
+
+def test_points_side_by_side_take_different_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.configs, "is_multirun", lambda: True)
+    monkeypatch.setattr(train.configs, "choices", lambda: {"model": "llama", "stage": "mntp"})
+    assert [train._free_name(tmp_path) for _ in range(2)] == ["llama-mntp", "llama-mntp-2"]
+
+
+def test_a_sweeper_is_told_of_a_metric_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"metrics": {"validation/loss": 2.5}}')
+    for sweeper in ("basic", "optuna"):
+        monkeypatch.setattr(train.configs, "sweeper", lambda sweeper=sweeper: sweeper)
+        assert train._value(Run(tmp_path), "validation/loss") == 2.5
+    with pytest.raises(L2VError, match=r"objective=accuracy: .* has no such metric; there are validation/loss"):
+        train._value(Run(tmp_path), "accuracy")
+    monkeypatch.setattr(train.configs, "sweeper", lambda: "basic")
+    assert train._value(Run(tmp_path), "accuracy") is None
+
+
+def test_a_long_name_of_a_point_fits_a_file_system():
+    long = [label_of(["data"], [f"data={'a' * 400}{end}"]) for end in "bc"]
+    assert len(long[0]) < 200 and long[0] != long[1]
+
+
+def test_what_points_share_is_made_by_one_at_a_time(tmp_path):
+    with alone(tmp_path, "causal"), pytest.raises(Timeout):
+        FileLock(tmp_path / ".locks" / "causal").acquire(timeout=0)
+    FileLock(tmp_path / ".locks" / "causal").acquire(timeout=0).lock.release()
