@@ -264,8 +264,10 @@ def test_a_signal_before_the_first_step_ends_training_in_one_line(tiny: Tiny) ->
 @pytest.mark.slow
 def test_a_sweep_without_a_name_makes_a_run_for_each_value(tiny: Tiny) -> None:
     arguments = tiny.overrides("mntp", "stage.max_steps=1", "stage.learning_rate=1e-3,1e-4", "-m")
-    finish(start(arguments, cwd=tiny.folder))  # hydra leaves a multirun.yaml
-    runs = sorted((tiny.folder / "runs").iterdir())
+    finish(start(arguments, cwd=tiny.folder))
+    *runs, multirun = sorted((tiny.folder / "runs").iterdir(), key=lambda path: (path.is_file(), path))
+    assert multirun.name == "multirun.yaml"  # of hydra, and not where the command was given
+    assert not (tiny.folder / "multirun.yaml").exists()
     assert [run.name for run in runs] == ["smollm2-135m-embedded-mntp", "smollm2-135m-embedded-mntp-2"]
     assert all(Run(run).is_finished for run in runs)
     rates = [OmegaConf.load(run / "config.yaml").stage.learning_rate for run in runs]
