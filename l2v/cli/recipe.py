@@ -43,6 +43,7 @@ def main(composed: DictConfig) -> None:
     name = config["name"] or f"{configs.choices()['recipe']}-{shared['model']}"
     whole = Path(config["runs_dir"]) / name
     swept = [*config["swept"], *(key for key in configs.sweeper_settings() if key not in config["swept"])]
+    groups = set(map(_group, swept))
     label = label_of(swept, [*configs.overrides(), *given])
     if configs.is_multirun() and configs.sweeper() != "basic":
         raise L2VError(f"hydra/sweeper={configs.sweeper()}: a recipe has no value to optimise; train.py has one")
@@ -69,7 +70,7 @@ def main(composed: DictConfig) -> None:
     model = next(iter(composed_stages.values()))["model"]
     columns: list[Path] = []
     for attention in config["baselines"]:
-        columns.append((whole if set(map(_group, swept)) <= _NOT_OF_BASELINES else folder) / attention)
+        columns.append((whole if groups <= _NOT_OF_BASELINES else folder) / attention)
         _heading(f"evaluate the untrained model with {attention} attention")
         with alone(whole, attention) if label else contextlib.nullcontext():
             _evaluate({**_usage(model), "attention": attention}, config["evaluation"], columns[-1])
@@ -87,7 +88,7 @@ def main(composed: DictConfig) -> None:
                 record_stage(folder, stage, key)
             _heading(f"evaluate after {stage}")
             # what is measured may differ where the stage does not
-            scores = folder / stage if "evaluation" in map(_group, swept) else run
+            scores = folder / stage if "evaluation" in groups else run
             _evaluate({**_usage(model), "source": str(run), "revision": None}, config["evaluation"], scores)
         columns.append(scores)
         previous = run

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.files import read_json, write_json
+from l2v.runs.hashes import settings_hash
 from l2v.runs.run import Run
 
 OWN = (
@@ -91,8 +92,7 @@ def label_of(swept: Sequence[str], overrides: Sequence[str]) -> str:
 def key_of(config: dict[str, Any], previous: str | None) -> str:
     """What two stages share that train the same thing from the same beginning."""
     kept = {name: value for name, value in config.items() if name not in _NOT_SHARED}
-    text = json.dumps([kept, previous], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return settings_hash([kept, previous])
 
 
 def shared_run(folder: Path, stage: str, key: str) -> Path | None:

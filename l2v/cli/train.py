@@ -162,11 +162,11 @@ def _free_name(runs: Path) -> str:
     chosen = configs.choices()
     stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
-    return next(name for name in names if _is_free(runs / name))
+    return next(name for name in names if _takes(runs / name))
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether there is no such folder; points of a sweep may run side by side, so one of them makes it at once."""
+def _takes(folder: Path) -> bool:
+    """Whether the folder was free. Points of a sweep may run side by side: one of them makes it at once."""
     if not configs.is_multirun():
         return not folder.exists()
     try:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 
 from l2v.config.build import find_target
 from l2v.errors import L2VError
-from l2v.trust import VARIABLE, allowed_modules
+from l2v.trust import VARIABLE, allowed_modules, is_inside
 
 _ROOMS = (
     "l2v.data",
@@ -84,7 +84,7 @@ def check_targets(config: Any, allowed: Sequence[str], where: str) -> None:
         L2VError: naming the place, the target and how to allow it.
     """
     for place, target in _targets(config):
-        if not isinstance(target, str) or not _inside(target, (*_ROOMS, *_LIBRARIES, *allowed)):
+        if not isinstance(target, str) or not is_inside(target, (*_ROOMS, *_LIBRARIES, *allowed)):
             raise _refusal(place, target, where)
 
 
@@ -160,24 +160,20 @@ def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, name)
 
 
-def _inside(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
 def _is_trusted(target: Any, allowed: Sequence[str]) -> bool:
     """Whether it is a class from where configs take them, or anything that a trusted module defines."""
     home = getattr(target, "__module__", None)
     if inspect.isclass(target):
-        return _inside(str(home), (*_ROOMS, *_LIBRARIES, *allowed))
-    return inspect.isfunction(target) and _inside(str(home), allowed)
+        return is_inside(str(home), (*_ROOMS, *_LIBRARIES, *allowed))
+    return inspect.isfunction(target) and is_inside(str(home), allowed)
 
 
 def _makes_a_part(target: Any) -> bool:
     """Whether it is a function of l2v's that returns what a config is made of, as ``l2v.probing.words.conll2003``."""
-    if not inspect.isfunction(target) or not _inside(target.__module__, _ROOMS):
+    if not inspect.isfunction(target) or not is_inside(target.__module__, _ROOMS):
         return False
     made = get_type_hints(target).get("return")
-    return inspect.isclass(made) and _inside(made.__module__, _ROOMS)
+    return inspect.isclass(made) and is_inside(made.__module__, _ROOMS)
 
 
 def _kind(place: str) -> type | None:

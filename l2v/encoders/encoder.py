@@ -1,6 +1,6 @@
 """The inference API: ``Encoder.from_pretrained(...).encode(texts)``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from l2v.encoders.saved_settings import pooling_of, saved_settings, write_settin
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone, row_groups
-from l2v.models.settings import EncoderSettings
+from l2v.models.settings import EncoderSettings, check_choice, check_length
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_name, pooling_record, save_pooling
 from l2v.progress import say, track
 from l2v.runs.adapter_folders import POOLING_FOLDER, SETTINGS_FILE
@@ -55,10 +55,10 @@ class Encoder:
         padding_side: str = "right",
     ) -> None:
         if not isinstance(pooling, Pooling):
-            _check("pooling", pooling, POOLINGS)
-        _check("padding_side", padding_side, ("right", "left"))
-        _check_length("max_length", max_length)
-        _check_length("text_max_length", text_max_length)
+            check_choice("pooling", pooling, POOLINGS)
+        check_choice("padding_side", padding_side, ("right", "left"))
+        check_length("max_length", max_length)
+        check_length("text_max_length", text_max_length)
         self.backbone = backbone
         self.pooling: PoolingName | Pooling = pooling
         self.max_length = max_length
@@ -189,7 +189,7 @@ class Encoder:
             return self.encode([texts], instruction=instruction, max_length=max_length, normalize=normalize,
                                truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
         max_length = max_length if max_length is not None else self.max_length
-        _check_length("max_length", max_length)
+        check_length("max_length", max_length)
         if batch_size < 1:
             raise L2VError(f"batch_size must be at least 1, got {batch_size}")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
@@ -227,7 +227,7 @@ class Encoder:
     def _embed(self, tokens: list[Tokens]) -> torch.Tensor:
         batch = pad(tokens, self.backbone.tokenizer.pad_token_id, self.padding_side)
         on_device: dict[str, Any] = {key: value.to(self.device) for key, value in cast(dict[str, Any], batch).items()}
-        return self.backbone.embed(**on_device, pooling=self.pooling)
+        return self.embed(on_device)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -305,13 +305,3 @@ class Encoder:
         if self.pooling == "weighted_mean":
             found.append("weighted_mean after an instruction, whose tokens count in the weights there")
         return found
-
-
-def _check(setting: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise L2VError(f"{setting} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_length(setting: str, value: int | None) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise L2VError(f"{setting} must be a number of tokens, at least 1, got {value!r}")

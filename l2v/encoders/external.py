@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.encoders.preparation import TextPreparation
+from l2v.encoders.saved_settings import unknown_modules
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError, first_line
 from l2v.extras import require
@@ -165,7 +166,6 @@ def is_theirs(settings: EncoderSettings) -> bool:
     modules = model_file(place, "modules.json", "encoder")
     if modules is None:
         return False
-    kinds = {str(module.get("type", "")).rsplit(".", 1)[-1] for module in read_json(modules)}
     config = model_file(place, "config.json", "encoder")
     model_type = read_json(config).get("model_type") if config is not None else None
-    return not kinds <= {"Transformer", "Pooling", "Normalize"} or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(unknown_modules(modules)) or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -36,13 +36,9 @@ def saved_settings(place: Source) -> dict[str, Any]:
         if not isinstance(found := read_json(own), dict):
             raise L2VError(f"{own}: expected an object of settings, found {type(found).__name__}")
         return found
-    if modules := model_file(place, "modules.json"):
-        kinds = [module["type"].rsplit(".", 1)[-1] for module in read_json(modules)]
-        # a final Normalize changes no cosine; encode(normalize=True) does the same
-        if odd := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-            raise L2VError(
-                f"{modules}: {', '.join(odd)}: a module that l2v does not have; expected Transformer, Pooling"
-            )
+    modules = model_file(place, "modules.json")
+    if modules and (odd := unknown_modules(modules)):
+        raise L2VError(f"{modules}: {', '.join(odd)}: a module that l2v does not have; expected Transformer, Pooling")
     pooling_file = model_file(place, "1_Pooling/config.json")
     if pooling_file is None:
         return {}
@@ -59,6 +55,13 @@ def saved_settings(place: Source) -> dict[str, Any]:
     if model and read_json(model).get("is_causal") is not False:
         settings["attention"] = "causal"
     return settings
+
+
+def unknown_modules(file: Path) -> list[str]:
+    """The modules of sentence-transformers' ``modules.json`` that l2v has not, by the names of their classes."""
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in read_json(file)]
+    # a final Normalize changes no cosine; encode(normalize=True) does the same
+    return [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
 
 
 def pooling_of(settings: Mapping[str, Any], hidden_size: int, place: Source | None) -> PoolingName | Pooling:

@@ -1,7 +1,5 @@
 """A suite of tasks on one encoder: scores to ``evaluation/<suite>.json``, reused while nothing has changed."""
 
-import hashlib
-import json
 import multiprocessing
 import os
 import re
@@ -22,6 +20,7 @@ from l2v.models.settings import EncoderSettings
 from l2v.process import is_set_up, set_up_process
 from l2v.progress import say
 from l2v.runs.files import read_json, write_json
+from l2v.runs.hashes import settings_hash
 
 _VERSION = 1
 """Part of a result's fingerprint: raise it when a task would score the same encoder otherwise."""
@@ -56,7 +55,7 @@ def evaluate(
         raise L2VError(f"devices={devices}: this machine has {torch.cuda.device_count()}")
     file = folder / "evaluation" / f"{suite}.json"
     vectors = subject.fingerprint()
-    fingerprint = _hash([_VERSION, vectors, {name: task.fingerprint() for name, task in tasks.items()}])
+    fingerprint = settings_hash([_VERSION, vectors, {name: task.fingerprint() for name, task in tasks.items()}])
     if file.exists() and (known := read_json(file)).get("fingerprint") == fingerprint:
         say(f"{file}: reused, nothing has changed")
         return known
@@ -65,7 +64,7 @@ def evaluate(
     except OSError as error:
         raise L2VError(f"output={folder}: cannot be written ({error.strerror})") from None
     name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
-    store = ResultStore(file.parent / "mteb", f"l2v/{name}", _hash([_VERSION, vectors]))
+    store = ResultStore(file.parent / "mteb", f"l2v/{name}", settings_hash([_VERSION, vectors]))
     for task in tasks.values():
         task.check(store)
     begin = time.monotonic()
@@ -162,8 +161,3 @@ def _score_in_process(job: _Job) -> tuple[Entries, dict[str, Any]]:
     if _Process.encoder is None:  # here and not at the beginning, where an error would break the pool
         _Process.encoder = _Process.loading.load(_Process.device)
     return job.run(_Process.encoder, show=False), _Process.encoder.describe()
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

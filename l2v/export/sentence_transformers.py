@@ -67,9 +67,9 @@ class OwnPooling(nn.Module):
         where = {key: settings.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
         where["cache_dir"] = where.pop("cache_folder")
         file = cached_file(model_name_or_path, SETTINGS_FILE, **where)
-        dimension = read_json(Path(str(cached_file(model_name_or_path, "config.json", subfolder=subfolder, **where))))
+        own = read_json(Path(str(cached_file(model_name_or_path, "config.json", subfolder=subfolder, **where))))
         place = locate(str(Path(str(file)).parent))
-        size = int(dimension["word_embedding_dimension"])
+        size = int(own["word_embedding_dimension"])
         pooling = pooling_of(read_json(Path(str(file))), size, place)
         assert isinstance(pooling, Pooling)
         return cls(pooling, size)

@@ -5,7 +5,6 @@ own positive.
 """
 
 import functools
-import hashlib
 import json
 import os
 import time
@@ -29,6 +28,7 @@ from l2v.mining.vectors import Vectors, encode_texts
 from l2v.models.settings import EncoderSettings
 from l2v.progress import say, track
 from l2v.runs.files import cache_folder, draft_file, read_json, write_json
+from l2v.runs.hashes import settings_hash
 
 _VERSION = 1
 """Part of the fingerprints: raise it when the same settings would give other vectors or negatives."""
@@ -339,5 +339,4 @@ def _none_left(tally: _Tally, mining: Mining) -> str:
 
 
 def _hashed(value: Any) -> str:
-    text = json.dumps([_VERSION, value], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return settings_hash([_VERSION, value], digits=24)

@@ -1,5 +1,6 @@
 """Which encoder, and how it is used: the one description that the programs, the library and training share."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -94,12 +95,10 @@ class EncoderSettings:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if not (value is None or isinstance(value, Pooling) or value in allowed):
-                raise L2VError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            if not (value is None or isinstance(value, Pooling)):
+                check_choice(name, value, allowed)
         for name in ("max_length", "text_max_length"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise L2VError(f"{name} must be a number of tokens, at least 1, got {value!r}")
+            check_length(name, getattr(self, name))
 
     @property
     def folder(self) -> Path:
@@ -137,3 +136,15 @@ class EncoderSettings:
         """The settings that are not their defaults, beside the source."""
         plain = EncoderSettings(self.source)
         return {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise an L2VError unless a setting has one of the values that it may have."""
+    if value not in allowed:
+        raise L2VError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_length(name: str, value: Any) -> None:
+    """Raise an L2VError unless a setting is a number of tokens, or None."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise L2VError(f"{name} must be a number of tokens, at least 1, got {value!r}")

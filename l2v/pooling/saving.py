@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from l2v.errors import L2VError, first_line
 from l2v.pooling.base import Pooling
 from l2v.runs.adapter_folders import POOLING_WEIGHTS
-from l2v.trust import VARIABLE, allowed_modules
+from l2v.trust import VARIABLE, allowed_modules, is_inside
 
 
 def pooling_record(pooling: Pooling) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _class_of(target: str, where: str) -> type[Pooling]:
     """The class that a file names: of l2v, of a module that the user named, or of one that was imported already."""
     module, _, name = target.rpartition(".")
     root = module.partition(".")[0]
-    if module not in sys.modules and root not in ("l2v", *allowed_modules()):
+    if module not in sys.modules and not is_inside(module, ("l2v", *allowed_modules())):
         raise L2VError(
             f"{where}: its pooling {target} is code of another package; import {root or 'it'} first, or name it in "
             f"{VARIABLE}, if you trust it"

@@ -1,8 +1,10 @@
-"""What pins a file, a folder of weights, or a model of the hub."""
+"""What pins a file, a folder of weights, a model of the hub, or settings."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from l2v.runs.locations import Source
 
@@ -19,6 +21,12 @@ def folder_hash(folder: Path, patterns: Sequence[str] = _WEIGHTS) -> str:
     """SHA-256 over the names and hashes of a folder's weight files, or of other files."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return hashlib.sha256("".join(f"{f.name} {file_hash(f)}\n" for f in files).encode()).hexdigest()
+
+
+def settings_hash(value: Any, digits: int = 16) -> str:
+    """SHA-256 of dictionaries, lists and values, whatever the order of keys: its first hex digits."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def source_hash(source: Source, commit: str | None = None) -> str:

@@ -1,7 +1,5 @@
 """What a training run begins with: a base, adapters to merge, an adapter to go on with."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from l2v.runs.adapter_folders import (
     check_beginning,
 )
 from l2v.runs.files import draft_folder
-from l2v.runs.hashes import folder_hash, source_hash
+from l2v.runs.hashes import folder_hash, settings_hash, source_hash
 from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import INITIAL_ADAPTER, INITIAL_POOLING, Run
@@ -228,8 +226,7 @@ def config_hash(config: dict[str, Any], start: Initialization, data: list[str]) 
         data: fingerprints of the training and validation texts.
     """
     kept = {key: value for key, value in config.items() if key not in _NOT_HASHED}
-    text = json.dumps([kept, start.fingerprint(), data], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return settings_hash([kept, start.fingerprint(), data])
 
 
 _NOT_HASHED = (

@@ -81,6 +81,8 @@ class Stage(L.LightningModule):
     """Whether the weights of a pooling of one's own are trained."""
     trains_backbone = True
     """Whether the run ends with an encoder."""
+    micro_batch_tokens: int | None = None
+    """Tokens of a forward pass, of stages that have the setting; None: one pass."""
     data_keys: tuple[str, ...] = ()
     """Settings of ``data=`` beside train, validation and workers."""
 
@@ -147,7 +149,7 @@ class Stage(L.LightningModule):
                 f"model.kind=encoder: stage={self.name} makes encoders of decoders; choose a decoder with model=, or "
                 "stage=word"
             )
-        if sharded and getattr(self, "micro_batch_tokens", None):
+        if sharded and self.micro_batch_tokens:
             raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
         for source in sources:
             if not isinstance(source, self.reads):

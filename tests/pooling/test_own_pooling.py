@@ -90,6 +90,20 @@ def test_the_module_of_a_strangers_pooling_is_imported_only_if_the_user_names_it
     assert "my_poolings" not in sys.modules
 
 
+def test_a_module_inside_a_package_can_be_named_alone(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "poolings.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with_pooling(tiny_model, importlib.import_module("my_package.poolings").AttentionPooling()).save(tmp_path / "saved")
+    for name in ("my_package", "my_package.poolings"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("L2V_ALLOW_MODULES", "my_package.others")
+    with pytest.raises(L2VError, match=r"my_package\.poolings\.AttentionPooling is code of another package"):
+        Encoder.from_pretrained(tmp_path / "saved", device="cpu")
+    monkeypatch.setenv("L2V_ALLOW_MODULES", "my_package.poolings")
+    assert Encoder.from_pretrained(tmp_path / "saved", device="cpu").encode(SENTENCES).shape[0] == len(SENTENCES)
+
+
 @pytest.mark.parametrize(
     ("record", "told"),
     [
