@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from l2v.config.search import options
+from l2v.config.search import options, with_bases
 from l2v.errors import L2VError
 from l2v.extras import install_hint
 
@@ -86,18 +86,11 @@ def _keys(folders: Sequence[Path]) -> Iterator[str]:
 def _options_with(key: str, folders: Sequence[Path]) -> list[str]:
     """The options of a group that have a setting, as group=option."""
     group, _, name = key.partition(".")
-    return [f"{group}={option}" for option, file in options(group, folders).items() if name in _with_bases(file)]
-
-
-def _with_bases(file: Path) -> set[str]:
-    """The settings of an option and of those beside it that it is made from."""
-    names = set(_settings(file))
-    loaded = OmegaConf.load(file)
-    for base in loaded.get("defaults", []) if isinstance(loaded, DictConfig) else []:
-        beside = file.parent / f"{base}.yaml"
-        if isinstance(base, str) and beside != file and beside.is_file():
-            names |= _with_bases(beside)
-    return names
+    return [
+        f"{group}={option}"
+        for option, file in options(group, folders).items()
+        if any(name in _settings(part) for part in with_bases(file))
+    ]
 
 
 def _settings(file: Path) -> Iterator[str]:

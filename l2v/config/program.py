@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from l2v.config.compose import choices, is_multirun, point_overrides, process_rank, with_model_of_init
 from l2v.config.messages import no_such_option, one_line
 from l2v.config.search import conf_folder, is_base, offer_groups, search_path
-from l2v.config.targets import take_allowed_modules
+from l2v.config.targets import check_recipe, take_allowed_modules
 from l2v.errors import L2VError, Stopped, first_line
 from l2v.process import set_up_process
 from l2v.progress import say
@@ -61,6 +61,7 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
 
     try:
         sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
+        check_recipe(sys.argv[1:], name)
         offer_groups(name)
         hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name=name)(guarded)()
         sys.stdout.flush()

@@ -4,13 +4,13 @@ import argparse
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 _SEARCH_PATH = "hydra.searchpath"
@@ -110,6 +110,16 @@ def options(group: str, folders: Sequence[Path]) -> dict[str, Path]:
 def is_base(name: str) -> bool:
     """Whether a file of a group is what its options are made from, and none itself."""
     return name == "base" or name.startswith("base_")
+
+
+def with_bases(file: Path) -> Iterator[Path]:
+    """The file of an option, and those beside it that it is made from."""
+    yield file
+    loaded = OmegaConf.load(file)
+    for base in loaded.get("defaults", []) if isinstance(loaded, DictConfig) else []:
+        beside = file.parent / f"{base}.yaml"
+        if isinstance(base, str) and beside != file and beside.is_file():
+            yield from with_bases(beside)
 
 
 def meaning(file: Path) -> str:

@@ -8,12 +8,15 @@ import inspect
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from l2v.config.build import find_target
+from l2v.config.search import search_path, with_bases
 from l2v.errors import L2VError
 from l2v.trust import VARIABLE, allowed_modules, is_inside
 
@@ -126,6 +129,38 @@ def check_overrides(overrides: Sequence[str], allowed: Sequence[str], where: str
         setting = {parsed.key_or_group: parsed.value()}
         check_targets(setting, allowed, where)
         check_trust(setting, where)
+
+
+def check_recipe(arguments: Sequence[str], name: str) -> None:
+    """:func:`check_definitions` for the file of the recipe that is chosen, and those that it is made from.
+
+    They set nothing of Hydra, which makes what it is told before any task runs, and make no nodes of texts.
+
+    Args:
+        arguments: of the command line.
+        name: of the primary config.
+
+    Raises:
+        L2VError: naming the recipe.
+    """
+    chosen = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "recipe"]
+    for folder in search_path(arguments, name) if chosen else ():
+        recipes = folder / "recipe"
+        named = (recipes / f"{option}.yaml" for value in chosen for option in re.findall(r"[\w./-]+", value))
+        for file in recipes.rglob("*.yaml") if any("glob(" in value for value in chosen) else named:
+            for part in with_bases(file) if file.is_file() else ():
+                _check_part(part, f"recipe={file.stem}")
+
+
+def _check_part(file: Path, where: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    if re.search(r"(?m)^[^#\n]*\bhydra\b|^#\s*@package.*\bhydra\b", text):
+        raise L2VError(f"{where}: {file} sets hydra, which is for the command line only")
+    if found := re.search(r"\$\{\s*oc\.(create|decode)\b", text):
+        raise L2VError(f"{where}: {file} has {found[0]}...}}, which makes settings of a text; write what it stands for")
+    settings = OmegaConf.to_container(OmegaConf.load(file))
+    check_definitions(settings, allowed_modules(), where)
+    check_trust(settings, where)
 
 
 def check_trust(config: Any, where: str) -> None:

@@ -1,6 +1,7 @@
 """A config that was read from a run folder or a recipe is data: no code runs that the user did not name."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,28 @@ def test_every_target_of_our_own_configs_is_allowed_in_a_saved_one() -> None:
         configs.check_definitions(config, (), file.name)
         checked += str(config).count("_target_")
     assert checked > 40
+
+
+THEIRS = "# @package _global_\ndefaults:\n  - smoke\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("hydra: {callbacks: {a: {_target_: evil_module.Thing}}}\n", "theirs.yaml sets hydra"),
+        ("  - override /hydra/job_logging: theirs\n", "theirs.yaml sets hydra"),
+        ("evaluation: {tasks: {a: {_target_: evil_module.Thing}}}\n", "evaluation.tasks.a._target_=evil_module.Thing"),
+        ("evaluation: {tasks: {a: '${oc.create:{_target_: evil_module.Thing}}'}}\n", "which makes settings of a text"),
+    ],
+    ids=["callback", "default", "task", "created task"],
+)
+def test_a_recipe_of_another_runs_nothing_of_its_own(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "theirs.yaml").write_text(THEIRS + text)
+    (tmp_path / f"{EVIL}.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\nclass Thing: pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "l2v.cli.recipe", "--config-dir", "conf", "recipe=theirs"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert told in done.stderr and not (tmp_path / "IMPORTED").exists()
