@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from l2v.errors import L2VError, first_line
-from l2v.kernels.linear import speed_up
+from l2v.kernels.speed import speed_up
 from l2v.models.quiet import quiet
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
-from l2v.kernels.linear import keep_products, speed_up
+from l2v.kernels.linear import keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
+from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids
 from l2v.models.loading import cast_weights, choose_attn_implementation, load_decoder, set_attention_dropout

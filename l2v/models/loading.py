@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.errors import L2VError, first_line
-from l2v.kernels.linear import speed_up
+from l2v.kernels.speed import speed_up
 from l2v.models.adapters import load_adapter
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.proof import Proof, prove

@@ -9,7 +9,8 @@ from tiny import make_tiny_decoder
 from torch import nn
 
 from l2v.kernels import linear
-from l2v.kernels.linear import FastLinear, LeanLora, speed_up
+from l2v.kernels.linear import FastLinear, LeanLora
+from l2v.kernels.speed import speed_up
 
 
 @pytest.fixture(params=[False, True], ids=["default", "onednn"])
