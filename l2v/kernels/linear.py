@@ -1,7 +1,7 @@
 """Linear layers and LoRA: the faster library on a CPU, and fewer activations everywhere.
 
 On a CPU, torch multiplies float32 matrices with MKL, which leaves AVX-512 alone on processors that are not Intel's.
-oneDNN, which torch carries too, does not: twice the speed there.
+oneDNN, which torch carries too, does not: twice the speed there. Which of the two is used is measured.
 
 LoRA as PEFT writes it keeps, for each of the seven layers of a block, a dropped copy of the input in float32 and a
 mask, and under autocast a copy of that in 16 bits: 7 to 9 bytes a number. Here a layer keeps its input, which others
@@ -13,12 +13,13 @@ With :func:`keep_products`, gradient checkpointing computes no product of these 
 """
 
 import functools
+import math
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from l2v.kernels.dropout import dropout_mask
+from l2v.kernels.dropout import dropout_mask, masked
 
 
 class _Now(threading.local):
@@ -43,19 +44,35 @@ _now = _Now()
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than torch's default: AVX-512, and not by Intel."""
+    """Whether oneDNN multiplies float32 matrices clearly faster than torch's default (MKL), measured at the first call.
+
+    A choice for all shapes: the two differ by a factor of two, or by less than a tenth at every shape of a model. It
+    takes some ten milliseconds. Clearly is by a quarter, so that noise does not change the last bits of a run.
+    """
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    information = Path("/proc/cpuinfo")
-    return information.exists() and "GenuineIntel" not in information.read_text(encoding="utf-8", errors="replace")
+    x, weight = torch.ones(512, 576), torch.ones(576, 576)
+    seconds = {False: math.inf, True: math.inf}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(8):
+            for by_onednn, best in seconds.items():
+                begin = time.perf_counter()
+                _by_onednn(x, weight) if by_onednn else nn.functional.linear(x, weight)
+                seconds[by_onednn] = min(best, time.perf_counter() - begin)
+    return seconds[False] > 1.25 * seconds[True]
 
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
     """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
     if onednn_is_faster() and x.dtype == torch.float32 and x.device.type == "cpu":
-        y = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-        return y.detach()  # it is a view of itself as a matrix, and a model may not write into views
-    return torch.nn.functional.linear(x, weight)
+        return _by_onednn(
+            x, weight
+        ).detach()  # it is a view of itself as a matrix, and a model may not write into views
+    return nn.functional.linear(x, weight)
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class FastLinear(nn.Linear):
@@ -256,7 +273,7 @@ class _Lora(torch.autograd.Function):
         if found is None:
             with torch.autocast(x.device.type, enabled=False):
                 y = _add(product(cast, weight.to(dtype)), bias)
-                low = product(cast if mask is None else cast * mask, a.to(dtype)).flatten(0, -2)
+                low = product(masked(cast, mask), a.to(dtype)).flatten(0, -2)
                 y.view(-1, y.shape[-1]).addmm_(low, b.to(dtype).T, alpha=scale)
             if _now.products is not None:
                 _now.products.append(_Product(y, low))
@@ -275,13 +292,13 @@ class _Lora(torch.autograd.Function):
             gradient = gradient.to(dtype)
             rows = gradient.flatten(0, -2)
             of_low = product(rows, b.to(dtype).T).mul_(ctx.scale)
-            of_a = product(of_low.T, (cast if mask is None else cast * mask).flatten(0, -2).T)
+            of_a = product(of_low.T, masked(cast, mask).flatten(0, -2).T)
             of_b = product(low.T, rows.T).T.mul_(ctx.scale)
             of_x = None
             if ctx.needs_input_grad[0]:
                 of_x = product(gradient, weight.to(dtype).T)
                 through_a = product(of_low, a.to(dtype).T).view_as(of_x)
-                of_x.add_(through_a if mask is None else through_a.mul_(mask))
+                of_x.add_(masked(through_a, mask))
                 of_x = of_x.to(ctx.dtype)
         return of_x, None, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None, None
 

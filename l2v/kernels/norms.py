@@ -14,7 +14,7 @@ Form = Literal["weight", "1 + weight"]
 
 
 class FastNorm(nn.Module):
-    """Beside a family's own class of norm: takes its place on a CPU, in float32 and, under autocast, what it gives."""
+    """Beside a family's own class of norm, whose place it takes on a CPU."""
 
     form: Form
 
@@ -43,7 +43,7 @@ def speed_up_norms(model: nn.Module) -> None:
 
 
 class _Norm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + epsilon) times the weight, in float32; rounded once, to what the family's own gives."""
+    """x / sqrt(mean(x^2) + epsilon) times the weight, in float32, rounded where the families round."""
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
@@ -51,10 +51,14 @@ class _Norm(torch.autograd.Function):
         wide = x.float()
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        y = (wide * scale).mul_(_factor(weight, form))
+        y = wide * scale
         ctx.save_for_backward(x, weight, scale)
         ctx.form = form
-        return y.to(torch.promote_types(x.dtype, weight.dtype) if form == "weight" else x.dtype)
+        if form == "1 + weight":
+            return y.mul_(_factor(weight, form)).to(x.dtype)
+        if x.dtype == weight.dtype == torch.float32:
+            return y.mul_(weight)
+        return y.to(x.dtype) * weight
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)

@@ -75,6 +75,9 @@ def rotate(
         not given
         and not named
         and all(x.device.type == "cpu" for x in (query, key, cos, sin))
+        # some families rotate a part of each head
+        and cos.dim() == 3
+        and cos.shape[-1] == query.shape[-1] == key.shape[-1]
         and not (cos.requires_grad or sin.requires_grad or torch.compiler.is_compiling())
     )
     if not plain:
