@@ -33,7 +33,7 @@ def main(composed: DictConfig) -> float | None:
         run.last_checkpoint()
         where = f"resume={composed.resume}"
         saved = configs.read_saved(run.folder / "config.yaml", where)
-        composed = configs.merge_overrides(saved, composed, configs.overrides(), where)
+        composed = configs.merge_overrides(saved, composed, configs.overrides(), run.folder, where)
         composed.run_dir = str(run.folder)  # it may have been moved
     else:
         composed.name = composed.name or _free_name(Path(composed.runs_dir))

@@ -73,11 +73,8 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
     """
     config = adapter.config() if isinstance(adapter, Lora) else adapter
     what = "adapter.lora" if isinstance(adapter, Lora) else "adapter.peft"
-    kind = getattr(config.peft_type, "value", config.peft_type)
     wanted = getattr(adapter, "target_modules", None)
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
-    if tuner is None or not issubclass(tuner, BaseTuner):
-        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    _check_kind(config, what)
     try:
         with quiet():
             adapted = get_peft_model(decoder, config)
@@ -89,6 +86,20 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
         raise L2VError(f"{what}.target_modules={wanted}: {error}") from None
     speed_up(adapted)
     return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
+
+
+def _check_kind(config: PeftConfig, what: str) -> None:
+    """Refuse what is not part of the weights, and what imports a module that the config names.
+
+    Raises:
+        L2VError: naming it.
+    """
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
+    if tuner is None or not issubclass(tuner, BaseTuner):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    if getattr(config, "megatron_config", None) is not None:
+        raise L2VError(f"{what}: megatron_config imports the module that it names; adapters of Megatron are not read")
 
 
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
@@ -105,6 +116,7 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pef
         config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+    _check_kind(config, str(folder))
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:

@@ -188,12 +188,7 @@ def _read_config(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_lineage(file: Path) -> Lineage | None:
-    if not file.exists():
-        return None
-    try:
-        return Lineage.read(file)
-    except (KeyError, TypeError, AttributeError):
-        raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
+    return Lineage.read(file) if file.exists() else None
 
 
 def _read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,26 @@ def _says_no_space(error: Exception) -> bool:
 def _not_saved(path: Path, error: Exception) -> L2VError:
     reason = getattr(error, "strerror", None) or str(error)
     return L2VError(f"{path}: cannot be saved ({reason}); what was there before is kept")
+
+
+def check_name(name: Any, where: str) -> None:
+    """Fail unless what was read from a file is a name, from which a path can be made that leads nowhere else.
+
+    Raises:
+        L2VError: it is a path, or no text.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        raise L2VError(f"{where}={name!r}: expected a name, which is no path")
+
+
+def check_inside(path: Any, where: str) -> None:
+    """Fail unless a relative path that was read from a file stays in its folder.
+
+    Raises:
+        L2VError: it leads out of it.
+    """
+    if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise L2VError(f"{where}={path!r}: leads out of its folder")
 
 
 def read_json(file: Path) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from l2v.errors import L2VError
-from l2v.runs.files import read_json, write_json
+from l2v.runs.files import check_name, read_json, write_json
 from l2v.runs.hashes import source_hash
 from l2v.runs.locations import Source, locate
 
@@ -49,10 +49,25 @@ class Lineage:
 
     @staticmethod
     def read(file: Path) -> "Lineage":
+        """A lineage that was written, perhaps by somebody else: the stages in it are names, and no paths.
+
+        Raises:
+            L2VError: it is none.
+        """
         raw = read_json(file)
-        merged = [AdapterRecord(**record) for record in raw.pop("merged")]
-        tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
-        return Lineage(**{**raw, **tops, "merged": merged})
+        try:
+            merged = [AdapterRecord(**record) for record in raw.pop("merged")]
+            tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
+            lineage = Lineage(**{**raw, **tops, "merged": merged})
+        except (KeyError, TypeError, AttributeError):
+            raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
+        for record in lineage.adapters():
+            check_name(record.stage, f"{file}: stage")
+        return lineage
+
+    def adapters(self) -> list[AdapterRecord]:
+        """All that it names."""
+        return [*self.merged, *(record for record in (self.initial, self.adapter) if record)]
 
 
 def recorded_base(base: Source, folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError
-from l2v.runs.files import read_json, write_json, write_text
+from l2v.runs.files import check_inside, read_json, write_json, write_text
 from l2v.runs.hashes import folder_hash
 from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
 
@@ -169,7 +169,16 @@ class Run:
         write_json(self.record_file, {**old, **fields})
 
     def lineage(self) -> Lineage:
-        return Lineage.read(self.folder / "lineage.json")
+        """What the run is made of, all of it in its folder but for the base.
+
+        Raises:
+            L2VError: it cannot be read, or leads out of the folder.
+        """
+        file = self.folder / "lineage.json"
+        lineage = Lineage.read(file)
+        for record in lineage.adapters():
+            check_inside(record.path, f"{file}: path")
+        return lineage
 
     def last_checkpoint(self) -> Path:
         """The checkpoint to resume from.
