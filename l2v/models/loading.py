@@ -31,7 +31,7 @@ from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
-from l2v.runs.hashes import file_hash
+from l2v.runs.ledger import is_kept, seal, sealed_hash
 from l2v.runs.locations import Source, model_file, not_on_hub
 
 
@@ -157,8 +157,8 @@ def dequantized(place: Source) -> Source:
     """
     if not (place.gguf_file and place.is_local):
         return place
-    folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
-    if not (folder / "config.json").exists():
+    folder = cache_folder("gguf") / sealed_hash(Path(place.path) / str(place.gguf_file))[:16]
+    if not is_kept(folder):
         arguments = place.arguments()
         say(f"unpacking {place.name} into the cache, once; some 15 seconds for 135M parameters")
         tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
@@ -170,6 +170,7 @@ def dequantized(place: Source) -> Source:
         with draft_folder(folder) as draft:
             plain.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
+            seal(draft)
     return replace(place, path=str(folder), gguf_file=None)
 
 

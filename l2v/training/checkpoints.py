@@ -1,6 +1,5 @@
 """Checkpoints that appear whole or not at all, and are read without unpickling."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,18 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from l2v.errors import L2VError, first_line
+from l2v.runs.files import draft_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A checkpoint file appears whole or not at all, and is read without unpickling objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(target.name + ".tmp")
         try:
-            torch.save(checkpoint, draft)
-            os.replace(draft, target)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            draft.unlink(missing_ok=True)
-            raise L2VError(f"{target}: cannot be saved ({first_line(error)}); the one before is kept") from error
+            with draft_file(Path(path)) as draft:
+                torch.save(checkpoint, draft)
+        except RuntimeError as error:  # torch's zip writer turns a full disk into one
+            raise L2VError(f"{path}: cannot be saved ({first_line(error)}); what was there before is kept") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         try:
