@@ -13,6 +13,7 @@ from l2v.cli.processes import run_program
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.initialization import Initialization, config_hash
+from l2v.runs.lineage import check_encoder
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import LAST, Run
 
@@ -63,13 +64,13 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
     data = training.fingerprints()
     if configs.process_rank() > 0:
         _wait_for(run)
-        _run_stage(training, run, Initialization.of(run), os.environ.get(_RESUMES, str(resume)) == "True")
+        _run_stage(training, run, Initialization.of(run, whole=False), os.environ.get(_RESUMES, str(resume)) == "True")
         return
     with run.alone():
         start: Initialization | None
         if resume:
             _check_resumable(run, config, data)
-            start = Initialization.of(run)
+            start = Initialization.of(run, whole=False)
             run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
         else:
             start, resume = _begin(run, config, training, text, data)
@@ -105,7 +106,7 @@ def _begin(
             return None, False
         if (run.checkpoints / LAST).exists():
             run.take_over(text, {})
-            return Initialization.of(run), True
+            return Initialization.of(run, whole=False), True
     run.create(text, _record(config, wanted, data))
     return start.settle(run), False
 
@@ -161,11 +162,21 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
         raise L2VError(
             f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
         )
-    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
+    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"] and _is_whole(run):
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
             "stage.max_steps"
         )
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether what a finished run wrote at its end is there as it was written."""
+    try:
+        Initialization.of(run)
+        check_encoder(run.encoder, run.folder / "lineage.json", "")
+    except L2VError:
+        return False
+    return True
 
 
 def _free_name(runs: Path) -> str:

@@ -31,7 +31,8 @@ from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
-from l2v.runs.ledger import is_kept, seal, sealed_hash
+from l2v.runs.hashes import file_hash
+from l2v.runs.ledger import is_kept, seal
 from l2v.runs.locations import Source, model_file, not_on_hub
 
 
@@ -157,7 +158,7 @@ def dequantized(place: Source) -> Source:
     """
     if not (place.gguf_file and place.is_local):
         return place
-    folder = cache_folder("gguf") / sealed_hash(Path(place.path) / str(place.gguf_file))[:16]
+    folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
     if not is_kept(folder):
         arguments = place.arguments()
         say(f"unpacking {place.name} into the cache, once; some 15 seconds for 135M parameters")

@@ -217,6 +217,27 @@ def read_json(file: Path) -> Any:
         raise L2VError(f"{file}: not JSON ({first_line(error)})") from None
 
 
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line. A last line without its end, which was being written, may be broken.
+
+    Raises:
+        L2VError: another line is no JSON object.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise L2VError(f"{file}:{number}: not JSON ({first_line(error)}); mend that line, or delete it") from None
+        if not isinstance(row, dict):
+            raise L2VError(f"{file}:{number}: expected an object, found {type(row).__name__}")
+        rows += [row] if row else []
+    return rows
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,6 +1,5 @@
 """What was written into a folder, by size and hash, so that damage is found before anything is made of it."""
 
-import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -54,7 +53,7 @@ class Ledger:
         noted = self._notes().get(file.name, set())
         of_size = {known for size, known in noted if file.is_file() and size == file.stat().st_size}
         if len(of_size) > 1:  # written more than once
-            of_size &= {sealed_hash(file)}
+            of_size &= {file_hash(file)}
         return next(iter(of_size), None)
 
     def _notes(self) -> dict[str, set[tuple[int, str]]]:
@@ -95,23 +94,12 @@ def check_hash(file: Path, wanted: str, remedy: str) -> None:
     Raises:
         L2VError: with what mends it.
     """
-    if sealed_hash(file) != wanted:
+    if file_hash(file) != wanted:
         raise L2VError(f"{file}: is damaged (its hash is another than was noted); {remedy}")
-
-
-def sealed_hash(file: Path) -> str:
-    """SHA-256 of a file, computed once a process while the file stays as it is."""
-    stat = file.stat()
-    return _hash_of(file, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=100_000)
-def _hash_of(file: Path, size: int, changed: int) -> str:
-    return file_hash(file)
 
 
 def _is_there(file: Path, noted: set[tuple[int, str]]) -> bool:
     if not noted or not file.is_file():
         return False
     size = file.stat().st_size
-    return any(size == one for one, _ in noted) and (size, sealed_hash(file)) in noted
+    return any(size == one for one, _ in noted) and (size, file_hash(file)) in noted

@@ -14,7 +14,7 @@ from typing import Any
 from l2v.errors import L2VError
 from l2v.runs.files import check_inside, machine, read_json, remove_drafts, write_json, write_text
 from l2v.runs.hashes import folder_hash
-from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
+from l2v.runs.lineage import AdapterRecord, Lineage, encoder_hash, lineage_base, lineage_head, recorded_base
 from l2v.runs.locks import SILENCE, alone, pulse, silence
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -245,7 +245,7 @@ def lineage_at(run: Run, folder: Path) -> Lineage:
 
 def finish_lineage(run: Run, stage: str) -> None:
     """Add what the run trained to its lineage: its adapter, or its full weights as the new base."""
-    lineage = run.lineage()
+    lineage = replace(run.lineage(), encoder=encoder_hash(run.encoder))
     if lineage.base == run.encoder.name:  # trained longer than at first
         lineage = replace(lineage, base_hash="sha256:" + folder_hash(run.encoder))
     elif run.adapter.exists():

@@ -347,6 +347,15 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
     assert logger.last() == {"step": 1, "time": 2.0, "train/loss": 3.0}
 
 
+@pytest.mark.parametrize("line", [b'{"step": 2, "ti', b'{"step": 2, "t\xffme": 3}', b"[2]", b'{"loss": 1}'])
+def test_metrics_with_a_broken_line_before_others_are_left_as_they_are(tmp_path: Path, line: bytes) -> None:
+    whole = b'{"step": 1, "time": 2.0}\n' + line + b'\n{"step": 3, "time": 4.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(whole)
+    with pytest.raises(L2VError, match=r"metrics.jsonl:(2: (not JSON|expected an object)| a row has no step)"):
+        RunLogger(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
 def test_validation_hides_the_same_tokens_every_time(tiny: Tiny) -> None:
     class Hidden(Batches):
         def on_validation_batch_start(self, trainer: Any, stage: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
