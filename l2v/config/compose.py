@@ -145,10 +145,16 @@ def merge_overrides(
         where: the override that the run was named by, for errors.
 
     Raises:
-        L2VError: the saved config names other code, trusts that of its model, or writes outside of the run.
+        L2VError: the saved config is cut off, names other code, trusts that of its model, or writes outside of the
+            run.
     """
     keys = [override.lstrip("+~").split("=", 1)[0] for override in given]
     keys = [key for key in keys if key not in ("resume", "debug")]
+    if missing := [str(key) for key in composed if key not in saved and key not in keys]:
+        raise L2VError(
+            f"{where}: its config.yaml has no {missing[0]}, so it is cut off or of another version; put a copy in its "
+            f"place, or give {', '.join(f'{key}=...' for key in missing)}"
+        )
     kept = _without(saved, keys)
     check_definitions(kept, allowed_modules(), where)
     check_trust(kept, where)

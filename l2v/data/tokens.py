@@ -12,7 +12,7 @@ import pyarrow
 from transformers import PreTrainedTokenizerBase
 
 from l2v.data.texts import TextSource
-from l2v.errors import L2VError
+from l2v.errors import L2VError, panics_told
 from l2v.progress import track
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.ledger import is_kept, seal
@@ -44,7 +44,9 @@ def block_rows(
     def make(chunks: Iterable[list[str]]) -> Iterator[tuple[list[int]]]:
         rest: list[int] = []
         for chunk in chunks:
-            for ids in tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]:
+            with panics_told():
+                encoded = tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]
+            for ids in encoded:
                 rest += ids
                 if ids and ids[-1] != tokenizer.eos_token_id:
                     rest.append(tokenizer.eos_token_id)

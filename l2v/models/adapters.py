@@ -1,5 +1,9 @@
 """Adapters on a decoder: new ones, saved ones, and what training changes."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -102,6 +106,51 @@ def _check_kind(config: PeftConfig, what: str) -> None:
         raise L2VError(f"{what}: megatron_config imports the module that it names; adapters of Megatron are not read")
 
 
+def _check_sizes(config: PeftConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Refuse ranks that no tensor of the adapter has, before matrices of that size are made.
+
+    Raises:
+        L2VError: naming the rank.
+    """
+    largest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
+    pattern = getattr(config, "rank_pattern", None) or {}
+    for rank in (getattr(config, "r", 0), *pattern.values()):
+        if isinstance(rank, int) and rank > largest:
+            raise L2VError(f"{folder}: {ADAPTER_CONFIG} says r={rank}, and no tensor of the adapter is that large")
+
+
+def _check_patterns(config: PeftConfig, decoder: nn.Module, folder: Path) -> None:
+    """Refuse patterns that are none, or take for ever on the names of the decoder's modules.
+
+    They are tried in a process of their own, since nothing ends one that backtracks.
+
+    Raises:
+        L2VError: one cannot be used.
+    """
+    whole = [getattr(config, setting, None) for setting in ("target_modules", "exclude_modules")]
+    patterns = [pattern for pattern in whole if isinstance(pattern, str) and pattern != "all-linear"]
+    for setting in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({name})$" for name in getattr(config, setting, None) or {}]
+    layers = getattr(config, "layers_pattern", None) or []
+    patterns += [rf".*\.{name}\.(\d+)\..*" for name in ([layers] if isinstance(layers, str) else layers)]
+    if not patterns:
+        return
+    program = "import json, re, sys; p, n = json.load(sys.stdin); [re.fullmatch(a, b) for a in p for b in n]"
+    task = json.dumps([patterns, [name for name, _ in decoder.named_modules()]])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=task, text=True, timeout=_SECONDS, capture_output=True
+        )
+        usable = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        usable = False
+    if not usable:
+        raise L2VError(f"{folder}: {ADAPTER_CONFIG} has a pattern that cannot be used, one of {', '.join(patterns)}")
+
+
+_SECONDS = 10
+
+
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
     """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
 
@@ -117,13 +166,15 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pef
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
     _check_kind(config, str(folder))
+    _check_sizes(config, weights, folder)
+    _check_patterns(config, decoder, folder)
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:
         with quiet():
             adapted = get_peft_model(decoder, config)
-    except ValueError as error:
-        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {error}") from None
+    except Exception as error:  # its config may say anything
+        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {first_line(error)}") from None
     expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
     found = {k: v.shape for k, v in weights.items()}
     if expected != found:

@@ -121,7 +121,7 @@ class Run:
         """Locks may not reach another machine: there, what counts is when it touched its record last."""
         if not self.record_file.exists() or (record := self.record())["status"] != "running":
             return
-        if record["process"].get("machine") == machine():
+        if record.get("process", {}).get("machine") == machine():
             return
         quiet = silence(self.record_file, lock)
         if quiet < SILENCE:
@@ -132,8 +132,8 @@ class Run:
     def _taken(self) -> str:
         who = "another process"
         if self.record_file.exists():
-            process = self.record()["process"]
-            who = f"process {process['pid']} of {process['host']}"
+            process = self.record().get("process", {})
+            who = f"process {process.get('pid')} of {process.get('host')}"
         return f"{self.folder}: {who} is training in it; stop that one first"
 
     @staticmethod
@@ -192,7 +192,15 @@ class Run:
         return self.record_file.exists() and self.record()["status"] == "finished"
 
     def record(self) -> dict[str, Any]:
-        return read_json(self.record_file)
+        """What ``run.json`` says.
+
+        Raises:
+            L2VError: it is no record of a run.
+        """
+        record = read_json(self.record_file)
+        if not isinstance(record, dict) or not isinstance(record.get("process", {}), dict) or "status" not in record:
+            raise L2VError(f"{self.record_file}: not the record of a run: expected status, process, step, ...")
+        return record
 
     def update(self, **fields: Any) -> None:
         """Change fields of ``run.json``."""

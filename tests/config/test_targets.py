@@ -193,6 +193,23 @@ def test_loggers_of_a_run_that_was_moved_write_where_it_is_now(run: Path) -> Non
     assert list((now / "csv").rglob("metrics.csv")) and not run.exists()
 
 
+def test_a_config_that_is_cut_off_is_refused(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    for end in (0, text.index("adapter:"), text.index("  lora:"), text.index("seed:"), text.index("objective:")):
+        (run / "config.yaml").write_text(text[:end])
+        with pytest.raises(
+            L2VError, match=f"resume={run}: its config.yaml (has no .* cut off|cannot be read|is not a)"
+        ):
+            resume(run)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"status": 3', '{"status": "running", "process": 3}'])
+def test_a_record_that_is_none_is_one_line(run: Path, text: str) -> None:
+    (run / "run.json").write_text(text)
+    with pytest.raises(L2VError, match=r"run.json:? ?\d?:? (not the record of a run|not JSON)"):
+        resume(run)
+
+
 def test_a_stage_in_a_runs_lineage_is_a_name_and_no_path(run: Path, tiny_model: Path, monkeypatch) -> None:
     lineage = json.loads((run / "lineage.json").read_text())
     tiny = Tiny(run.parents[1], tiny_model, monkeypatch)
