@@ -32,9 +32,9 @@ def one_line(error: BaseException, folders: Sequence[Path]) -> str:
         key = found[1] or found[2]
         if owners := _options_with(key, folders):
             return f"{key}: not a setting of the chosen options; it is one of {', '.join(owners)}, so choose that too"
-        if key in (known := list(_keys(folders))):
+        if key in (keys := list(_keys(folders))):
             return f"{key}: holds no such keys yet; add them one by one, as +{key}.<key>=<value>"
-        return f"{key}: no such setting{guess(key, known)}"
+        return f"{key}: no such setting{guess(key, keys)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; an override is key=value"
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):

@@ -1,6 +1,7 @@
 """Which data sets are mixed, and how each is read."""
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from l2v.data.readers import RECORD_FILES, Record, content, count_records, find, records
+from l2v.data.files import RECORD_FILES, content, ending, find, stem
+from l2v.data.readers import AS_USUAL, Reading, Record, count_records, records
 from l2v.data.texts import load_hub
 from l2v.errors import L2VError
 from l2v.progress import track
@@ -50,6 +52,8 @@ class SetOptions:
     """Fraction of the rows to use: a fixed seeded choice."""
     on_error: Literal["fatal", "skip"] | None = None
     """What to do about a row that cannot be read, has a field missing or an empty text."""
+    reading: Reading | None = None
+    """How rows of files are read that leave a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,11 @@ class TripletSet(SetOptions):
 
     def paths(self) -> list[Path]:
         return find(self.files, f"{self.override}.files") if self.files is not None else []
+
+    @property
+    def how(self) -> Reading:
+        """How rows of files are read that leave a choice."""
+        return self.reading or AS_USUAL
 
     @property
     def wordings(self) -> list[str | None]:
@@ -117,7 +126,8 @@ class TripletSet(SetOptions):
     def fingerprint(self) -> str:
         """Of the files' bytes and of every option that makes the rows."""
         options = dataclasses.asdict(self)
-        for key in ("files", "override", *(() if self.task else ("name",)), *(() if self.share != 1 else ("seed",))):
+        unneeded = [*(() if self.task else ("name",)), *(() if self.share != 1 else ("seed",))]
+        for key in ("files", "override", *unneeded, *(("reading",) if self.reading == AS_USUAL else ())):
             del options[key]
         return content(self.paths()) + json.dumps(options, sort_keys=True)
 
@@ -141,7 +151,9 @@ class TripletSet(SetOptions):
         counts = [count_records(path) for path in paths]
         total = None if None in counts else sum(count or 0 for count in counts)
         all_records = (
-            r for path in paths for r in records(path, self.columns, self.override + ".query/positive/negative")
+            record
+            for path in paths
+            for record in records(path, self.columns, self.override + ".query/positive/negative", self.how)
         )
         yield from track(all_records, title, total=total, show=show)
 
@@ -172,6 +184,7 @@ class TripletMix(SetOptions):
     symmetric: bool | list[bool] | None = False
     share: Annotated[float, Gt(0), Le(1)] | None = 1.0
     on_error: Literal["fatal", "skip"] | None = "fatal"
+    reading: Reading | None = AS_USUAL
     override: str = "data.train"
     """What an error names."""
 
@@ -208,16 +221,16 @@ class TripletMix(SetOptions):
             return {name: (self._placed(name, own), f"{group}.sets.{name}") for name, own in self.sets.items()}
         if self.files is not None or self.hub is not None:
             one_file = isinstance(self.files, str) and Path(self.files).expanduser().is_file()
-            name = Path(str(self.files)).stem if one_file else self.hub or "triplets"
+            name = stem(Path(str(self.files))) if one_file else self.hub or "triplets"
             return {name: (SetOptions(), self.override)}
         if self.folder is None:
             raise L2VError(f"{self.override}.files: must be given (or {group}.folder, or {group}.sets)")
-        files = sorted(file for file in self._folder().iterdir() if file.suffix.lower() in RECORD_FILES)
+        files = sorted(file for file in self._folder().iterdir() if _is_data(file))
         if not files:
             raise L2VError(f"{group}.folder={self.folder}: expected {', '.join(RECORD_FILES)} files, found none")
-        if len({file.stem for file in files}) < len(files):
+        if len({stem(file) for file in files}) < len(files):
             raise L2VError(f"{group}.folder={self.folder}: two files of the same name; list them in {group}.sets")
-        return {file.stem: (SetOptions(files=str(file)), f"{group}.sets.{file.stem}") for file in files}
+        return {stem(file): (SetOptions(files=str(file)), f"{group}.sets.{stem(file)}") for file in files}
 
     def _folder(self) -> Path:
         group = self.override.partition(".")[0]
@@ -232,7 +245,8 @@ class TripletMix(SetOptions):
         if own.files is not None or own.hub is not None or (self.task and (self.files or self.hub)):
             return own
         folder = self._folder()
-        found = [folder / (name + ending) for ending in RECORD_FILES if (folder / (name + ending)).is_file()]
+        beside = (file for file in folder.glob(f"{glob.escape(name)}.*") if stem(file) == name and _is_data(file))
+        found = sorted(beside, key=lambda file: RECORD_FILES.index(ending(file)))
         if not found:
             group = self.override.partition(".")[0]
             raise L2VError(f"{group}.folder={self.folder}: no {name}.jsonl (.csv, .tsv, .parquet) in it")
@@ -262,3 +276,8 @@ class TripletMix(SetOptions):
             f"triplets:{self.part}:{self.held_out}:{self.seed}:"
             + hashlib.sha256("\n".join(prints).encode()).hexdigest()
         )
+
+
+def _is_data(file: Path) -> bool:
+    """Whether a file of a folder is a data set; a .json beside them may say something of them."""
+    return ending(file) in RECORD_FILES and ".json" not in file.suffixes

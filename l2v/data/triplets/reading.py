@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from l2v.data.order import seed_of
+from l2v.data.readers import as_text, number_hint
 from l2v.data.triplets.options import TripletMix, TripletSet
 from l2v.errors import L2VError
 from l2v.text.tokenization import clean
@@ -102,8 +103,8 @@ def _triplet(one: TripletSet, number: int, values: Any) -> tuple[Triplet, int]:
     have the highest score of all, whatever the model; one that is there twice would count twice.
     """
     assert one.query is not None and one.positive is not None
-    query = _text(values, one.query, f"{one.override}.query")
-    positive = _text(values, one.positive, f"{one.override}.positive")
+    query = _text(one, values, one.query, f"{one.override}.query")
+    positive = _text(one, values, one.positive, f"{one.override}.positive")
     scores = [math.nan]
     if one.positive_score is not None:
         scores[0] = _known(_field(values, one.positive_score, f"{one.override}.positive_score"), one.positive_score)
@@ -132,7 +133,9 @@ def _negatives(one: TripletSet, values: Any) -> list[tuple[str, float]]:
             continue
         texts = value if isinstance(value, list) else [value]
         scores = [math.nan] * len(texts) if scored is None else _scores(one, values, scored, len(texts))
-        found += [(_text({column: text}, column, override), score) for text, score in zip(texts, scores, strict=True)]
+        found += [
+            (_text(one, {column: text}, column, override), score) for text, score in zip(texts, scores, strict=True)
+        ]
     return found
 
 
@@ -168,10 +171,11 @@ def _field(values: Any, column: str, override: str) -> Any:
     return values[column]
 
 
-def _text(values: Any, column: str, override: str) -> str:
-    found = _field(values, column, override)
+def _text(one: TripletSet, values: Any, column: str, override: str) -> str:
+    found = as_text(_field(values, column, override), one.how)
     if not isinstance(found, str):
-        raise _BrokenRow(f"expected a text under {column!r}, found {type(found).__name__}")
+        way_out = f" ({hint})" if (hint := number_hint(found)) else ""
+        raise _BrokenRow(f"expected a text under {column!r}, found {type(found).__name__}{way_out}")
     text = clean(found).strip()
     if not text:
         raise _BrokenRow(f"the text under {column!r} is empty")
