@@ -70,6 +70,22 @@ def count_records(path: Path) -> int | None:
     return None
 
 
+def column_names(path: Path, rows: int = 1000) -> list[str] | None:
+    """The columns of a file: of objects, those that the first rows have; None where no row is one.
+
+    Raises:
+        L2VError: see :func:`records`.
+    """
+    if ending(path) == ".parquet":
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(path).names)
+    found: dict[str, None] = {}
+    for record in itertools.islice(records(path, (), ""), rows if ending(path) == ".jsonl" else 1):
+        found |= dict.fromkeys(record.values) if isinstance(record.values, dict) else {}
+    return [str(name) for name in found] or None
+
+
 def check_columns(have: Iterable[Any], columns: Iterable[str], where: str, override: str) -> None:
     """Raise an L2VError for the first column that is not there, with those that are."""
     names = list(have)
@@ -140,13 +156,14 @@ def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) ->
             yield where, [values[column] for column in names]
         return
     numbers = [column for column in columns if isinstance(column, int)]
+    named = [str(column) for column in columns]
     header: list[str] | None = None
     for line, fields, problem in delimited(path, delimiter, quotes=False, way_out=""):
         where = f"{path}:{line}"
         if problem:
             raise L2VError(f"{where}: {problem}")
         if len(numbers) < len(columns):
-            header, named = fields, [str(column) for column in columns]
+            header = fields
             check_columns(header, named, str(path), f"the settings of {name}")
             if doubled := header_problem(header, named):
                 raise L2VError(f"{path}: {doubled}")
@@ -157,6 +174,8 @@ def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) ->
         if max(numbers) >= len(fields):
             raise L2VError(f"{where}: {len(fields)} columns; expected one with number {max(numbers)}")
         yield where, [fields[number] for number in numbers]
+    if len(numbers) < len(columns):
+        check_columns([], named, str(path), f"the settings of {name}")
 
 
 def text_of(values: Any, column: str, where: str, override: str, reading: Reading = AS_USUAL) -> str:
@@ -190,16 +209,19 @@ def _is_number(value: Any) -> bool:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    """An object a line; or one list of objects, where the file begins with its bracket and is no .jsonl."""
+    """An object a line; of a .json also one list of objects, by itself or under ``data``."""
     with opened(path) as file:
         first = file.readline()
-        if path.suffix.lower() != ".jsonl" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        if path.suffix.lower() == ".json" and not _is_a_line(first):
             try:
-                listed = json.loads((first + file.read()).decode("utf-8-sig"))
+                whole = json.loads((first + file.read()).decode("utf-8-sig"))
             except UnicodeDecodeError as error:
                 raise L2VError(f"{path}: {not_utf8(error)}") from None
             except (json.JSONDecodeError, RecursionError) as error:
                 raise L2VError(f"{path}: not JSON ({first_line(error)})") from None
+            listed = whole.get("data") if isinstance(whole, dict) else whole
+            if not isinstance(listed, list):
+                raise L2VError(f"{path}: expected an object a line, a list of objects, or one under 'data'")
             yield from (Record(f"{path}:{number}", values) for number, values in enumerate(listed, 1))
             return
         for number, line in enumerate(itertools.chain([first], file), 1):
@@ -212,6 +234,15 @@ def _json(path: Path) -> Iterator[Record]:
                 yield Record(where, None, not_utf8(error))
             except json.JSONDecodeError as error:
                 yield Record(where, None, f"not JSON ({error.msg})")
+
+
+def _is_a_line(line: bytes) -> bool:
+    """Whether a first line is a row of its own, and no beginning of one list or object."""
+    try:
+        found = json.loads(line.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return isinstance(found, dict) and not isinstance(found.get("data"), list)
 
 
 def _csv(path: Path, columns: list[str], override: str, reading: Reading) -> Iterator[Record]:
@@ -248,7 +279,7 @@ def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
         raise L2VError(f"{path}: not Parquet ({first_line(error)})") from None
     check_columns(file.schema_arrow.names, columns, str(path), override)
     number = 0
-    for batch in file.iter_batches(batch_size=1000, columns=columns):
+    for batch in file.iter_batches(batch_size=1000, columns=columns or None):
         for values in batch.to_pylist():
             number += 1
             yield Record(f"{path}:{number}", values)

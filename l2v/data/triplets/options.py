@@ -17,6 +17,9 @@ from l2v.data.texts import load_hub
 from l2v.errors import L2VError
 from l2v.progress import track
 
+Format = Literal["own", "flagembedding", "tevatron", "sentence-transformers", "nemo", "beir", "msmarco"]
+BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetOptions:
@@ -54,6 +57,12 @@ class SetOptions:
     """What to do about a row that cannot be read, has a field missing or an empty text."""
     reading: Reading | None = None
     """How rows of files are read that leave a choice."""
+    prompt: str | None = None
+    """A column with each row's own instruction for its query, where ``query_instructions`` are none."""
+    format: Format | None = None
+    """Whose layout the files have; None: as their columns tell."""
+    corpus: str | list[str] | None = None
+    """The documents, where rows have their ids: a path, a glob pattern or a list of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,7 @@ class TripletSet(SetOptions):
         if self.files is not None and self.hub is not None:
             raise L2VError(f"{self.override}.files and {self.override}.hub exclude each other; give one")
         self.paths()
+        self.corpus_paths()
         if self.negative_scores is not None and len(self.score_columns) != len(self.negatives):
             raise L2VError(
                 f"{self.override}.negative_scores: expected a column for each of {len(self.negatives)} negative "
@@ -85,7 +95,30 @@ class TripletSet(SetOptions):
             )
 
     def paths(self) -> list[Path]:
-        return find(self.files, f"{self.override}.files") if self.files is not None else []
+        """The files; of a BEIR folder its corpus, its queries and the judgements of ``split`` (train)."""
+        if self.files is None:
+            return []
+        folder = Path(self.files).expanduser() if isinstance(self.files, str) else None
+        if folder is None or not folder.is_dir():
+            return find(self.files, f"{self.override}.files")
+        corpus, queries, judgements = (folder / name for name in BEIR_FILES)
+        parts = [corpus, queries, judgements / f"{self.split or 'train'}.tsv"]
+        for part in parts:
+            if not part.is_file():
+                raise L2VError(
+                    f"{self.override}.files={folder}: a folder without {part.relative_to(folder)}; expected files, or "
+                    f"a folder of BEIR's with {', '.join(BEIR_FILES)}/<{self.override}.split>.tsv"
+                )
+        return parts
+
+    def corpus_paths(self) -> list[Path]:
+        return find(self.corpus, f"{self.override}.corpus") if self.corpus is not None else []
+
+    @property
+    def layout(self) -> Format | None:
+        """Whose layout the files have; None: as their columns tell."""
+        is_folder = isinstance(self.files, str) and Path(self.files).expanduser().is_dir()
+        return "beir" if is_folder else self.format
 
     @property
     def how(self) -> Reading:
@@ -112,7 +145,7 @@ class TripletSet(SetOptions):
     @property
     def columns(self) -> list[str]:
         scores = [self.score, self.positive_score, *self.score_columns]
-        named = [self.query, self.positive, *self.negatives, *scores, self.task]
+        named = [self.query, self.positive, *self.negatives, *scores, self.task, self.prompt]
         return [name for name in named if name is not None]
 
     def instructions(self, number: int) -> tuple[str | None, str | None]:
@@ -127,9 +160,11 @@ class TripletSet(SetOptions):
         """Of the files' bytes and of every option that makes the rows."""
         options = dataclasses.asdict(self)
         unneeded = [*(() if self.task else ("name",)), *(() if self.share != 1 else ("seed",))]
-        for key in ("files", "override", *unneeded, *(("reading",) if self.reading == AS_USUAL else ())):
+        unneeded += ["reading"] if self.reading == AS_USUAL else []
+        unneeded += [key for key in ("prompt", "format") if options[key] is None]
+        for key in ("files", "corpus", "override", *unneeded):
             del options[key]
-        return content(self.paths()) + json.dumps(options, sort_keys=True)
+        return content([*self.paths(), *self.corpus_paths()]) + json.dumps(options, sort_keys=True)
 
     def records(self, *, show: bool) -> Iterator[Record]:
         """The rows as they are in the files or on the hub, with a progress bar."""
