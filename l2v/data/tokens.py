@@ -17,6 +17,7 @@ from l2v.progress import track
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, clean, tokenize
+from l2v.text.vocabulary import check_ids
 
 _CHUNK = 1000
 _FILE = "rows.arrow"
@@ -43,9 +44,11 @@ def block_rows(
     def make(chunks: Iterable[list[str]]) -> Iterator[tuple[list[int]]]:
         rest: list[int] = []
         for chunk in chunks:
-            for ids in tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]:
+            rows = tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]
+            check_ids(chunk, rows, tokenizer)
+            for ids in rows:
                 rest += ids
-                if ids and ids[-1] != tokenizer.eos_token_id:
+                if ids and tokenizer.eos_token_id not in (None, ids[-1]):
                     rest.append(tokenizer.eos_token_id)
             whole = len(rest) - len(rest) % length
             yield from ((rest[begin : begin + length],) for begin in range(0, whole, length))
