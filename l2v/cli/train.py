@@ -43,9 +43,11 @@ def main(composed: DictConfig) -> float | None:
     else:
         composed.name = composed.name or _free_name(Path(composed.runs_dir))
         run = Run(Path(composed.run_dir))
+    of_init = configs.model_of_init(composed.init_from, configs.overrides()) if configs.is_multirun() else []
     try:
-        if configs.is_multirun() and _starts_processes(composed.trainer):
-            # a point of a sweep starts processes that run the same command line: it gets one of its own
+        if configs.is_multirun() and (_starts_processes(composed.trainer) or of_init):
+            # a point of a sweep starts processes that run the same command line, or has a model of its own from
+            # init_from: it gets a command line of its own
             point = [override for override in configs.overrides() if not override.startswith("name=")]
             named = [] if resume else [f"name={composed.name}"]
             run_program("train", [*point, *configs.search_overrides(), *named], "the point")
@@ -157,7 +159,24 @@ def _check_base(init_from: str | list[str] | None, base: Source, start: Initiali
         )
 
 
+_OF_THE_RUN = ("stage.name", "stage._target_", "model.source", "model.revision", "model.kind", "init_from")
+"""What makes a run what it is, with its adapter."""
+
+
 def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
+    """A run goes on as what it is, and a finished one goes on longer.
+
+    Raises:
+        L2VError: see there; nothing of the run is changed.
+    """
+    saved = configs.read_saved(run.folder / "config.yaml", f"resume={run.folder}")
+    was, now = _identity(saved), _identity(config)
+    for name in [*now, *was]:
+        if was.get(name) != now.get(name):
+            raise L2VError(
+                f"resume={run.folder}: {name}={now.get(name)}, but the run is one of {name}={was.get(name)} and stays "
+                f"so; leave it out, or begin a new run from this one by init_from={run.folder}"
+            )
     if run.record()["data"] != data and not any(o.lstrip("+").startswith("data") for o in configs.overrides()):
         raise L2VError(
             f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
@@ -177,6 +196,16 @@ def _is_whole(run: Run) -> bool:
     except L2VError:
         return False
     return True
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, by dotted names. An adapter's dropout may change."""
+    return {
+        name: value
+        for name, value in configs.leaves(config)
+        if name in _OF_THE_RUN
+        or (name.startswith("adapter.") and "dropout" not in name and not isinstance(value, dict))
+    }
 
 
 def _free_name(runs: Path) -> str:

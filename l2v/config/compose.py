@@ -14,25 +14,46 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from l2v.config.targets import check_definitions, check_overrides, check_places, check_trust
+from l2v.config.typed import parsed, take_texts
 from l2v.errors import L2VError, first_line
 from l2v.trust import allowed_modules
 
 
-def with_model_of_init(arguments: list[str]) -> list[str]:
+def with_model_of_init(arguments: Sequence[str]) -> list[str]:
     """``init_from=<run>`` without ``model=`` takes the run's model, with the overrides that it was given.
+
+    Settings of the model that are given beside it are changed, as anywhere. A sweep over several runs is left as it is:
+    each of its points asks :func:`model_of_init`.
 
     Raises:
         L2VError: they name code, see :func:`~l2v.config.targets.check_overrides`.
     """
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    record = Path(given.get("init_from", "")).expanduser() / "run.json"
-    if "init_from" not in given or any(re.match(r"\+*model\b", key) for key in given) or not record.is_file():
-        return arguments
+    given = [override for argument in arguments if (override := parsed(argument)) is not None]
+    runs = [one.value() for one in given if one.key_or_group == "init_from" and not one.is_sweep_override()]
+    return [*arguments, *model_of_init(runs[-1] if runs else None, arguments)]
+
+
+def model_of_init(init_from: Any, given: Sequence[str]) -> list[str]:
+    """The overrides of ``model`` that a run was given and the command line says nothing else for.
+
+    Args:
+        init_from: the setting, as Hydra reads it.
+        given: the command line, or the overrides of a point of a sweep.
+
+    Raises:
+        L2VError: they name code, see :func:`~l2v.config.targets.check_overrides`.
+    """
+    keys = {override.lstrip("+~").partition("=")[0] for override in given}
+    if not isinstance(init_from, str) or keys & {"model", "model@model"}:
+        return []
+    record = Path(init_from).expanduser() / "run.json"
+    if not record.is_file():
+        return []
     from l2v.runs.files import read_json
 
     overrides = [str(o) for o in read_json(record).get("overrides", []) if re.match(r"\+*model[.=]", str(o))]
-    check_overrides(overrides, allowed_modules(), f"init_from={given['init_from']}")
-    return [*arguments, *overrides]
+    check_overrides(overrides, allowed_modules(), f"init_from={init_from}")
+    return [override for override in overrides if override.lstrip("+~").partition("=")[0] not in keys]
 
 
 # a composed config
@@ -67,7 +88,9 @@ def plain(config: DictConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
 
 def compose(name: str, overrides: list[str]) -> dict[str, Any]:
     """Another of the configs in ``conf/``, from inside a task."""
-    return plain(hydra.compose(config_name=name, overrides=overrides))
+    config = hydra.compose(config_name=name, overrides=overrides)
+    take_texts(config, overrides, name)
+    return plain(config)
 
 
 def choices() -> dict[str, str]:

@@ -183,7 +183,7 @@ def check_trust(config: Any, where: str) -> None:
     Raises:
         L2VError: naming the setting.
     """
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         if key.rpartition(".")[2] == "trust_remote_code" and value:
             raise L2VError(f"{where}: {key}={value} lets code of the model run, which is yours to say: {key}=true")
 
@@ -204,13 +204,13 @@ def check_places(config: Any, folder: Path, where: str) -> None:
 
 def _targets(config: Any) -> Iterator[tuple[str, Any]]:
     """The place and the name of every target."""
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         place, _, last = key.rpartition(".")
         if last == "_target_":
             yield place, value
 
 
-def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted name and the value of every key, those with further ones inside too."""
     items: Iterator[tuple[Any, Any]] = iter(())
     if isinstance(node, dict):
@@ -220,7 +220,7 @@ def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in items:
         name = f"{where}.{key}" if where else str(key)
         yield name, value
-        yield from _leaves(value, name)
+        yield from leaves(value, name)
 
 
 def _is_trusted(target: Any, allowed: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.ledger import is_kept, seal
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, clean, tokenize
+from l2v.text.vocabulary import check_ids
 
 _CHUNK = 1000
 _FILE = "rows.arrow"
@@ -45,10 +46,11 @@ def block_rows(
         rest: list[int] = []
         for chunk in chunks:
             with panics_told():
-                encoded = tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]
-            for ids in encoded:
+                rows = tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]
+            check_ids(chunk, rows, tokenizer)
+            for ids in rows:
                 rest += ids
-                if ids and ids[-1] != tokenizer.eos_token_id:
+                if ids and tokenizer.eos_token_id not in (None, ids[-1]):
                     rest.append(tokenizer.eos_token_id)
             whole = len(rest) - len(rest) % length
             yield from ((rest[begin : begin + length],) for begin in range(0, whole, length))

@@ -49,7 +49,7 @@ class Encoder:
         backbone: Backbone,
         *,
         pooling: PoolingName | Pooling = "mean",
-        max_length: int = 512,
+        max_length: int | None = None,
         text_max_length: int | None = None,
         prompt: Prompt | None = None,
         padding_side: str = "right",
@@ -59,6 +59,8 @@ class Encoder:
         check_choice("padding_side", padding_side, ("right", "left"))
         check_length("max_length", max_length)
         check_length("text_max_length", text_max_length)
+        max_length = backbone.usual_length(max_length)
+        backbone.check_length(max_length, "max_length")
         self.backbone = backbone
         self.pooling: PoolingName | Pooling = pooling
         self.max_length = max_length
@@ -131,7 +133,7 @@ class Encoder:
         return cls(
             backbone,
             pooling=pooling,
-            max_length=settings.get("max_length", 512),
+            max_length=settings.get("max_length"),
             text_max_length=settings.get("text_max_length"),
             prompt=Prompt.of(
                 backbone.tokenizer,
@@ -190,6 +192,7 @@ class Encoder:
                                truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
         max_length = max_length if max_length is not None else self.max_length
         check_length("max_length", max_length)
+        self.backbone.check_length(max_length, "max_length")
         if batch_size < 1:
             raise L2VError(f"batch_size must be at least 1, got {batch_size}")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
+from l2v.data.files import ending
 from l2v.data.readers import records, text_of
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
@@ -129,11 +130,11 @@ def _write(rows: Iterator[dict[str, str]], columns: list[str], file: Path) -> di
 
 def _rows(files: FileTexts, columns: dict[str, str]) -> Iterator[dict[str, str]]:
     for path in files.paths():
-        if path.suffix.lower() == ".txt":
+        if ending(path) == ".txt":
             lines = FileTexts(str(path), override=files.override).texts()
             yield from (dict.fromkeys(columns, line) for line in lines)
             continue
-        for where, row, problem in records(path, columns, " and ".join(columns.values())):
+        for where, row, problem in records(path, columns, " and ".join(columns.values()), files.reading):
             if problem:
                 raise L2VError(f"{where}: {problem}")
-            yield {column: text_of(row, column, where, override) for column, override in columns.items()}
+            yield {column: text_of(row, column, where, own, files.reading) for column, own in columns.items()}

@@ -16,7 +16,7 @@ from l2v.kernels.linear import keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, load_adapter, new_adapter
-from l2v.models.bidirectional import Attention, accepts_position_ids
+from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
 from l2v.models.loading import cast_weights, choose_attn_implementation, load_decoder, set_attention_dropout
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
@@ -37,6 +37,7 @@ class Backbone(nn.Module):
         tokenizer: the decoder's tokenizer; it has a padding token and pads on the right.
         pooling: one with weights, which are trained, kept and moved with the decoder's; None for those by name.
         proof: what was seen when the attention was proven at loading.
+        positions: tokens that a row may have, where the model has learned its positions; None: any number.
 
     Example:
         >>> from l2v import Backbone
@@ -65,6 +66,7 @@ class Backbone(nn.Module):
         self.proof = proof
         self.attention: Attention = attention
         self.pooling: Pooling | None = None
+        self.positions = learned_positions(decoder)
         self._accepts_position_ids = accepts_position_ids(decoder)
         self._packing_is_proven = False
         if head is not None:
@@ -127,6 +129,15 @@ class Backbone(nn.Module):
     def hidden_size(self) -> int:
         return self.config.get_text_config().hidden_size
 
+    def check_length(self, tokens: int, setting: str) -> None:
+        """Raise an L2VError where rows of so many tokens would go beyond the positions that the model has learned."""
+        if self.positions is not None and tokens > self.positions:
+            raise L2VError(f"{setting}={tokens}: this model has learned {self.positions} positions; lower it to that")
+
+    def usual_length(self, wanted: int | None) -> int:
+        """Tokens of a text: as wanted, else 512, or fewer where the model has not learned so many positions."""
+        return wanted or min(512, self.positions or 512)
+
     @property
     def has_adapter(self) -> bool:
         return isinstance(self.decoder, PeftModel)
@@ -157,6 +168,7 @@ class Backbone(nn.Module):
                 prove_packing(self.decoder)
                 self._packing_is_proven = True
             return packed_states(self.decoder, input_ids, segment_ids)
+        self.check_length(input_ids.shape[1], "tokens of a row")
         positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         return output.last_hidden_state
@@ -308,5 +320,6 @@ def row_groups(
 
 def hidden_states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
     """Of every layer, the embeddings first: (batch, length, hidden) each. The last went through the final norm."""
+    backbone.check_length(ids.shape[1], "tokens of a row")
     output = backbone.decoder(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
     return [*output.hidden_states[:-1], output.last_hidden_state]

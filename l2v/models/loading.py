@@ -35,6 +35,7 @@ from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
 from l2v.runs.ledger import is_kept, seal
 from l2v.runs.locations import Source, model_file, not_on_hub
+from l2v.text.vocabulary import settle
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,9 @@ def load_tokenizer_and_config(
 
 def _tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return tokenizer, AutoConfig.from_pretrained(place.path, **arguments)
+    config = AutoConfig.from_pretrained(place.path, **arguments)
+    settle(tokenizer, getattr(config.get_text_config(), "vocab_size", None))
+    return tokenizer, config
 
 
 def _check_kind(source: Source, config: Any, kind: Kind) -> None:

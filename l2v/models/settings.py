@@ -39,7 +39,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class EncoderSettings:
     """An encoder: its source, how it is loaded, and how texts become vectors. None: as it was saved with the encoder.
 
-    The config group ``conf/base/encoder.yaml`` has the same settings, and so have ``Encoder.from_pretrained`` and, of
+    The config group ``conf/common/encoder.yaml`` has the same settings, and so have ``Encoder.from_pretrained`` and, of
     training, ``model=``.
 
     Example:

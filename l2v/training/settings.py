@@ -130,7 +130,7 @@ class Training:
         return Encoder(
             backbone,
             pooling=backbone.pooling or self.model.pooling or "mean",
-            max_length=self.model.max_length or 512,
+            max_length=self.model.max_length,
             text_max_length=self.model.text_max_length,
             prompt=self.model.prompt(backbone.tokenizer),
         )

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -540,8 +541,8 @@ def test_the_defaults_of_the_config_are_those_of_the_class(tmp_path) -> None:
     pairs_file(tmp_path, ("q", "p"))
     config = configs.plain(composed("mine", ["encoder=e", f"pairs={tmp_path}/pairs.jsonl", "output=o.jsonl"]))
     made = Mining(pairs=config["pairs"], output="o.jsonl")
-    for name in vars(made):
-        assert config[name] == getattr(made, name), name
+    for name, value in asdict(made).items():
+        assert config[name] == value, name
 
 
 def test_the_command_mines_with_a_tiny_model(tmp_path, tiny_model, capsys) -> None:

@@ -147,7 +147,8 @@ def _tokenized(one: TripletSet, triplets: Iterator[Triplet], encoding: _Encoding
     """Rows of ``_SCHEMA``."""
     while chunk := list(islice(triplets, _CHUNK)):
         wanted = [one.instructions(row.number) for row in chunk]
-        queries = encoding.tokenize([row.query for row in chunk], [query for query, _ in wanted])
+        own = [row.instruction or query for row, (query, _) in zip(chunk, wanted, strict=True)]
+        queries = encoding.tokenize([row.query for row in chunk], own)
         texts = [text for row in chunk for text in row.documents]
         before = [document for row, (_, document) in zip(chunk, wanted, strict=True) for _ in row.documents]
         documents = iter(encoding.tokenize(texts, before))
