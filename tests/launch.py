@@ -61,7 +61,6 @@ def train_here(overrides: list[str], patch: pytest.MonkeyPatch, callbacks: list[
         return dataclasses.replace(build(config), show=False, callbacks=callbacks)
 
     patch.setattr(configs, "build_training", quietly)
-    patch.delenv("L2V_RUN_DIR", raising=False)
     script("train").main(composed("train", overrides))
 
 

@@ -38,30 +38,33 @@ class Outcome:
     """Gathers of weights in each training step."""
 
 
-def run_pair(folder: Path, jobs: Sequence[Job], *, timeout: int = 240, processes: int = 2) -> list[list[Outcome]]:
+def elastic_environments(processes: int) -> list[dict[str, str]]:
+    """The environment of each process, as torchrun makes it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **os.environ,
+        **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"},
+        **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def run_pair(folder: Path, jobs: Sequence[Job], *, timeout: int = 600, processes: int = 2) -> list[list[Outcome]]:
     """Run trainings one after the other; outcomes a job, and in it a process.
 
     The processes end with the last job; where one dies or hangs, both are killed and its output is the error.
     """
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"},
-        **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
-    }
-    environment.pop("L2V_RUN_DIR", None)
     logs = [folder / f"log-{rank}" for rank in range(processes)]
     started = []
-    for rank, log in enumerate(logs):
+    for environment, log in zip(elastic_environments(processes), logs, strict=True):
         with log.open("w") as output:
-            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, str(Path(__file__)), str(folder)]
-            started.append(subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT))
+            started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
     try:
         codes = [process.wait(timeout=timeout) for process in started]
     except subprocess.TimeoutExpired:
@@ -96,22 +99,39 @@ def _main(folder: Path) -> None:
 
 
 def _run(job: Job, patch: Any) -> Outcome:
-    from launch import train_here
+    from launch import SignalAt, train_here
     from lightning.pytorch.callbacks import Callback
+    from torch.utils._python_dispatch import TorchDispatchMode
 
     from l2v.errors import L2VError, Stopped
 
-    callbacks: list[Callback] = []
-    if job.stop_at is not None and os.environ["RANK"] == "0":
-        from launch import SignalAt
+    gathers = []
 
+    class Gathers(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.number += "allgather_base" in str(operation)
+            return operation(*args, **kwargs or {})
+
+    class Count(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.mode = Gathers()
+            self.mode.__enter__()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.mode.__exit__(None, None, None)
+            gathers.append(self.mode.number)
+
+    callbacks: list[Callback] = [Count()] if job.gathers else []
+    if job.stop_at is not None and os.environ["RANK"] == "0":
         callbacks.append(SignalAt(job.stop_at, signal.SIGTERM))
     error = None
     try:
         train_here(job.arguments, patch, callbacks)
-    except (L2VError, Stopped) as raised:
+    except (L2VError, Stopped, SystemExit) as raised:
         error = f"{type(raised).__name__}: {raised}"
-    return Outcome(error)
+    return Outcome(error, gathers)
 
 
 if __name__ == "__main__":

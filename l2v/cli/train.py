@@ -1,13 +1,14 @@
 """Train one stage: ``python train.py stage=mntp``; ``python train.py --help`` shows the settings."""
 
+import functools
 import os
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from l2v import config as configs
+from l2v.cli.agreement import agree, forget
 from l2v.cli.processes import run_program
 from l2v.errors import L2VError
 from l2v.progress import say
@@ -15,9 +16,8 @@ from l2v.runs.initialization import Initialization, config_hash
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import LAST, Run
 
-_RUN_DIR = "L2V_RUN_DIR"
-_RESUMES = "L2V_RESUMES"
-"""Set by the first process for those that it starts: where the run is, and whether it goes on from a checkpoint."""
+if TYPE_CHECKING:
+    from l2v.training.settings import Training
 
 
 def main(composed: DictConfig) -> float | None:
@@ -26,6 +26,13 @@ def main(composed: DictConfig) -> float | None:
     Returns:
         the metric that ``objective`` names, for a sweeper.
     """
+    try:
+        return _main(composed)
+    finally:
+        forget()
+
+
+def _main(composed: DictConfig) -> float | None:
     objective = composed.objective
     resume = composed.resume is not None
     if resume:
@@ -36,7 +43,7 @@ def main(composed: DictConfig) -> float | None:
         composed = configs.merge_overrides(saved, composed, configs.overrides(), where)
         composed.run_dir = str(run.folder)  # it may have been moved
     else:
-        composed.name = composed.name or _free_name(Path(composed.runs_dir))
+        composed.name = composed.name or agree("name", functools.partial(_free_name, Path(composed.runs_dir)))
         run = Run(Path(composed.run_dir))
     if configs.is_multirun() and _starts_processes(composed.trainer):
         # a point of a sweep starts processes that run the same command line: it gets one of its own
@@ -54,44 +61,12 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
 
     text = OmegaConf.to_yaml(composed, resolve=True)
     data = training.fingerprints()
-    if configs.process_rank() > 0:
-        _wait_for(run)
-        start = Initialization.of(run)
-        resume = os.environ.get(_RESUMES, str(resume)) == "True"
-    elif resume:
-        _check_resumable(run, config, data)
-        start = Initialization.of(run)
-        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
-    else:
-        base = locate(config["model"]["source"], config["model"]["revision"])
-        start = Initialization.plan(
-            run.folder,
-            base=base,
-            init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
-            init=config["adapter"]["init"],
-            trains_adapter=training.adapter is not None,
-        )
-        _check_base(config["init_from"], base, start)
-        wanted = config_hash(config, start, data)
-        if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
-            if run.is_finished:
-                say(f"{run.folder}: a finished run with this config is here; it is reused")
-                return
-            resume = (run.checkpoints / LAST).exists()
-        if resume:
-            run.take_over(text, {})
-            start = Initialization.of(run)
-        else:
-            run.create(text, _record(config, wanted, data))
-            start = start.settle(run)
+    way = agree("way", functools.partial(_settle, run, training, config, text, data, resume))
+    if way == "reuse":
+        return
     from l2v.training.train import train
 
-    os.environ.update({_RUN_DIR: str(run.folder), _RESUMES: str(resume)})
-    try:
-        train(training, run, start, resume=resume)
-    finally:
-        for name in (_RUN_DIR, _RESUMES):  # of this training, and not of a sweep's next
-            os.environ.pop(name, None)
+    train(training, run, Initialization.of(run), resume=way == "resume")
     if configs.process_rank() == 0:
         made = (
             f"encoder is {run.encoder}"
@@ -99,6 +74,42 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
             else f"scores are in {run.folder / 'evaluation'}"
         )
         say(f"finished {run.folder}; its {made}")
+
+
+def _settle(
+    run: Run, training: "Training", config: dict[str, Any], text: str, data: list[str], resume: bool
+) -> Literal["begin", "resume", "reuse"]:
+    """Make the run's folder, or take it over: what the processes do with it."""
+    if resume:
+        _check_resumable(run, config, data)
+        start = Initialization.of(run)
+        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
+        return "resume"
+    base = locate(config["model"]["source"], config["model"]["revision"])
+    start = Initialization.plan(
+        run.folder,
+        base=base,
+        init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
+        init=config["adapter"]["init"],
+        trains_adapter=training.adapter is not None,
+    )
+    _check_base(config["init_from"], base, start)
+    wanted = config_hash(config, start, data)
+    is_ours = run.record_file.exists() and run.record()["config_hash"] == wanted
+    if is_ours and config["reuse"] and run.is_finished:
+        say(f"{run.folder}: a finished run with this config is here; it is reused")
+        return "reuse"
+    if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
+        run.take_over(text, {})
+        return "resume"
+    run.create(text, _record(config, wanted, data))
+    start.settle(run)
+    return "begin"
+
+
+def _is_restart() -> bool:
+    """Whether ``torchrun --max-restarts`` has started the processes again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def _starts_processes(trainer: DictConfig) -> bool:
@@ -155,10 +166,6 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
 
 def _free_name(runs: Path) -> str:
     """<model>-<stage>, and the task where there is one, with a number where that is taken."""
-    if configs.process_rank() > 0:
-        if _RUN_DIR in os.environ:
-            return os.path.relpath(os.environ[_RUN_DIR], runs)
-        raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
     chosen = configs.choices()
     stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
@@ -174,15 +181,6 @@ def _takes(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _wait_for(run: Run, seconds: int = 120) -> None:
-    """Until the first process has settled the run's folder."""
-    for _ in range(seconds):
-        if (run.folder / "lineage.json").exists():
-            return
-        time.sleep(1)
-    raise L2VError(f"{run.folder}: the first process has not made the run's folder within {seconds} s")
 
 
 def start() -> None:

@@ -1,14 +1,19 @@
 """A backbone's weights split over processes."""
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers
 
+if TYPE_CHECKING:
+    from l2v.models.backbone import Backbone
 
-def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
+
+def shard(backbone: "Backbone", mesh: DeviceMesh) -> None:
     """Split a backbone's weights over processes, layer by layer (FSDP2). Its padded forward pass gathers them."""
     from torch.distributed.fsdp import fully_shard
 
@@ -30,6 +35,13 @@ def put_back(module: nn.Module) -> None:
 def is_split(module: nn.Module) -> bool:
     """Whether a forward pass needs all processes: each has a part of the weights (FSDP2, ZeRO-3)."""
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in module.parameters())
+
+
+def most_of_all(number: int, device: torch.device) -> int:
+    """The largest of the processes' numbers; called on all of them."""
+    largest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
 
 
 def own_part(weight: DTensor) -> tuple[slice, ...]:

@@ -27,7 +27,7 @@ class MNTP(Stage):
         masking_strategy: bert (80% mask token, 10% random, 10% kept) or all (always the mask token).
         mask_token: a token of the vocabulary that stands for a hidden one.
         micro_batch_tokens: run the rows forward and backward in passes of at most that many tokens: the same step in
-            the memory of one of them. None runs one pass, as sharded training needs.
+            the memory of one of them. None runs one pass. Split weights (FSDP2) are gathered for each.
         settings: see :class:`~l2v.stages.stage.Stage`.
     """
 

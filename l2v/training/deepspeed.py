@@ -51,6 +51,10 @@ class ZeRO(OneFile, DeepSpeedStrategy):
         if not self._on_cpu:
             super().setup_distributed()
             return
+        import deepspeed
+
+        # it would be compiled at the first start, by all processes, behind a lock that a killed one leaves locked
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 

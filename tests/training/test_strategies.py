@@ -30,6 +30,7 @@ class Cell:
     trainer: str
     stage: str
     adapter: str
+    passes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -41,10 +42,15 @@ class Cell:
         return [*EXACT, f"adapter={self.adapter}", *dropout, *([loss[self.stage]] if self.stage in loss else [])]
 
 
+PASSES = {
+    "mntp": ("stage.micro_batch_tokens=16",),  # a row of the two
+    "simcse": ("stage.micro_batch_tokens=48",),
+    "supervised": ("stage.micro_batch_tokens=48", "stage.grad_cache=true"),
+}
 MATRIX = [Cell(*of) for of in product(STRATEGIES, STAGES, ["lora", "none"])]
 CORE = [
-    *(Cell("ddp", "mntp", "lora"), Cell("fsdp", "mntp", "none")),
-    *(Cell("deepspeed_zero2", "supervised", "none"), Cell("deepspeed_zero3", "simcse", "lora")),
+    *(Cell("ddp", "mntp", "lora"), Cell("fsdp", "supervised", "none", PASSES["supervised"])),
+    *(Cell("deepspeed_zero2", "mntp", "none", PASSES["mntp"]), Cell("deepspeed_zero3", "simcse", "lora")),
 ]
 
 
@@ -91,9 +97,10 @@ def program(tiny: Tiny, cells: list[Cell]) -> None:
     runs = tiny.folder / "runs"
     jobs = []
     for cell in cells:
-        split = [*suite, f"trainer={cell.trainer}", *TWO, f"name={cell.name}"]
+        split = [*suite, *cell.passes, f"trainer={cell.trainer}", *TWO, f"name={cell.name}"]
         begin = tiny.overrides(cell.stage, *cell.settings(), *split)
-        jobs += [Job(begin, stop_at=STOPPED_AT), Job([f"resume={runs / cell.name}"])]
+        again = [*begin, "reuse=true"] if cell.adapter == "lora" else [f"resume={runs / cell.name}"]
+        jobs += [Job(begin, stop_at=STOPPED_AT), Job(again)]
     outcomes = run_pair(tiny.folder / "pair", jobs)
     ones: dict[tuple[str, str], Path] = {}
     for cell, stopped, resumed in zip(cells, outcomes[::2], outcomes[1::2], strict=True):
@@ -116,3 +123,34 @@ def test_two_processes_stop_go_on_and_end_as_one(tiny: Tiny) -> None:
 @pytest.mark.parametrize("trainer", STRATEGIES)
 def test_every_stage_stops_goes_on_and_ends_as_on_one_process(tiny: Tiny, trainer: str) -> None:
     program(tiny, [cell for cell in MATRIX if cell.trainer == trainer])
+
+
+@pytest.mark.slow
+def test_passes_give_the_step_of_one_and_gather_the_weights_for_each(tiny: Tiny) -> None:
+    needs_deepspeed()
+    cells = [Cell(*of, "lora", PASSES[of[1]]) for of in product(["fsdp", "deepspeed_zero2"], STAGES)]
+    steps = ["stage.max_steps=2"]
+    split = [
+        tiny.overrides(
+            cell.stage, *cell.settings(), *cell.passes, *steps, f"trainer={cell.trainer}", *TWO, f"name={cell.name}"
+        )
+        for cell in cells
+    ]
+    outcomes = run_pair(tiny.folder / "pair", [Job(arguments, gathers=True) for arguments in split])
+    gathers = {}
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        assert [one.error for one in outcome] == [None, None]
+        assert outcome[0].gathers == outcome[1].gathers
+        gathers[cell.trainer, cell.stage] = outcome[0].gathers
+        one = tiny.train(f"one-{cell.name}", cell.stage, *cell.settings(), *steps, "stage.micro_batch_tokens=null")
+        expected, found = gradient(one), gradient(tiny.folder / "runs" / cell.name)
+        assert (expected - found).norm() < 1e-5 * expected.norm()
+    # a pass gathers each of two layers for the way forward and again for the way back, and what is outside of them once
+    passes, of_a_pass = 2, 2 * 2 + 1
+    assert gathers["fsdp", "mntp"] == [passes * of_a_pass] * 2
+
+
+def gradient(run: Path) -> torch.Tensor:
+    """Adam's first moment: the gradients so far, the newest with the largest weight."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    return torch.cat([moments["exp_avg"].flatten() for moments in state.values()])
