@@ -186,8 +186,12 @@ def measure(spec: Spec, work: Path, threads: int) -> Found:
 
 def _call(spec: Spec, work: Path, threads: int) -> Found:
     result = work / "result.json"
-    kept = {name: value for name, value in os.environ.items() if name != "L2V_RUN_DIR"}
-    kept |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(spec.get("threads", threads))}
+    kept = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(spec.get("threads", threads)),
+    }
     if spec["kind"] != "prepare":  # what is made of these texts is of no use to anyone else
         kept["L2V_CACHE"] = str(work / "cache")
     command = [sys.executable, "-W", "ignore", HERE / "measure.py", json.dumps(spec), work, result]

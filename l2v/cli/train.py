@@ -1,14 +1,15 @@
 """Train one stage: ``python train.py stage=mntp``; ``python train.py --help`` shows the settings."""
 
 import contextlib
+import functools
 import os
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from l2v import config as configs
+from l2v.cli.agreement import agree, forget
 from l2v.cli.processes import run_program
 from l2v.errors import L2VError
 from l2v.progress import say
@@ -20,10 +21,6 @@ from l2v.runs.run import LAST, Run
 if TYPE_CHECKING:
     from l2v.training.settings import Training
 
-_RUN_DIR = "L2V_RUN_DIR"
-_RESUMES = "L2V_RESUMES"
-"""Set by the first process for those that it starts: where the run is, and whether it goes on from a checkpoint."""
-
 
 def main(composed: DictConfig) -> float | None:
     """Check the whole config, settle the run folder, train. Nothing is loaded before the config is checked.
@@ -31,6 +28,13 @@ def main(composed: DictConfig) -> float | None:
     Returns:
         the metric that ``objective`` names, for a sweeper.
     """
+    try:
+        return _main(composed)
+    finally:
+        forget()
+
+
+def _main(composed: DictConfig) -> float | None:
     objective = composed.objective
     resume = composed.resume is not None
     if resume:
@@ -41,7 +45,7 @@ def main(composed: DictConfig) -> float | None:
         composed = configs.merge_overrides(saved, composed, configs.overrides(), run.folder, where)
         composed.run_dir = str(run.folder)  # it may have been moved
     else:
-        composed.name = composed.name or _free_name(Path(composed.runs_dir))
+        composed.name = composed.name or agree("name", functools.partial(_free_name, Path(composed.runs_dir)))
         run = Run(Path(composed.run_dir))
     of_init = configs.model_of_init(composed.init_from, configs.overrides()) if configs.is_multirun() else []
     try:
@@ -64,34 +68,36 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
     training = configs.build_training(config)
     text = OmegaConf.to_yaml(composed, resolve=True)
     data = training.fingerprints()
-    if configs.process_rank() > 0:
-        _wait_for(run)
-        _run_stage(training, run, Initialization.of(run, whole=False), os.environ.get(_RESUMES, str(resume)) == "True")
-        return
-    with run.alone():
-        start: Initialization | None
-        if resume:
-            _check_resumable(run, config, data)
-            start = Initialization.of(run, whole=False)
-            run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
-        else:
-            start, resume = _begin(run, config, training, text, data)
-        if start is None:
+    with contextlib.ExitStack() as while_training:
+
+        def settle() -> str:
+            while_training.enter_context(run.alone())
+            return _settle(run, training, config, text, data, resume)
+
+        way = agree("way", settle)
+        if way == "reuse":
             return
-        os.environ.update({_RUN_DIR: str(run.folder), _RESUMES: str(resume)})
-        try:
-            _run_stage(training, run, start, resume)
-        finally:
-            for name in (_RUN_DIR, _RESUMES):  # of this training, and not of a sweep's next
-                os.environ.pop(name, None)
-    made = f"encoder is {run.encoder}" if training.stage.trains_backbone else f"scores are in {run.folder}/evaluation"
-    say(f"finished {run.folder}; its {made}")
+        from l2v.training.train import train
+
+        train(training, run, Initialization.of(run, whole=False), resume=way == "resume")
+    if configs.process_rank() == 0:
+        made = (
+            f"encoder is {run.encoder}"
+            if training.stage.trains_backbone
+            else f"scores are in {run.folder / 'evaluation'}"
+        )
+        say(f"finished {run.folder}; its {made}")
 
 
-def _begin(
-    run: Run, config: dict[str, Any], training: "Training", text: str, data: list[str]
-) -> tuple[Initialization | None, bool]:
-    """What a run begins with, and whether it goes on from a checkpoint (``reuse``); None: nothing is to be done."""
+def _settle(
+    run: Run, training: "Training", config: dict[str, Any], text: str, data: list[str], resume: bool
+) -> Literal["begin", "resume", "reuse"]:
+    """Make the run's folder, or take it over: what the processes do with it."""
+    if resume:
+        _check_resumable(run, config, data)
+        start = Initialization.of(run, whole=False)
+        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
+        return "resume"
     base = locate(config["model"]["source"], config["model"]["revision"])
     start = Initialization.plan(
         run.folder,
@@ -102,21 +108,21 @@ def _begin(
     )
     _check_base(config["init_from"], base, start)
     wanted = config_hash(config, start, data)
-    if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
-        if run.is_finished:
-            say(f"{run.folder}: a finished run with this config is here; it is reused")
-            return None, False
-        if (run.checkpoints / LAST).exists():
-            run.take_over(text, {})
-            return Initialization.of(run, whole=False), True
+    is_ours = run.record_file.exists() and run.record()["config_hash"] == wanted
+    if is_ours and config["reuse"] and run.is_finished:
+        say(f"{run.folder}: a finished run with this config is here; it is reused")
+        return "reuse"
+    if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
+        run.take_over(text, {})
+        return "resume"
     run.create(text, _record(config, wanted, data))
-    return start.settle(run), False
+    start.settle(run)
+    return "begin"
 
 
-def _run_stage(training: "Training", run: Run, start: Initialization, resume: bool) -> None:
-    from l2v.training.train import train
-
-    train(training, run, start, resume=resume)
+def _is_restart() -> bool:
+    """Whether ``torchrun --max-restarts`` has started the processes again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def _starts_processes(trainer: DictConfig) -> bool:
@@ -210,10 +216,6 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def _free_name(runs: Path) -> str:
     """<model>-<stage>, and the task where there is one, with a number where that is taken."""
-    if configs.process_rank() > 0:
-        if _RUN_DIR in os.environ:
-            return os.path.relpath(os.environ[_RUN_DIR], runs)
-        raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
     chosen = configs.choices()
     stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
@@ -227,15 +229,6 @@ def _takes(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _wait_for(run: Run, seconds: int = 120) -> None:
-    """Until the first process has settled the run's folder."""
-    for _ in range(seconds):
-        if (run.folder / "lineage.json").exists():
-            return
-        time.sleep(1)
-    raise L2VError(f"{run.folder}: the first process has not made the run's folder within {seconds} s")
 
 
 def start() -> None:

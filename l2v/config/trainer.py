@@ -5,6 +5,7 @@ from typing import Any
 from l2v.config.build import build_later, check, find_target
 from l2v.config.messages import guess
 from l2v.errors import L2VError
+from l2v.models.settings import Sharding
 
 _SET_BY_L2V = {
     "max_steps": "use stage.max_steps",
@@ -25,10 +26,14 @@ _OF_TRAINING = {"accumulate_grad_batches", "gradient_clip_val", "log_every_n_ste
 """What every option of the group ``trainer`` says, and only training reads."""
 
 
-def is_sharded(trainer: dict[str, Any]) -> bool:
-    """Whether the strategy splits the weights over processes."""
+def sharding_of(trainer: dict[str, Any]) -> Sharding:
+    """What the strategy splits over processes."""
     strategy = trainer.get("strategy")
-    return isinstance(strategy, dict) and not strategy["_target_"].endswith("DDPStrategy")
+    if not isinstance(strategy, dict) or strategy["_target_"].endswith("DDPStrategy"):
+        return "none"
+    if strategy["_target_"] == "l2v.training.deepspeed.ZeRO":
+        return "optimizer" if strategy.get("stage", 2) == 2 and not strategy.get("config") else "zero3"
+    return "weights"
 
 
 def build_predictor(trainer: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from annotated_types import Ge
 from l2v.config.build import build, build_later, check, check_value
 from l2v.config.messages import guess
 from l2v.config.tasks import build_tasks
-from l2v.config.trainer import build_trainer, is_sharded
+from l2v.config.trainer import build_trainer, sharding_of
 from l2v.errors import L2VError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def build_training(config: dict[str, Any]) -> "Training":
     from l2v.training.settings import Model, Training
     from l2v.training.trainer import accelerator_of
 
-    trainer, sharded = config["trainer"], is_sharded(config["trainer"])
+    trainer, sharding = config["trainer"], sharding_of(config["trainer"])
     stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
     _check_keys(f"model.stages.{config['stage']['name']}", _of_stage(config), config["stage"])
     pooling = build(config["model"].get("pooling"), "model.pooling")
@@ -38,7 +38,7 @@ def build_training(config: dict[str, Any]) -> "Training":
     if "micro_batch_tokens" in stage_settings:
         on_cpu = accelerator_of(trainer.get("accelerator", "auto")) == "cpu"
         stage_settings["micro_batch_tokens"] = pass_tokens(
-            stage_settings["micro_batch_tokens"], on_cpu=on_cpu, sharded=sharded
+            stage_settings["micro_batch_tokens"], on_cpu=on_cpu, sharding=sharding
         )
     stage = build(stage_settings, "stage")
     sources = {
@@ -47,9 +47,9 @@ def build_training(config: dict[str, Any]) -> "Training":
         if config["data"].get(part) is not None
     }
     stage.check(
-        encoder=model.kind == "encoder", adapter=adapter is not None, sharded=sharded, sources=list(sources.values())
+        encoder=model.kind == "encoder", adapter=adapter is not None, sharding=sharding, sources=list(sources.values())
     )
-    model.check(adapter=adapter is not None, sharded=sharded)
+    model.check(adapter=adapter is not None, sharding=sharding)
     trainer_settings = build_trainer(trainer)
     _check_keys("data", config["data"], _DATA | {*stage.data_keys})
     _check_keys("adapter", config["adapter"], _ADAPTER)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 Part = tuple[Tensor | None, ...]
 Run = Callable[..., Tensor]
@@ -20,7 +21,8 @@ def embed_in_parts(run: Run, parts: Sequence[Part], parameters: Iterable[Tensor]
     form; the price is a second forward pass, and a second copy of the gradients.
 
     A parameter gets its whole gradient at once, at the end, as from any other operation. So DistributedDataParallel
-    synchronises once a step, and accumulation, clipping, hooks and loss scaling work as they do elsewhere.
+    synchronises once a step, and accumulation, clipping, hooks and loss scaling work as they do elsewhere. A parameter
+    that FSDP2 splits gets its part of the mean over all processes, which need equally many parts.
 
     Args:
         run: from the tensors of a part to vectors (rows, hidden), by a model with these parameters and random numbers
@@ -36,6 +38,7 @@ def sum_in_parts(run: Run, parts: Sequence[Part], parameters: Iterable[Tensor]) 
     """``sum(run(*part) for part in parts)``, with the activations of one part at a time.
 
     Where a loss is a sum over rows, nothing needs computing twice: a part's backward pass follows its forward pass.
+    With parameters that FSDP2 splits, the number's own gradient has to be the same on all processes.
 
     Args:
         run: from the tensors of a part to a number, by a model with these parameters.
@@ -56,7 +59,7 @@ class _Sum(torch.autograd.Function):
             with torch.enable_grad():
                 one = run(*part)
             with torch.autocast(device.type, enabled=False):
-                _add_to(sums, torch.autograd.grad(one, parameters, allow_unused=True))
+                _add_to(sums, _gradients(one, parameters))
             total += one.detach()
             del one
         ctx.save_for_backward(*sums)
@@ -66,6 +69,20 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if one is None else one * gradient.to(one.dtype) for one in ctx.saved_tensors)
+
+
+def _gradients(output: Tensor, parameters: Sequence[Tensor], gradient: Tensor | None = None) -> Sequence[Tensor | None]:
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return torch.autograd.grad(output, parameters, gradient, allow_unused=True)
+    # a split parameter is no part of the graph: FSDP2's hooks set its gradient
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    output.backward(gradient)
+    found = [parameter.grad for parameter in parameters]
+    for parameter, kept in zip(parameters, before, strict=True):
+        parameter.grad = kept
+    return found
 
 
 def _add_to(sums: list[Tensor | None], gradients: Sequence[Tensor | None]) -> None:
@@ -100,7 +117,7 @@ class _Parts(torch.autograd.Function):
         for part, state, share in zip(ctx.parts, ctx.states, gradient.split(ctx.sizes), strict=True):
             with _with_random_state(ctx.device, state), torch.enable_grad(), torch.autocast(**ctx.autocast):
                 vectors = ctx.run(*part)
-            _add_to(sums, torch.autograd.grad(vectors, ctx.parameters, share, allow_unused=True))
+            _add_to(sums, _gradients(vectors, ctx.parameters, share))
             del vectors
         return None, None, *sums
 

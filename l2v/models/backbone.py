@@ -1,6 +1,6 @@
 """The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
 from l2v.models.quiet import quiet
 from l2v.models.settings import Checkpointing, EncoderSettings
+from l2v.models.sharding import is_split, most_of_all, put_back
 from l2v.pooling import Pooling, PoolingName, pool
 from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
@@ -198,18 +199,21 @@ class Backbone(nn.Module):
             return run(input_ids, attention_mask, pool_mask, position_ids)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(descending=True)
+        groups = row_groups(order.tolist(), lengths.tolist(), micro_batch_tokens)
+        if is_split(self):  # every process runs as many passes, the last of them for nothing
+            groups += [[int(order[-1])]] * (most_of_all(len(groups), input_ids.device) - len(groups))
         parts = []
-        for rows in row_groups(order.tolist(), lengths.tolist(), micro_batch_tokens):
+        for rows in groups:
             width = int(lengths[rows[0]])
             columns = slice(width) if position_ids is None else slice(-width, None)
             positions = None if position_ids is None else position_ids[rows, columns]
             ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
             parts.append((ids, mask, text, positions))
         if grad_cache and torch.is_grad_enabled():
-            vectors = embed_in_parts(run, parts, self.parameters())
+            vectors = embed_in_parts(run, parts, self._own_parameters())
         else:
             vectors = torch.cat([run(*part) for part in parts])
-        return vectors[order.argsort()]
+        return vectors[: len(order)][order.argsort()]
 
     def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
         """Vocabulary scores of token states, scaled and capped as the model's own forward does."""
@@ -258,7 +262,12 @@ class Backbone(nn.Module):
         if rows >= input_ids.shape[0] or not torch.is_grad_enabled():
             return run(input_ids, attention_mask, labels)
         parts = zip(input_ids.split(rows), attention_mask.split(rows), labels.split(rows), strict=True)
-        return sum_in_parts(run, list(parts), self.parameters())
+        return sum_in_parts(run, list(parts), self._own_parameters())
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        """As the optimizer has them: of a split weight, this process's part."""
+        put_back(self)
+        return self.parameters()
 
     def add_pooling(self, pooling: Pooling, *, trainable: bool = False) -> None:
         """Keep a pooling's weights, in float32, with those of the decoder; ``trainable``: training changes them."""

@@ -21,6 +21,8 @@ Kind = Literal["decoder", "encoder"]
 AttnImplementation = Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"]
 Checkpointing = bool | Literal["selective"]
 Library = Literal["l2v", "sentence-transformers"]
+Sharding = Literal["none", "optimizer", "weights", "zero3"]
+"""What training splits over processes: nothing, optimizer and gradients (ZeRO-2), or weights too (FSDP2, ZeRO-3)."""
 
 _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*_*/*.json", "*_*/*.safetensors")
 """What decides the vectors beside the weights: config, tokenizer, settings, modules of sentence-transformers."""

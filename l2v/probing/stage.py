@@ -16,7 +16,7 @@ from l2v.data.order import Pick, seed_of
 from l2v.errors import L2VError
 from l2v.losses.masked_tokens import masked_token_loss
 from l2v.models.loading import load_tokenizer_and_config
-from l2v.models.settings import DType
+from l2v.models.settings import DType, Sharding
 from l2v.probing.alignment import Shift
 from l2v.probing.datamodule import WordData, WordRows
 from l2v.probing.scores import tagging_scores
@@ -162,10 +162,10 @@ class WordProbe(Stage):
         self.words: WordData
         self.probes: nn.ModuleList
 
-    def check(self, *, encoder: bool, adapter: bool, sharded: bool, sources: Sequence[object]) -> None:
+    def check(self, *, encoder: bool, adapter: bool, sharding: Sharding, sources: Sequence[object]) -> None:
         if adapter:
             raise L2VError("adapter=lora: stage=word leaves the model as it is; leave adapter= out")
-        if sharded:
+        if sharding != "none":
             raise L2VError("trainer=: stage=word trains one linear layer, which is not sharded; use trainer=gpu or ddp")
         for source in sources:
             if not isinstance(source, WordSource):

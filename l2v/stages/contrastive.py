@@ -22,7 +22,7 @@ class ContrastiveStage(Stage):
         template: around instruction and text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
         pooled_tokens: after_prompt, text or all.
         micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
-            padding to compute. None runs one pass, as sharded training needs.
+            padding to compute. None runs one pass. Split weights (FSDP2) are gathered for each.
         grad_cache: go through the backward pass one micro-batch at a time too: the memory of one of them, whatever the
             batch size, for another forward pass.
         settings: see :class:`~l2v.stages.stage.Stage`.
@@ -71,6 +71,10 @@ class ContrastiveStage(Stage):
         return self.backbone.embed(
             **texts, pooling=pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
         )
+
+    def log_loss(self, loss: Tensor) -> None:
+        """Log the mean of the ranks' losses."""
+        self.log("train/loss", self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"), prog_bar=True)
 
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
         """The rows of every rank, in the order of the ranks, which may have different numbers of them.

@@ -28,7 +28,7 @@ class MNTP(Stage):
         masking_strategy: bert (80% mask token, 10% random, 10% kept) or all (always the mask token).
         mask_token: a token of the vocabulary that stands for a hidden one.
         micro_batch_tokens: run the rows forward and backward in passes of at most that many tokens: the same step in
-            the memory of one of them. None runs one pass, as sharded training needs.
+            the memory of one of them. None runs one pass. Split weights (FSDP2) are gathered for each.
         settings: see :class:`~l2v.stages.stage.Stage`.
     """
 
@@ -78,10 +78,10 @@ class MNTP(Stage):
         )
         # the mean over the masked tokens of all ranks: DDP averages the ranks' losses
         hidden = (labels[:, 1:] != IGNORED).sum().float()
-        count = self.trainer.strategy.reduce(hidden, reduce_op="mean")
-        loss = total / count.clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        everywhere, count = self.trainer.strategy.reduce(torch.stack([total.detach(), hidden]), reduce_op="mean")
+        count = count.clamp(min=1)
+        self.log("train/loss", everywhere / count, prog_bar=True)
+        return total / count
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         logits, targets = self.backbone.predict_masked(batch["input_ids"], batch["attention_mask"], batch["labels"])

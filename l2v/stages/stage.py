@@ -20,6 +20,7 @@ from l2v.data.texts import TextSource
 from l2v.errors import L2VError
 from l2v.models.adapters import trainable_parameters
 from l2v.models.backbone import Backbone
+from l2v.models.settings import Sharding
 from l2v.models.sharding import shard
 
 if TYPE_CHECKING:
@@ -32,19 +33,19 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 PASS_TOKENS_ON_CPU = 1024
 """``stage.micro_batch_tokens=auto``: tensors of so many tokens stay in a processor's cache (docs/performance.md). Other
-devices are filled by a whole batch, and sharded weights need one pass a step."""
+devices are filled by a whole batch, and split weights are gathered for each pass."""
 
 
-def pass_tokens(setting: Any, *, on_cpu: bool, sharded: bool) -> Any:
+def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding) -> Any:
     """What ``stage.micro_batch_tokens`` stands for: tokens of a forward pass; None: one pass.
 
     Raises:
-        L2VError: it is a text, and not ``auto``; or there are passes where weights are sharded.
+        L2VError: it is a text, and not ``auto``.
     """
     if isinstance(setting, str):
         if setting != "auto":
             raise L2VError(f"stage.micro_batch_tokens={setting}: expected a number of tokens, null (one pass) or auto")
-        return PASS_TOKENS_ON_CPU if on_cpu and not sharded else None
+        return PASS_TOKENS_ON_CPU if on_cpu and sharding in ("none", "optimizer") else None
     return setting
 
 
@@ -67,8 +68,7 @@ class Stage(L.LightningModule):
         warmup_steps: optimizer steps of linear warm-up.
         weight_decay: of AdamW.
         attention_dropout: probability in the attention weights while training; None: the model's own.
-        validate_every: optimizer steps between validations; the last step is validated too, except under FSDP and
-            DeepSpeed, which validate while they train only.
+        validate_every: optimizer steps between validations; there is one before the first step and one after the last.
         validation_rows: rows of the validation data to use, spread evenly over it.
         padding_side: right or left.
     """
@@ -132,13 +132,13 @@ class Stage(L.LightningModule):
         if attention_dropout is not None and attention_dropout >= 1:
             raise L2VError(f"stage.attention_dropout must be in [0, 1), got {attention_dropout}")
 
-    def check(self, *, encoder: bool, adapter: bool, sharded: bool, sources: Sequence[object]) -> None:
+    def check(self, *, encoder: bool, adapter: bool, sharding: Sharding, sources: Sequence[object]) -> None:
         """Refuse what does not go with the stage, before anything is loaded.
 
         Args:
             encoder: whether the model is an encoder (BERT).
             adapter: whether an adapter is trained.
-            sharded: whether the weights are split over processes.
+            sharding: what is split over processes.
             sources: of the data.
 
         Raises:
@@ -149,8 +149,11 @@ class Stage(L.LightningModule):
                 f"model.kind=encoder: stage={self.name} makes encoders of decoders; choose a decoder with model=, or "
                 "stage=word"
             )
-        if sharded and self.micro_batch_tokens:
-            raise L2VError("stage.micro_batch_tokens: sharded training needs one forward pass a step; set it to null")
+        if sharding == "zero3" and self.micro_batch_tokens:
+            raise L2VError(
+                "stage.micro_batch_tokens: ZeRO-3 takes the weights apart again between the passes of a step; choose "
+                "trainer=fsdp or deepspeed_zero2, or set it to null"
+            )
         for source in sources:
             if not isinstance(source, self.reads):
                 raise L2VError(f"data=: stage={self.name} trains on {self.reads_what}; choose such data")

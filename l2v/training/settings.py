@@ -18,7 +18,7 @@ from l2v.errors import L2VError
 from l2v.evaluation.periodic import PeriodicEvaluation
 from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
-from l2v.models.settings import Checkpointing, EncoderSettings
+from l2v.models.settings import Checkpointing, EncoderSettings, Sharding
 from l2v.pooling import Pooling, load_weights
 from l2v.runs.files import draft_folder
 from l2v.runs.initialization import Initialization
@@ -47,21 +47,21 @@ class Model(EncoderSettings):
         if self.library == "sentence-transformers":
             raise L2VError("model.library=sentence-transformers: l2v trains what it loads itself; set it to null")
 
-    def check(self, *, adapter: bool, sharded: bool) -> None:
+    def check(self, *, adapter: bool, sharding: Sharding) -> None:
         """Refuse what does not go with how it is trained, before anything is loaded.
 
         Args:
             adapter: whether an adapter is trained.
-            sharded: whether the weights are split over processes.
+            sharding: what is split over processes.
 
         Raises:
             L2VError: naming the override.
         """
-        if sharded and self.quantization:
+        if sharding != "none" and self.quantization:
             raise L2VError("model.quantization: weights in 4 bits cannot be sharded; choose trainer=ddp or gpu")
         if self.quantization and not adapter:
             raise L2VError("model.quantization: weights in 4 bits cannot be trained; choose adapter=lora")
-        if sharded and isinstance(self.pooling, Pooling):
+        if sharding != "none" and isinstance(self.pooling, Pooling):
             raise L2VError(
                 "model.pooling: a pooling of one's own is not split over processes; choose trainer=ddp or gpu"
             )

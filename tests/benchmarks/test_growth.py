@@ -78,9 +78,6 @@ def in_this_process(name: str, arguments: list[str]) -> tuple[float, float]:
 
 def test_entry_points_take_what_they_are_given(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_command", in_this_process)
-    for name in ("L2V_RUN_DIR", "L2V_RESUMES"):  # train.py sets them: what was there before comes back
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     with measure.corpus(work, 100):
         assert measure.bulk(SPECS["bulk"][0], work)["peak_mib"] == 2
         found = measure.train_processes({**SPECS["train_processes"][0], "processes": 1}, work)

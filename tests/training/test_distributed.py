@@ -77,7 +77,6 @@ def signalled(file: Path, number: int, step: int, part: str) -> Path:
 
 def start(arguments: list[str], program: Path = ROOT / "train.py", cwd: Path | None = None) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("L2V_RUN_DIR", None)
     return subprocess.Popen(
         [sys.executable, str(program), *arguments],
         stdout=subprocess.PIPE,
