@@ -15,8 +15,8 @@ from l2v.export.card import Card, Form, model_card
 from l2v.export.merging import blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
 from l2v.models.backbone import Backbone
-from l2v.models.loading import cast_weights
 from l2v.models.settings import DType, EncoderSettings
+from l2v.models.weights import cast_weights
 from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text
@@ -132,7 +132,7 @@ def _write_merged(
     backbone = _load(start.base, wanted, settings, adapters_of(run, start))
     if wanted.merge.base_ratio > 0:
         blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, wanted.merge.base_ratio)
-    cast_weights(backbone.decoder, getattr(torch, wanted.dtype))
+    cast_weights(backbone.decoder.parameters(), getattr(torch, wanted.dtype))
     encoder = Encoder.with_settings(backbone, settings, place)
     encoder.save(draft, prompts=wanted.prompts)
     return encoder

@@ -16,7 +16,8 @@ from l2v.kernels.linear import keep_products, speed_up
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
 from l2v.models.adapters import Lora, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids
-from l2v.models.loading import cast_weights, choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.merging import merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
 from l2v.models.quiet import quiet
@@ -265,8 +266,7 @@ class Backbone(nn.Module):
         decoder = cast(PeftModel, self.decoder)
         own = str(decoder.base_model.prefix)
         dtype = next(p.dtype for n, p in decoder.named_parameters() if own not in n and p.is_floating_point())
-        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
-        cast_weights(self.decoder, dtype)
+        self.decoder = merge_and_unload(decoder, dtype)
 
     def save_adapter(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""

@@ -23,12 +23,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from l2v.errors import L2VError, first_line
 from l2v.kernels.linear import speed_up
-from l2v.models.adapters import load_adapter
 from l2v.models.bidirectional import Attention, set_attention
+from l2v.models.merging import Unmerged
 from l2v.models.proof import Proof, prove
 from l2v.models.quantization import check_quantization, quantize
 from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
+from l2v.models.weights import cast_weights, load_mapped
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
@@ -64,7 +65,7 @@ def load_decoder(
     if not place.is_local and model_file(place, "config.json") is None:
         raise L2VError(f"model.source={place.name}: the hub repository has no config.json, so it holds no model")
     dtype = getattr(torch, settings.dtype)
-    loaded_dtype = torch.float32 if merge else dtype
+    made_in = torch.float32 if merge else dtype
     with told_as_one_line(place), quiet():
         unpacked = dequantized(place)
         arguments = {**unpacked.arguments(), "trust_remote_code": settings.trust_remote_code}
@@ -72,24 +73,21 @@ def load_decoder(
         _check_kind(place, config, settings.kind)
         head: nn.Module | None = None
         if with_head:
-            decoder, head = _decoder_with_head(unpacked, head_source, loaded_dtype, arguments)
+            decoder, head = _decoder_with_head(unpacked, head_source, made_in, arguments)
         else:
-            decoder, info = AutoModel.from_pretrained(
-                unpacked.path, dtype=loaded_dtype, output_loading_info=True, **arguments
-            )
+            decoder, info = load_mapped(AutoModel, unpacked, config, made_in, arguments)
             # the head over an encoder's first token: nothing reads it, and masked language models are saved without
             missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
             if missing:
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
     set_attention(decoder, attention)
-    for folder in merge:
-        decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
-    cast_weights(decoder, dtype)
+    Unmerged(decoder, merge, dtype).settle(decoder)
     if settings.quantization is not None:
         quantize(decoder, settings.quantization)
     cast(nn.Module, decoder).to(device=device)
     if head is not None:
-        head.to(device=device, dtype=dtype)
+        cast_weights(head.parameters(), dtype)
+        head.to(device=device)
         speed_up(head)
     return LoadedDecoder(decoder, head, tokenizer)
 
@@ -133,7 +131,8 @@ def _decoder_with_head(
     place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, nn.Module]:
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    config = AutoConfig.from_pretrained(place.path, **arguments)
+    loaded: Any = load_mapped(AutoModelForCausalLM, place, config, dtype, arguments)
     whole, info = loaded
     head = whole.get_output_embeddings()
     if missing := set(info["missing_keys"]):
@@ -171,17 +170,6 @@ def dequantized(place: Source) -> Source:
             plain.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
     return replace(place, path=str(folder), gguf_file=None)
-
-
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Change the dtype of a model's weights, in place, and of nothing else.
-
-    Buffers stay as they are, as in ``from_pretrained(dtype=...)``: rotary frequencies in bfloat16 would misplace the
-    tokens of a long text.
-    """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
 
 
 def choose_attn_implementation(
