@@ -129,10 +129,12 @@ def adapters_of(run: Run, start: Initialization) -> list[Path]:
 def _write_merged(
     wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], place: Source, draft: Path
 ) -> Encoder:
-    backbone = _load(start.base, wanted, settings, adapters_of(run, start))
-    if wanted.merge.base_ratio > 0:
-        blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, wanted.merge.base_ratio)
-    cast_weights(backbone.decoder.parameters(), getattr(torch, wanted.dtype))
+    ratio = wanted.merge.base_ratio
+    # mixed before they are rounded
+    backbone = _load(start.base, wanted, settings, adapters_of(run, start), wanted.dtype if ratio == 0 else "float32")
+    if ratio > 0:
+        blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, ratio)
+        cast_weights(backbone.decoder.parameters(), getattr(torch, wanted.dtype))
     encoder = Encoder.with_settings(backbone, settings, place)
     encoder.save(draft, prompts=wanted.prompts)
     return encoder
@@ -152,12 +154,13 @@ def _write_adapter(
     return encoder
 
 
-def _load(source: Source, wanted: Export, saved: dict[str, Any], adapters: list[Path]) -> Backbone:
-    """In float32 whatever is written: merging needs it."""
+def _load(
+    source: Source, wanted: Export, saved: dict[str, Any], adapters: list[Path], dtype: DType = "float32"
+) -> Backbone:
     settings = replace(
         wanted.encoder or EncoderSettings(source.name),
         attention=saved.get("attention", "bidirectional"),
         partial=saved.get("partial", False) or (wanted.encoder is not None and wanted.encoder.partial),
-        dtype="float32",
+        dtype=dtype,
     )
     return Backbone.load(source, settings, merge=adapters)
