@@ -53,6 +53,18 @@ def script(name: str) -> Any:
     return importlib.import_module(f"l2v.cli.{name}")
 
 
+def train_here(overrides: list[str], patch: pytest.MonkeyPatch, callbacks: list[Callback]) -> None:
+    """train.py's main function in this process, without a progress bar."""
+    build = configs.build_training
+
+    def quietly(config: dict[str, Any]) -> Any:
+        return dataclasses.replace(build(config), show=False, callbacks=callbacks)
+
+    patch.setattr(configs, "build_training", quietly)
+    patch.delenv("L2V_RUN_DIR", raising=False)
+    script("train").main(composed("train", overrides))
+
+
 class Tiny:
     """Trains stages of a tiny model in a temporary folder."""
 
@@ -105,15 +117,8 @@ class Tiny:
         return run
 
     def main(self, overrides: list[str], callbacks: list[Callback] | None = None) -> None:
-        build = configs.build_training
-
-        def quietly(config: dict[str, Any]) -> Any:
-            return dataclasses.replace(build(config), show=False, callbacks=callbacks or [])
-
         with self.patch.context() as patch:
-            patch.setattr(configs, "build_training", quietly)
-            patch.delenv("L2V_RUN_DIR", raising=False)
-            script("train").main(composed("train", overrides))
+            train_here(overrides, patch, callbacks or [])
 
 
 class Batches(Callback):

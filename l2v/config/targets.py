@@ -28,6 +28,7 @@ _ROOMS = (
     "l2v.pooling",
     "l2v.probing",
     "l2v.stages",
+    "l2v.training.deepspeed",
     "l2v.training.strategies",
 )
 """Of l2v: what a config is made of. Other rooms write files, start processes and speak to the hub."""

@@ -11,13 +11,13 @@ import lightning as L
 import torch
 from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from l2v.encoders.encoder import Encoder
 from l2v.evaluation.results import Entries, ResultStore
 from l2v.evaluation.task import Task
 from l2v.models.backbone import Backbone
+from l2v.models.sharding import is_split
 from l2v.progress import say
 
 
@@ -82,7 +82,7 @@ class EvaluationCallback(Callback):
         begin = time.monotonic()
         encoder = self.encoder(stage.backbone)
         with isolate_rng(), trainer.precision_plugin.forward_context():
-            scores = _scores(self._share(trainer, tasks), encoder)
+            scores = _scores(tasks if is_split(stage.backbone) else self._share(trainer, tasks), encoder)
         if torch.distributed.is_initialized():
             found: list[dict[str, float]] = [{}] * trainer.world_size
             torch.distributed.all_gather_object(found, scores)
@@ -96,8 +96,6 @@ class EvaluationCallback(Callback):
 
     def _share(self, trainer: L.Trainer, tasks: dict[str, Task]) -> dict[str, Task]:
         """Those that are this process's."""
-        if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
-            return tasks
         names = list(tasks)[trainer.global_rank :: trainer.world_size]
         return {name: tasks[name] for name in names}
 

@@ -1,6 +1,8 @@
 """A backbone's weights split over processes."""
 
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers
@@ -14,3 +16,25 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     for layer in decoder_layers(backbone.decoder):
         fully_shard(layer, mesh=data_parallel)
     fully_shard(backbone, mesh=data_parallel)
+
+
+def put_back(module: nn.Module) -> None:
+    """Let go of gathered weights (FSDP2), so that the parameters are what the optimizer knows."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def is_split(module: nn.Module) -> bool:
+    """Whether a forward pass needs all processes: each has a part of the weights (FSDP2, ZeRO-3)."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in module.parameters())
+
+
+def own_part(weight: DTensor) -> tuple[slice, ...]:
+    """The part of a whole weight that is this process's."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
+    return tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))

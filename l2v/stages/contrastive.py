@@ -67,6 +67,10 @@ class ContrastiveStage(Stage):
             **texts, pooling=pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
         )
 
+    def log_loss(self, loss: Tensor) -> None:
+        """Log the mean of the ranks' losses."""
+        self.log("train/loss", self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"), prog_bar=True)
+
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
         """The rows of every rank, in the order of the ranks, which may have different numbers of them.
 

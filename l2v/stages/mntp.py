@@ -76,10 +76,10 @@ class MNTP(Stage):
         )
         # the mean over the masked tokens of all ranks: DDP averages the ranks' losses
         hidden = (labels[:, 1:] != IGNORED).sum().float()
-        count = self.trainer.strategy.reduce(hidden, reduce_op="mean")
-        loss = total / count.clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        everywhere, count = self.trainer.strategy.reduce(torch.stack([total.detach(), hidden]), reduce_op="mean")
+        count = count.clamp(min=1)
+        self.log("train/loss", everywhere / count, prog_bar=True)
+        return total / count
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         logits, targets = self.backbone.predict_masked(batch["input_ids"], batch["attention_mask"], batch["labels"])

@@ -58,7 +58,7 @@ class SimCSE(ContrastiveStage):
         if self.trainer.world_size > 1:  # the ranks have equal numbers of texts
             documents = cast(Tensor, self.all_gather(second, sync_grads=True)).flatten(0, 1)
         loss = info_nce(first, documents, self.temperature, first_positive=self.global_rank * len(first))
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_loss(loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -67,8 +67,7 @@ class Stage(L.LightningModule):
         warmup_steps: optimizer steps of linear warm-up.
         weight_decay: of AdamW.
         attention_dropout: probability in the attention weights while training; None: the model's own.
-        validate_every: optimizer steps between validations; the last step is validated too, except under FSDP and
-            DeepSpeed, which validate while they train only.
+        validate_every: optimizer steps between validations; there is one before the first step and one after the last.
         validation_rows: rows of the validation data to use, spread evenly over it.
         padding_side: right or left.
     """

@@ -87,7 +87,7 @@ class Supervised(ContrastiveStage):
         losses = self.loss(everyone, own)[everyone.counted[own]]
         # the mean over the queries of all ranks: DDP averages the ranks' losses
         loss = losses.sum() / everyone.counted.sum().clamp(min=1) * self.trainer.world_size
-        self.log("train/loss", self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"), prog_bar=True)
+        self.log_loss(loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -1,4 +1,4 @@
-"""The progress bar of a stage, and a clean stop."""
+"""The progress bar of a stage, validations at its ends, and a clean stop."""
 
 import signal
 from typing import Any
@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from rich.progress import TaskID
 
 from l2v.progress import Display, display
+from l2v.training.strategies import validates_alone
 
 
 class StageProgress(ProgressBar):
@@ -70,6 +71,29 @@ _SHOWN = (
     ("validation/accuracy", "accuracy", ".3f"),
 )
 """Metric, its title, and the format of its value; those that matter most first."""
+
+
+class ValidateAtEnds(Callback):
+    """Validates before the first step and after the last where that cannot be done apart from training.
+
+    Lightning's own ``trainer.validate`` would set a strategy up anew that splits what it trains.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._validate(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        is_last = trainer.global_step == pl_module.max_steps and not trainer.should_stop
+        if is_last and pl_module.max_steps % min(pl_module.validate_every, pl_module.max_steps):
+            self._validate(trainer)
+
+    def _validate(self, trainer: L.Trainer) -> None:
+        if validates_alone(trainer.strategy):
+            return
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
 
 
 class GracefulStop(Callback):

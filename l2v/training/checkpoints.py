@@ -41,7 +41,7 @@ class SaveLast(Callback):
         self.file, self.on_save = file, on_save
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and trainer.global_step:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -54,11 +54,5 @@ class SaveLast(Callback):
 
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The trainable weights in a checkpoint file, or in a folder that DeepSpeed wrote."""
-    if checkpoint.is_dir():
-        from lightning.pytorch.utilities.deepspeed import convert_zero_checkpoint_to_fp32_state_dict
-
-        whole = checkpoint.with_suffix(".full")
-        convert_zero_checkpoint_to_fp32_state_dict(checkpoint, whole)
-        checkpoint = whole
+    """The trainable weights in a checkpoint."""
     return AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]

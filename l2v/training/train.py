@@ -6,7 +6,6 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -17,10 +16,11 @@ from l2v.models.backbone import Backbone
 from l2v.runs.hashes import source_hash
 from l2v.runs.initialization import Initialization
 from l2v.runs.run import BEST, LAST, Run, now
-from l2v.training.callbacks import GracefulStop, StageProgress
+from l2v.training.callbacks import GracefulStop, StageProgress, ValidateAtEnds
 from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
+from l2v.training.strategies import validates_alone
 from l2v.training.trainer import make_trainer, quiet_lightning
 
 
@@ -72,10 +72,9 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
     data = stage.data(training, start, trainer.strategy.root_device)
     if stage.trains_backbone and trainer.is_global_zero:
         _note_model(run, start, stage.backbone)
-    can_validate_alone = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if checkpoint is None:
         logger.start(None)
-        if can_validate_alone:
+        if validates_alone(trainer.strategy):
             trainer.validate(stage, data, verbose=False)
     else:
         logger.start(_step(checkpoint, run))
@@ -86,7 +85,7 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
             f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
             f"python train.py resume={run.folder}",
         )
-    if stage.max_steps % min(stage.validate_every, stage.max_steps) and can_validate_alone:
+    if stage.max_steps % min(stage.validate_every, stage.max_steps) and validates_alone(trainer.strategy):
         trainer.validate(stage, data, verbose=False)
         if trainer.is_global_zero:
             run.update(metrics=logger.last())
@@ -116,6 +115,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
         callbacks=[
             *([StageProgress()] if training.show else []),
             *training.callbacks,
+            ValidateAtEnds(),
             ModelCheckpoint(run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False),
             SaveLast(run.checkpoints / LAST, saved),
             stop,
@@ -125,8 +125,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
         num_sanity_val_steps=0,
         default_root_dir=run.folder,
     )
-    if not isinstance(trainer.strategy, DeepSpeedStrategy):
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return trainer
 
 
@@ -137,8 +136,6 @@ def _is_first() -> bool:
 
 def _step(checkpoint: Path, run: Run) -> int:
     """The optimizer steps that a checkpoint stands for."""
-    if checkpoint.is_dir():
-        return run.record()["step"]
     return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
 
 

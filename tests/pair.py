@@ -1,0 +1,118 @@
+"""Two processes of one training (gloo, on the CPU), as torchrun starts them, for several trainings one after the other.
+
+Most of what a pair costs is its start, so a test hands all its trainings to one.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of the pair, by the arguments of train.py."""
+
+    arguments: list[str]
+    stop_at: int | None = None
+    """Optimizer step in which the first process gets SIGTERM."""
+    gathers: bool = False
+    """Whether gathers of weights are counted, in each training step."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended, on one process."""
+
+    error: str | None = None
+    """The error's type and text."""
+    gathers: list[int] = field(default_factory=list)
+    """Gathers of weights in each training step."""
+
+
+def run_pair(folder: Path, jobs: Sequence[Job], *, timeout: int = 240, processes: int = 2) -> list[list[Outcome]]:
+    """Run trainings one after the other; outcomes a job, and in it a process.
+
+    The processes end with the last job; where one dies or hangs, both are killed and its output is the error.
+    """
+    folder.mkdir()
+    (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"},
+        **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"},
+    }
+    environment.pop("L2V_RUN_DIR", None)
+    logs = [folder / f"log-{rank}" for rank in range(processes)]
+    started = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as output:
+            own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, str(Path(__file__)), str(folder)]
+            started.append(subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT))
+    try:
+        codes = [process.wait(timeout=timeout) for process in started]
+    except subprocess.TimeoutExpired:
+        codes = [-1] * processes
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    said = "\n".join(f"process {rank}:\n{log.read_text()[-4000:]}" for rank, log in enumerate(logs))
+    assert codes == [0] * processes, f"exit codes {codes}\n{said}"
+    by_rank = [json.loads((folder / f"outcomes-{rank}.json").read_text()) for rank in range(processes)]
+    return [[Outcome(**one) for one in of_job] for of_job in zip(*by_rank, strict=True)]
+
+
+# in a process of the pair
+
+
+def _main(folder: Path) -> None:
+    sys.path.insert(0, str(TESTS))
+    import pytest
+
+    from l2v.process import set_up_process
+
+    set_up_process()
+    outcomes = []
+    for job in json.loads((folder / "jobs.json").read_text()):
+        with pytest.MonkeyPatch.context() as patch:
+            # without dropout, which differs between one process and two, the views of SimCSE are equal
+            patch.setattr("l2v.stages.simcse.SimCSE._check_views", lambda *_: None)
+            outcomes.append(_run(Job(**job), patch))
+    (folder / f"outcomes-{os.environ['RANK']}.json").write_text(json.dumps([asdict(one) for one in outcomes]))
+
+
+def _run(job: Job, patch: Any) -> Outcome:
+    from launch import train_here
+    from lightning.pytorch.callbacks import Callback
+
+    from l2v.errors import L2VError, Stopped
+
+    callbacks: list[Callback] = []
+    if job.stop_at is not None and os.environ["RANK"] == "0":
+        from launch import SignalAt
+
+        callbacks.append(SignalAt(job.stop_at, signal.SIGTERM))
+    error = None
+    try:
+        train_here(job.arguments, patch, callbacks)
+    except (L2VError, Stopped) as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    return Outcome(error)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
