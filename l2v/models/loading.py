@@ -25,11 +25,11 @@ from l2v.errors import L2VError, first_line
 from l2v.kernels.linear import speed_up
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.merging import Unmerged
-from l2v.models.proof import Proof, prove
+from l2v.models.proof import Proof, Run, prove
 from l2v.models.quantization import check_quantization, quantize
 from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
-from l2v.models.weights import cast_weights, load_mapped
+from l2v.models.weights import load_mapped
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
@@ -43,6 +43,8 @@ class LoadedDecoder:
     decoder: PreTrainedModel
     head: nn.Module | None
     tokenizer: PreTrainedTokenizerBase
+    unmerged: Unmerged
+    """What its weights still lack, where they are on no device yet."""
 
 
 def load_decoder(
@@ -55,7 +57,7 @@ def load_decoder(
     merge: Sequence[Path],
     device: str | torch.device,
 ) -> LoadedDecoder:
-    """Load a decoder and merge adapters into it, in float32; see :meth:`l2v.models.backbone.Backbone.load`.
+    """Load a decoder and merge adapters into it; see :meth:`l2v.models.backbone.Backbone.load`.
 
     Raises:
         L2VError: the source is missing, or is of another kind.
@@ -81,15 +83,18 @@ def load_decoder(
             if missing:
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
     set_attention(decoder, attention)
-    Unmerged(decoder, merge, dtype).settle(decoder)
-    if settings.quantization is not None:
-        quantize(decoder, settings.quantization)
-    cast(nn.Module, decoder).to(device=device)
+    unmerged = Unmerged(decoder, head, merge, dtype)
+    whole: list[nn.Module] = [decoder] if head is None else [decoder, head]
+    if torch.device(device).type != "meta":
+        for part in whole:
+            unmerged.settle(part)
+        if settings.quantization is not None:
+            quantize(decoder, settings.quantization)
+        for part in whole:
+            part.to(device=device)
     if head is not None:
-        cast_weights(head.parameters(), dtype)
-        head.to(device=device)
         speed_up(head)
-    return LoadedDecoder(decoder, head, tokenizer)
+    return LoadedDecoder(decoder, head, tokenizer, unmerged)
 
 
 def load_tokenizer_and_config(
@@ -173,7 +178,7 @@ def dequantized(place: Source) -> Source:
 
 
 def choose_attn_implementation(
-    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool
+    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool, run: Run
 ) -> Proof:
     """Set the first implementation that the model supports and that is proven, or the one that was asked for.
 
@@ -182,7 +187,7 @@ def choose_attn_implementation(
     """
     if wanted != "auto":
         _set_attn_implementation(decoder, wanted)
-        return prove(decoder, attention, partial=partial)
+        return prove(decoder, attention, partial=partial, run=run)
     failures: list[L2VError] = []
     device = next(decoder.parameters())
     candidates: list[AttnImplementation] = ["sdpa", "eager"]
@@ -191,7 +196,7 @@ def choose_attn_implementation(
     for name in candidates:
         try:
             _set_attn_implementation(decoder, name)
-            return prove(decoder, attention, partial=partial)
+            return prove(decoder, attention, partial=partial, run=run)
         except L2VError as error:
             failures.append(error)
     raise failures[-1]

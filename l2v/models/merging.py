@@ -36,6 +36,7 @@ class Unmerged:
     Args:
         decoder: its weights may be of another dtype, as they lie in files. Adapters other than LoRA are merged at once,
             all weights in float32, for what they do to a weight may depend on others.
+        head: the output head, which gets the dtype.
         folders: of adapters, in order.
         dtype: of the weights at the end.
 
@@ -43,7 +44,9 @@ class Unmerged:
         L2VError: an adapter does not fit.
     """
 
-    def __init__(self, decoder: PreTrainedModel, folders: Sequence[Path], dtype: torch.dtype) -> None:
+    def __init__(
+        self, decoder: PreTrainedModel, head: nn.Module | None, folders: Sequence[Path], dtype: torch.dtype
+    ) -> None:
         self.dtype = dtype
         self._layers: dict[nn.Parameter, list[BaseTunerLayer]] = {}
         self._names: list[str] = []
@@ -60,10 +63,10 @@ class Unmerged:
             for layer in _tuner_layers(adapted):
                 for weight in layer.get_base_layer().parameters():
                     self._layers.setdefault(weight, []).append(layer)
-        self._weights = set(decoder.parameters())
+        self._weights = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
 
     def settle(self, part: nn.Module) -> None:
-        """Merge and cast the weights in a part of the decoder; those of an adapter that it got since stay."""
+        """Merge and cast the weights in a part of the model; those of an adapter that it got since stay."""
         weights = [weight for weight in part.parameters() if weight in self._weights]
         for layer in dict.fromkeys(layer for weight in weights for layer in self._layers.pop(weight, [])):
             _merge(layer, self._names, self.dtype)

@@ -1,13 +1,11 @@
 """Weights that are loaded and merged one by one are those of a whole model in float32, bit for bit."""
 
-import json
 from pathlib import Path
 
 import peft
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from tiny import make_tiny_decoder, make_tiny_tokenizer
 from torch import nn
 from transformers import AutoModel
