@@ -74,7 +74,7 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
         _check_base(config["init_from"], base, start)
         wanted = config_hash(config, start, data)
         if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
-            if run.is_finished:
+            if run.is_finished and not _lacks(run, training.exports):
                 say(f"{run.folder}: a finished run with this config is here; it is reused")
                 return
             resume = (run.checkpoints / LAST).exists()
@@ -93,12 +93,14 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
         for name in (_RUN_DIR, _RESUMES):  # of this training, and not of a sweep's next
             os.environ.pop(name, None)
     if configs.process_rank() == 0:
-        made = (
-            f"encoder is {run.encoder}"
-            if training.stage.trains_backbone
-            else f"scores are in {run.folder / 'evaluation'}"
-        )
-        say(f"finished {run.folder}; its {made}")
+        made = {
+            "encoder": f"; its encoder is {run.encoder}",
+            "adapter": f"; its adapter is {run.adapter}",
+            "none": "",
+        }[training.exports]
+        if not training.stage.trains_backbone:
+            made = f"; its scores are in {run.folder / 'evaluation'}"
+        say(f"finished {run.folder}{made}")
 
 
 def _starts_processes(trainer: DictConfig) -> bool:
@@ -146,11 +148,19 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
         raise L2VError(
             f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
         )
-    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
+    trained = run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]
+    if trained and not _lacks(run, config.get("export", "encoder")):
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
             "stage.max_steps"
         )
+
+
+def _lacks(run: Run, exports: str) -> bool:
+    """Whether a finished run has not been exported so yet."""
+    if (run.folder / "probe").exists():
+        return False
+    return {"encoder": not run.encoder.exists(), "adapter": run.exported is None, "none": False}[exports]
 
 
 def _free_name(runs: Path) -> str:

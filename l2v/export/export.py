@@ -21,7 +21,7 @@ from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text
 from l2v.runs.initialization import Initialization
-from l2v.runs.locations import Source, locate
+from l2v.runs.locations import Source
 from l2v.runs.run import Run, lineage_at
 
 
@@ -68,6 +68,8 @@ class Export:
         for name in self.encoder.differences() if self.encoder is not None else ():
             if name not in _TAKEN:
                 raise L2VError(f"{name}: not used here, the run has its own; there are {', '.join(_TAKEN)}")
+        if run.exported is None:
+            raise L2VError(f"run={run.folder}: the run has exported nothing; first resume={run.folder} export=adapter")
         start = Initialization.of(run)
         if self.onnx:
             if self.dtype != "float32" or self.form != "merged":
@@ -103,7 +105,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
     """
     wanted = wanted or Export()
     start = wanted.check(run)
-    place = locate(str(run.encoder), override="run")
+    place = Source(str(run.folder), str((run.exported or run.encoder).resolve()))
     settings = saved_settings(place)
     if wanted.encoder is not None:
         settings = wanted.encoder.usage(settings)
