@@ -81,12 +81,14 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
 
         train(training, run, Initialization.of(run, whole=False), resume=way == "resume")
     if configs.process_rank() == 0:
-        made = (
-            f"encoder is {run.encoder}"
-            if training.stage.trains_backbone
-            else f"scores are in {run.folder / 'evaluation'}"
-        )
-        say(f"finished {run.folder}; its {made}")
+        made = {
+            "encoder": f"; its encoder is {run.encoder}",
+            "adapter": f"; its adapter is {run.adapter}",
+            "none": "",
+        }[training.exports]
+        if not training.stage.trains_backbone:
+            made = f"; its scores are in {run.folder / 'evaluation'}"
+        say(f"finished {run.folder}{made}")
 
 
 def _settle(
@@ -109,7 +111,7 @@ def _settle(
     _check_base(config["init_from"], base, start)
     wanted = config_hash(config, start, data)
     is_ours = run.record_file.exists() and run.record()["config_hash"] == wanted
-    if is_ours and config["reuse"] and run.is_finished:
+    if is_ours and config["reuse"] and run.is_finished and not _lacks(run, training.exports):
         say(f"{run.folder}: a finished run with this config is here; it is reused")
         return "reuse"
     if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
@@ -187,21 +189,32 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
         raise L2VError(
             f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
         )
-    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"] and _is_whole(run):
+    trained = run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]
+    if trained and _is_whole(run, config.get("export", "encoder")):
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
             "stage.max_steps"
         )
 
 
-def _is_whole(run: Run) -> bool:
-    """Whether what a finished run wrote at its end is there as it was written."""
+def _is_whole(run: Run, exports: str) -> bool:
+    """Whether a finished run was exported so, and what it wrote at its end is there as it was written."""
+    if _lacks(run, exports):
+        return False
     try:
         Initialization.of(run)
-        check_encoder(run.encoder, run.folder / "lineage.json", "")
+        if run.encoder.exists():
+            check_encoder(run.encoder, run.folder / "lineage.json", "")
     except L2VError:
         return False
     return True
+
+
+def _lacks(run: Run, exports: str) -> bool:
+    """Whether a finished run has not been exported so yet."""
+    if (run.folder / "probe").exists():
+        return False
+    return {"encoder": not run.encoder.exists(), "adapter": run.exported is None, "none": False}[exports]
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _check_part(file: Path, where: str) -> None:
     if found := re.search(r"\$\{\s*oc\.(create|decode)\b", text):
         raise L2VError(f"{where}: {file} has {found[0]}...}}, which makes settings of a text; write what it stands for")
     settings = OmegaConf.to_container(OmegaConf.load(file))
-    for key, value in _leaves(settings):
+    for key, value in leaves(settings):
         if key.startswith("defaults.") and _leads_out(value):
             raise L2VError(f"{where}: {file}: {key}={value} leads out of the folders of configs")
     check_definitions(settings, allowed_modules(), where)
@@ -195,7 +195,7 @@ def check_places(config: Any, folder: Path, where: str) -> None:
     Raises:
         L2VError: naming the setting.
     """
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         if not isinstance(value, str):
             continue
         is_path = key.rpartition(".")[2].endswith("dir") or Path(value).is_absolute() or ".." in Path(value).parts

@@ -19,6 +19,7 @@ from l2v.embedding.batches import CALIBRATION, FILLER, Batch, Batches, as_it_is
 from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
+from l2v.encoders.external import is_theirs
 from l2v.encoders.load import known_dimension, load_encoder
 from l2v.errors import L2VError, Stopped
 from l2v.models.backbone import Backbone
@@ -187,7 +188,10 @@ class _Embedder(L.LightningModule):
         strategy = self.trainer.strategy
         manifest: dict[str, Any] = strategy.broadcast(self.shards.manifest() or {})
         missing = strategy.broadcast(self.shards.missing(manifest) if self.trainer.is_global_zero else [])
-        self.encoder = load_encoder(self.subject, device=strategy.root_device)
+        is_split = self.device_mesh is not None
+        if is_split and is_theirs(self.subject):
+            raise L2VError("trainer=fsdp: an encoder of another library is not split; choose trainer=ddp or gpu")
+        self.encoder = load_encoder(self.subject, device=torch.device("meta") if is_split else strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
             _check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
@@ -205,8 +209,7 @@ class _Embedder(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            if not isinstance(self.model, Backbone):
-                raise L2VError("trainer=fsdp: an encoder of another library is not split; choose trainer=ddp or gpu")
+            assert isinstance(self.model, Backbone)
             shard_weights(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> None:

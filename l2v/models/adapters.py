@@ -3,10 +3,10 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -22,7 +22,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from l2v.errors import L2VError, first_line
@@ -157,36 +157,62 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pef
     Raises:
         L2VError: there is none, it is damaged, or it was trained on another decoder.
     """
-    file = folder / ADAPTER_WEIGHTS
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        if not (folder / name).exists():
-            raise L2VError(f"{folder}: no {name}, so it holds no adapter")
-    try:
-        config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
-    _check_kind(config, str(folder))
-    _check_sizes(config, weights, folder)
-    _check_patterns(config, decoder, folder)
-    config.inference_mode = not trainable
-    config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
-    try:
-        with quiet():
-            adapted = get_peft_model(decoder, config)
-    except Exception as error:  # its config may say anything
-        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {first_line(error)}") from None
-    expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
-    found = {k: v.shape for k, v in weights.items()}
-    if expected != found:
-        odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-        raise L2VError(
-            f"{folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} tensors are "
-            f"missing, unexpected or of another shape, e.g. {odd[0]} (expected "
-            f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
-        )
-    set_peft_model_state_dict(adapted, weights)
+    adapted = with_saved(decoder, [Saved.read(folder)], trainable)
     speed_up(adapted)
-    return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
+    return adapted.train(decoder.training)  # PEFT puts new modules into training mode
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter in a folder."""
+
+    folder: Path
+    config: PeftConfig
+    weights: dict[str, Tensor]
+
+    @staticmethod
+    def read(folder: Path) -> "Saved":
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+            if not (folder / name).exists():
+                raise L2VError(f"{folder}: no {name}, so it holds no adapter")
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            return Saved(folder, config, load_file(folder / ADAPTER_WEIGHTS))
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+
+
+def with_saved(decoder: PreTrainedModel, adapters: Sequence[Saved], trainable: bool) -> PeftModel:
+    """A decoder with saved adapters on it, the first under PEFT's name ``default``."""
+    adapted: Any = None
+    for number, saved in enumerate(adapters):
+        config, name = saved.config, f"adapter-{number}" if number else "default"
+        _check_kind(config, str(saved.folder))
+        _check_sizes(config, saved.weights, saved.folder)
+        _check_patterns(config, decoder, saved.folder)
+        config.inference_mode = not trainable
+        config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
+        try:
+            with quiet():
+                if adapted is None:
+                    adapted = get_peft_model(decoder, config)
+                else:
+                    adapted.add_adapter(name, config)
+        except Exception as error:  # its config may say anything
+            kind = decoder.config.model_type
+            raise L2VError(f"{saved.folder}: the adapter does not fit {kind}: {first_line(error)}") from None
+        own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        expected = {k: v.shape for k, v in own.items()}
+        found = {k: v.shape for k, v in saved.weights.items()}
+        if expected != found:
+            odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            raise L2VError(
+                f"{saved.folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} "
+                f"tensors are missing, unexpected or of another shape, e.g. {odd[0]} (expected "
+                f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
+            )
+        set_peft_model_state_dict(adapted, saved.weights, adapter_name=name)
+    return cast(PeftModel, adapted)
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -1,6 +1,7 @@
 """The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,16 +18,27 @@ from l2v.kernels.masked_loss import Scores, summed_cross_entropy
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
-from l2v.models.loading import cast_weights, choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.merging import Unmerged, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
 from l2v.models.quiet import quiet
-from l2v.models.settings import Checkpointing, EncoderSettings
+from l2v.models.settings import AttnImplementation, Checkpointing, EncoderSettings
 from l2v.models.sharding import is_split, most_of_all, put_back
 from l2v.pooling import Pooling, PoolingName, pool
 from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
+from l2v.text.tokenization import position_ids
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """What loading leaves to be done."""
+
+    unmerged: Unmerged
+    attn_implementation: AttnImplementation
+    partial: bool
 
 
 class Backbone(nn.Module):
@@ -56,7 +68,7 @@ class Backbone(nn.Module):
         *,
         head: nn.Module | None = None,
         source: Source,
-        proof: Proof,
+        proof: Proof | None = None,
         attention: Attention = "bidirectional",
     ) -> None:
         super().__init__()
@@ -64,7 +76,10 @@ class Backbone(nn.Module):
         self.head = head
         self.tokenizer = tokenizer
         self.source = source
-        self.proof = proof
+        self.proof: Proof
+        if proof is not None:
+            self.proof = proof
+        self._unfinished: _Unfinished | None = None
         self.attention: Attention = attention
         self.pooling: Pooling | None = None
         self.positions = learned_positions(decoder)
@@ -97,7 +112,8 @@ class Backbone(nn.Module):
             with_head: load the output head too, for MNTP.
             head_source: where to take the head from if ``source`` has none of its own.
             merge: adapter folders to merge into the weights, in order, in float32.
-            device: where the weights go and where the proof runs.
+            device: where the weights go and where the proof runs. With ``meta`` they stay in their files, nothing is
+                merged or proven, and :func:`~l2v.models.sharding.shard` does all that, layer by layer.
             given: settings one by one: revision, attention, attn_implementation, dtype, quantization, partial, kind,
                 trust_remote_code of :class:`~l2v.models.settings.EncoderSettings`.
 
@@ -114,13 +130,37 @@ class Backbone(nn.Module):
         if attention_dropout is not None:
             set_attention_dropout(decoder, attention_dropout)
         speed_up(decoder)
-        proof = choose_attn_implementation(decoder, wanted.attn_implementation, attention, wanted.partial)
+        backbone = Backbone(decoder, loaded.tokenizer, head=loaded.head, source=place, attention=attention)
+        backbone._unfinished = _Unfinished(loaded.unmerged, wanted.attn_implementation, wanted.partial)
+        if torch.device(device).type != "meta":
+            backbone.prove()
         if gradient_checkpointing:
             kept = {"context_fn": keep_products} if gradient_checkpointing == "selective" else {}
             with quiet():
                 decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
-        backbone = Backbone(decoder, loaded.tokenizer, head=loaded.head, source=place, proof=proof, attention=attention)
         return backbone.eval()
+
+    def settle(self, part: nn.Module) -> None:
+        """Merge and cast the weights in a part of a backbone that was loaded to no device yet."""
+        if self._unfinished is not None:
+            self._unfinished.unmerged.settle(part)
+
+    def prove(self) -> None:
+        """Choose the attention implementation and prove it, once, when the weights are where they are to be.
+
+        Raises:
+            L2VError: the proof fails.
+        """
+        if self._unfinished is None:
+            return
+        wanted, partial = self._unfinished.attn_implementation, self._unfinished.partial
+
+        def run(_: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+            return self(ids, mask, position_ids(mask)).float()
+
+        decoder = cast(PreTrainedModel, self.decoder)
+        self.proof = choose_attn_implementation(decoder, wanted, self.attention, partial, run)
+        self._unfinished = None
 
     @property
     def config(self) -> Any:
@@ -287,8 +327,7 @@ class Backbone(nn.Module):
         decoder = cast(PeftModel, self.decoder)
         own = str(decoder.base_model.prefix)
         dtype = next(p.dtype for n, p in decoder.named_parameters() if own not in n and p.is_floating_point())
-        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
-        cast_weights(self.decoder, dtype)
+        self.decoder = merge_and_unload(decoder, dtype)
 
     def save_adapter(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""

@@ -24,12 +24,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from l2v.errors import L2VError, first_line, panics_told
 from l2v.kernels.speed import speed_up
-from l2v.models.adapters import load_adapter
 from l2v.models.bidirectional import Attention, set_attention
-from l2v.models.proof import Proof, prove
+from l2v.models.merging import Unmerged
+from l2v.models.proof import Proof, Run, prove
 from l2v.models.quantization import check_quantization, quantize
 from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
+from l2v.models.weights import load_mapped
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
@@ -45,6 +46,8 @@ class LoadedDecoder:
     decoder: PreTrainedModel
     head: nn.Module | None
     tokenizer: PreTrainedTokenizerBase
+    unmerged: Unmerged
+    """What its weights still lack, where they are on no device yet."""
 
 
 def load_decoder(
@@ -57,7 +60,7 @@ def load_decoder(
     merge: Sequence[Path],
     device: str | torch.device,
 ) -> LoadedDecoder:
-    """Load a decoder and merge adapters into it, in float32; see :meth:`l2v.models.backbone.Backbone.load`.
+    """Load a decoder and merge adapters into it; see :meth:`l2v.models.backbone.Backbone.load`.
 
     Raises:
         L2VError: the source is missing, or is of another kind.
@@ -67,7 +70,7 @@ def load_decoder(
     if not place.is_local and model_file(place, "config.json") is None:
         raise L2VError(f"model.source={place.name}: the hub repository has no config.json, so it holds no model")
     dtype = getattr(torch, settings.dtype)
-    loaded_dtype = torch.float32 if merge else dtype
+    made_in = torch.float32 if merge else dtype
     with told_as_one_line(place), quiet():
         unpacked = dequantized(place)
         arguments = {**unpacked.arguments(), "trust_remote_code": settings.trust_remote_code}
@@ -76,26 +79,26 @@ def load_decoder(
         check_sizes(unpacked, config)
         head: nn.Module | None = None
         if with_head:
-            decoder, head = _decoder_with_head(unpacked, head_source, loaded_dtype, arguments)
+            decoder, head = _decoder_with_head(unpacked, head_source, made_in, arguments)
         else:
-            decoder, info = AutoModel.from_pretrained(
-                unpacked.path, dtype=loaded_dtype, output_loading_info=True, **arguments
-            )
+            decoder, info = load_mapped(AutoModel, unpacked, config, made_in, arguments)
             # the head over an encoder's first token: nothing reads it, and masked language models are saved without
             missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
             if missing:
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
     set_attention(decoder, attention)
-    for folder in merge:
-        decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
-    cast_weights(decoder, dtype)
-    if settings.quantization is not None:
-        quantize(decoder, settings.quantization)
-    cast(nn.Module, decoder).to(device=device)
+    unmerged = Unmerged(decoder, head, merge, dtype)
+    whole: list[nn.Module] = [decoder] if head is None else [decoder, head]
+    if torch.device(device).type != "meta":
+        for part in whole:
+            unmerged.settle(part)
+        if settings.quantization is not None:
+            quantize(decoder, settings.quantization)
+        for part in whole:
+            part.to(device=device)
     if head is not None:
-        head.to(device=device, dtype=dtype)
         speed_up(head)
-    return LoadedDecoder(decoder, head, tokenizer)
+    return LoadedDecoder(decoder, head, tokenizer, unmerged)
 
 
 def load_tokenizer_and_config(
@@ -136,7 +139,8 @@ def _decoder_with_head(
     place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, nn.Module]:
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    config = AutoConfig.from_pretrained(place.path, **arguments)
+    loaded: Any = load_mapped(AutoModelForCausalLM, place, config, dtype, arguments)
     whole, info = loaded
     head = whole.get_output_embeddings()
     if missing := set(info["missing_keys"]):
@@ -208,19 +212,8 @@ def dequantized(place: Source) -> Source:
     return replace(place, path=str(folder), gguf_file=None)
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Change the dtype of a model's weights, in place, and of nothing else.
-
-    Buffers stay as they are, as in ``from_pretrained(dtype=...)``: rotary frequencies in bfloat16 would misplace the
-    tokens of a long text.
-    """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-
-
 def choose_attn_implementation(
-    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool
+    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool, run: Run
 ) -> Proof:
     """Set the first implementation that the model supports and that is proven, or the one that was asked for.
 
@@ -229,7 +222,7 @@ def choose_attn_implementation(
     """
     if wanted != "auto":
         _set_attn_implementation(decoder, wanted)
-        return prove(decoder, attention, partial=partial)
+        return prove(decoder, attention, partial=partial, run=run)
     failures: list[L2VError] = []
     device = next(decoder.parameters())
     candidates: list[AttnImplementation] = ["sdpa", "eager"]
@@ -238,7 +231,7 @@ def choose_attn_implementation(
     for name in candidates:
         try:
             _set_attn_implementation(decoder, name)
-            return prove(decoder, attention, partial=partial)
+            return prove(decoder, attention, partial=partial, run=run)
         except L2VError as error:
             failures.append(error)
     raise failures[-1]

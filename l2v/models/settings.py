@@ -11,9 +11,10 @@ from l2v.errors import L2VError
 from l2v.models.bidirectional import ATTENTIONS, Attention
 from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
-from l2v.runs.adapter_folders import Assembly, assemble
+from l2v.runs.adapter_folders import Assembly, assemble, put_on
 from l2v.runs.hashes import folder_hash, source_hash
 from l2v.runs.lineage import check_encoder
+from l2v.runs.run import Run
 from l2v.text.prompts import PooledTokens
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -114,6 +115,8 @@ class EncoderSettings:
 
     def parts(self, override: str = "encoder") -> Assembly:
         """The decoder and the adapters that it is put together from; ``override`` is what an error names."""
+        if self.is_run and Run(self.folder).has_only_an_adapter:
+            return put_on(Run(self.folder).assembly(), self.adapters)
         source = str(self.folder / "encoder") if self.is_run else self.source
         return assemble(source, self.adapters, base=self.base, revision=self.revision, override=override)
 

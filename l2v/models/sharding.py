@@ -7,20 +7,36 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from l2v.kernels.memory import release_pages
 from l2v.models.bidirectional import decoder_layers
 
 if TYPE_CHECKING:
     from l2v.models.backbone import Backbone
 
-
 def shard(backbone: "Backbone", mesh: DeviceMesh) -> None:
-    """Split a backbone's weights over processes, layer by layer (FSDP2). Its padded forward pass gathers them."""
+    """Split a backbone's weights over processes (FSDP2), and prove it. Its padded forward pass gathers them.
+
+    What was loaded to no device (``meta``) is merged and split layer by layer: no process holds more than its share,
+    and one layer.
+
+    Raises:
+        L2VError: the proof fails.
+    """
+    split(backbone, mesh)
+    backbone.prove()
+    put_back(backbone)
+
+
+def split(backbone: "Backbone", mesh: DeviceMesh) -> None:
+    """The first half of :func:`shard`, in which the processes do not wait for each other."""
     from torch.distributed.fsdp import fully_shard
 
-    data_parallel = mesh["data_parallel"]
-    for layer in decoder_layers(backbone.decoder):
-        fully_shard(layer, mesh=data_parallel)
-    fully_shard(backbone, mesh=data_parallel)
+    for part in [*decoder_layers(backbone.decoder), backbone]:
+        backbone.settle(part)
+        whole = [weight.data for weight in part.parameters() if not isinstance(weight, DTensor)]
+        fully_shard(part, mesh=mesh["data_parallel"])
+        while whole:
+            release_pages(whole.pop())
 
 
 def put_back(module: nn.Module) -> None:

@@ -179,6 +179,8 @@ def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
         run = Run.open(folder, "init_from")
         if not run.is_finished:
             raise L2VError(f"init_from={init_from}: the run is not finished; go on with it first: resume={init_from}")
+        if run.exported is None:
+            raise L2VError(f"init_from={init_from}: the run has exported nothing; resume={init_from} export=adapter")
         return _previous_run(run)
     if folder.is_dir() and not (folder / "config.json").exists() and not (folder / ADAPTER_CONFIG).exists():
         raise L2VError(f"init_from={init_from}: neither a run (run.json), an adapter nor a model (config.json)")
@@ -211,7 +213,7 @@ def _previous_run(run: Run) -> _Previous:
         adapter = run.folder / lineage.adapter.path
         stages[adapter] = lineage.adapter.stage
     base, head = lineage_base(lineage, run.folder), lineage_head(lineage, run.folder)
-    pooling = run.encoder / POOLING_FOLDER
+    pooling = (run.exported or run.encoder) / POOLING_FOLDER
     own = pooling if (pooling / POOLING_WEIGHTS).is_file() else None
     if own is not None:
         check_encoder(run.encoder, run.folder / "lineage.json", _written_anew(run))
@@ -258,5 +260,5 @@ def config_hash(config: dict[str, Any], start: Initialization, data: list[str]) 
 
 _NOT_HASHED = (
     *("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from"),
-    *("evaluate_every", "evaluation", "objective"),
+    *("evaluate_every", "evaluation", "objective", "export"),
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError
+from l2v.runs.adapter_folders import SETTINGS_FILE, Assembly, put_on
 from l2v.runs.files import check_inside, machine, read_json, remove_drafts, write_json, write_text
 from l2v.runs.hashes import folder_hash
 from l2v.runs.lineage import AdapterRecord, Lineage, encoder_hash, lineage_base, lineage_head, recorded_base
@@ -41,7 +42,7 @@ class Run:
         initial_pooling/ weights of a pooling of one's own that training went on with
         adapter/         the trained adapter
         probe/           the trained probe and its labels (stage=word, which has no adapter and no encoder)
-        encoder/         the merged encoder: l2v, transformers and sentence-transformers load it
+        encoder/         the merged encoder: l2v, transformers and sentence-transformers load it (export=encoder)
         evaluation/      scores, a file a suite
 
     Example:
@@ -186,6 +187,26 @@ class Run:
     @property
     def encoder(self) -> Path:
         return self.folder / "encoder"
+
+    @property
+    def exported(self) -> Path | None:
+        """The folder that says how the encoder is used: that of the merged one, else that of the adapter."""
+        return next((one for one in (self.encoder, self.adapter) if (one / SETTINGS_FILE).is_file()), None)
+
+    @property
+    def has_only_an_adapter(self) -> bool:
+        """Whether the run has no merged encoder, so that it is put together from its parts."""
+        return self.exported == self.adapter
+
+    def assembly(self) -> Assembly:
+        """What the encoder is put together from, by the lineage.
+
+        Raises:
+            L2VError: the base is gone, or is another one.
+        """
+        lineage = self.lineage()
+        merged = [self.folder / record.path for record in lineage.merged]
+        return put_on(Assembly(lineage_base(lineage, self.folder)), [*merged, self.adapter])
 
     @property
     def is_finished(self) -> bool:
