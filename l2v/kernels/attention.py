@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from l2v.kernels.devices import kind_of
 from l2v.kernels.dropout import draw_keys, dropout_scale, mask_of
 
 _AT_ONCE = 2**20
@@ -47,7 +48,7 @@ def _sdpa(
     plain = (
         dropout > 0
         and not torch.compiler.is_compiling()
-        and all(x.device.type == "cpu" for x in (query, key, value))
+        and all(kind_of(x.device) == "cpu" for x in (query, key, value))
         and key.shape[2] == length
         and (attention_mask is None or attention_mask.dim() == 4)
         and not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))

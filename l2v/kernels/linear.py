@@ -24,6 +24,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.kernels.devices import kind_of
 from l2v.kernels.dropout import dropout_mask
 
 
@@ -48,7 +49,7 @@ def onednn_is_faster() -> bool:
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
     """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
-    if onednn_is_faster() and x.dtype == torch.float32 and x.device.type == "cpu":
+    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
         y = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
         return y.detach()  # it is a view of itself as a matrix, and a model may not write into views
     return torch.nn.functional.linear(x, weight)
@@ -113,7 +114,7 @@ def _is_float32_on_cpu(*tensors: Tensor) -> bool:
     """Without autocast, and not while torch writes down a graph (torch.compile, ONNX)."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return all(kind_of(tensor.device) == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def _fit(x: Tensor, *weights: Any) -> bool:

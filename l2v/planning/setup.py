@@ -1,0 +1,49 @@
+"""What is planned: a stage, its model, and the machines."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import PeftConfig
+from transformers import PretrainedConfig
+
+from l2v.models.adapters import Lora
+from l2v.stages.stage import Stage
+from l2v.training.settings import Model
+
+Sharing = Literal["one", "ddp", "fsdp", "zero2", "zero3"]
+"""How processes share the work."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stage to plan.
+
+    Attributes:
+        stage: built, without its model.
+        model: how the decoder is loaded.
+        adapter: the adapter to train; None: all weights.
+        config: of the decoder, as transformers has it.
+        trainer: keyword arguments of ``lightning.Trainer``, the strategy left out.
+        strategy: what makes the strategy; None: one process.
+        sharing: which it is.
+        devices: on a machine.
+        nodes: machines.
+        on_gpu: whether the devices are GPUs.
+        text_tokens: tokens a text; None: as many as the stage reads at most.
+    """
+
+    stage: Stage
+    model: Model
+    adapter: Lora | PeftConfig | None
+    config: PretrainedConfig
+    trainer: dict[str, Any] = field(default_factory=dict)
+    strategy: Any = None
+    sharing: Sharing = "one"
+    devices: int = 1
+    nodes: int = 1
+    on_gpu: bool = True
+    text_tokens: int | None = None
+
+    @property
+    def processes(self) -> int:
+        return self.devices * self.nodes
