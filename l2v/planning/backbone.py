@@ -20,10 +20,14 @@ from l2v.pooling import Pooling
 from l2v.runs.locations import Source
 
 
-def meta_backbone(setup: Setup) -> Backbone:
-    """The backbone that ``Training.load_backbone`` gives, on the device ``meta``: nothing is read and nothing proven.
+def new_backbone(setup: Setup, device: str = "meta") -> Backbone:
+    """The backbone that ``Training.load_backbone`` gives, with new weights: nothing is read and nothing proven.
 
     Attention is torch's fused one where the family has it, as ``auto`` chooses.
+
+    Args:
+        setup: of the model and what training puts on it.
+        device: meta: without numbers.
 
     Raises:
         L2VError: the adapter does not go with the model.
@@ -33,7 +37,7 @@ def meta_backbone(setup: Setup) -> Backbone:
     dtype = getattr(torch, model.dtype) if setup.adapter is not None else torch.float32
     config = copy.deepcopy(setup.config)
     kind = AutoModelForCausalLM if stage.needs_head else AutoModel
-    with torch.device("meta"), quiet():
+    with torch.device(device), quiet():
         try:
             whole: Any = kind.from_config(config, dtype=dtype)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

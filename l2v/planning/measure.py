@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from l2v.kernels.devices import planned_for
 from l2v.models.adapters import trainable_parameters
-from l2v.planning.backbone import meta_backbone, text_config
+from l2v.planning.backbone import new_backbone, text_config
 from l2v.planning.batches import longest_batch
 from l2v.planning.fakes import Fakes, attention_of_gpus
 from l2v.planning.ledger import Kind, Ledger
@@ -73,7 +73,7 @@ def measure(setup: Setup) -> Needs:
     stage = copy.deepcopy(setup.stage)
     stage.max_steps = max(stage.max_steps, _STEPS)
     stage.schedule_epochs = None  # the data are not there to be counted
-    backbone = meta_backbone(setup)
+    backbone = new_backbone(setup)
     decoder_weights = [p for name, p in backbone.named_parameters() if "lora_" not in name]
     weights = sum(p.nbytes for p in decoder_weights)
     parameters = sum(p.numel() for p in backbone.parameters())
