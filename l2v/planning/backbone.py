@@ -34,7 +34,7 @@ def new_backbone(setup: Setup, device: str = "meta") -> Backbone:
     """
     model, stage = setup.model, setup.stage
     attention = model.attention or "bidirectional"
-    dtype = getattr(torch, model.dtype) if setup.adapter is not None else torch.float32
+    dtype = getattr(torch, model.dtype if setup.adapter is not None else setup.trained_dtype)
     config = copy.deepcopy(setup.config)
     kind = AutoModelForCausalLM if stage.needs_head else AutoModel
     with torch.device(device), quiet():

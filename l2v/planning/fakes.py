@@ -7,7 +7,7 @@ a model of any size runs in no memory.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from l2v.planning.ledger import Kind, Ledger
@@ -98,7 +98,7 @@ class Fakes(TorchDispatchMode):
             return NotImplemented  # it comes again, with the part that is here
         if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
             return func(*args, **kwargs)  # DTensor works out a layout
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        given = _tensors(args, kwargs.values())
         has_fakes = any(isinstance(one, FakeTensor) for one in given)
         if func is _aten._local_scalar_dense.default and has_fakes:
             return True if given[0].dtype == torch.bool else 1.0 if given[0].is_floating_point() else 1
@@ -113,11 +113,10 @@ class Fakes(TorchDispatchMode):
             result = tree_map_only(Tensor, lambda made: self._faked(made, given), func(*args, **kwargs))
         self.flops += _flops(func, args, kwargs, result)
         if func in _SENT:
-            self.sent += sum(one.nbytes for one in tree_leaves(args[_SENT[func]]))
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor):
-                is_scores = self.kind == "activations" and made.is_floating_point() and self.is_scores(made.shape)
-                self.ledger.note(made, "scores" if is_scores else self.kind)
+            self.sent += sum(one.nbytes for one in _tensors((args[_SENT[func]],)))
+        for made in _tensors((result,)):
+            is_scores = self.kind == "activations" and made.is_floating_point() and self.is_scores(made.shape)
+            self.ledger.note(made, "scores" if is_scores else self.kind)
         return result
 
     def _faked(self, made: Tensor, given: list[Tensor]) -> Tensor:
@@ -125,6 +124,18 @@ class Fakes(TorchDispatchMode):
         if not made.is_floating_point() or any(made is one for one in given):
             return made
         return self._mode.from_tensor(made)
+
+
+def _tensors(*groups: Iterable[Any]) -> list[Tensor]:
+    """Those of arguments or results, also in lists: each operation asks, and torch's own way takes longer than it."""
+    found: list[Tensor] = []
+    for group in groups:
+        for one in group:
+            if isinstance(one, Tensor):
+                found.append(one)
+            elif isinstance(one, list | tuple):
+                found += _tensors(one)
+    return found
 
 
 def _numbers(indices: Any) -> list[Tensor | None]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class Needs:
 
     memory: dict[Kind, int]
     """By kind, at the moment of the second step when most is alive."""
+    memory_of_pass: dict[Kind, int]
+    """The same of forward and backward alone, without the optimizer's own step."""
     loading: int
     """The most before the first step."""
     parameters: int
@@ -92,11 +95,16 @@ def measure(setup: Setup) -> Needs:
     with _processes(setup), planned_for("cuda" if setup.on_gpu else "cpu"), _gathers_are_told(fakes):
         trainer = _trainer(setup, batches, watch)
         fakes.kind = "gradients"  # of what a strategy sets up: the buckets of DDP
-        with attention_of_gpus() if setup.on_gpu else contextlib.nullcontext(), fakes:
+        with (
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            attention_of_gpus() if setup.on_gpu else contextlib.nullcontext(),
+            fakes,
+        ):
             trainer.fit(stage, DataLoader([batch] * (_STEPS * batches), batch_size=None))
     whole = setup.trainer.get("accumulate_grad_batches", 1)
     return Needs(
         memory=watch.memory,
+        memory_of_pass=watch.memory_of_pass,
         loading=watch.loading,
         parameters=parameters,
         trained=trained,
@@ -134,6 +142,7 @@ def _trainer(setup: Setup, batches: int, watch: "_Watch") -> L.Trainer:
         callbacks=[watch],
         enable_checkpointing=False,
         enable_progress_bar=False,
+        limit_val_batches=0,
     )
     # what the first process tells the others it has
     trainer.strategy.broadcast = lambda one, src=0: one  # type: ignore[method-assign]
@@ -146,6 +155,7 @@ class _Watch(Callback):
     def __init__(self, fakes: Fakes, *, on_gpu: bool) -> None:
         self.fakes, self.on_gpu = fakes, on_gpu
         self.memory: dict[Kind, int] = {}
+        self.memory_of_pass: dict[Kind, int] = {}
         self.loading = self.flops = self.sent = 0
 
     def on_fit_start(self, trainer: L.Trainer, stage: L.LightningModule) -> None:
@@ -174,6 +184,7 @@ class _Watch(Callback):
         self.fakes.ledger.move(map(_own, gradients), "gradients")
 
     def on_before_optimizer_step(self, *args: Any) -> None:
+        self.memory_of_pass = dict(self.fakes.ledger.peak)
         self.fakes.kind = "optimizer"
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:

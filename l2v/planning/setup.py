@@ -1,12 +1,13 @@
 """What is planned: a stage, its model, and the machines."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from l2v.models.adapters import Lora
+from l2v.models.settings import DType
 from l2v.stages.stage import Stage
 from l2v.training.settings import Model
 
@@ -30,6 +31,7 @@ class Setup:
         nodes: machines.
         on_gpu: whether the devices are GPUs.
         text_tokens: tokens a text; None: as many as the stage reads at most.
+        trained_dtype: of weights that are all trained.
     """
 
     stage: Stage
@@ -43,7 +45,20 @@ class Setup:
     nodes: int = 1
     on_gpu: bool = True
     text_tokens: int | None = None
+    trained_dtype: DType = "float32"
 
     @property
     def processes(self) -> int:
         return self.devices * self.nodes
+
+    @property
+    def is_zero(self) -> bool:
+        return self.sharing in ("zero2", "zero3")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the strategy splits weights, or what is trained of them."""
+        return self.sharing not in ("one", "ddp")
+
+    def with_model(self, model: Model) -> "Setup":
+        return replace(self, model=model)
