@@ -13,6 +13,7 @@ from l2v.models.bidirectional import decoder_layers
 if TYPE_CHECKING:
     from l2v.models.backbone import Backbone
 
+
 def shard(backbone: "Backbone", mesh: DeviceMesh) -> None:
     """Split a backbone's weights over processes (FSDP2), and prove it. Its padded forward pass gathers them.
 
