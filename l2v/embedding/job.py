@@ -38,7 +38,7 @@ class Encoding:
     batch_size: Annotated[int, Ge(1)] = 32
     """Texts in a batch on each process."""
     workers: Literal[0, 1] = 0
-    """1: a process beside each reads and tokenizes ahead."""
+    """1: a process (on Ray a thread) beside each tokenizes ahead."""
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.vector_dtype != "int8":

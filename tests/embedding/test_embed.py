@@ -291,7 +291,7 @@ def test_a_folder_with_shards_of_others_is_left_alone(run, tmp_path) -> None:
 def test_two_commands_do_not_write_into_one_folder(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(encode_module, "_PATIENCE", 0)
     other = Encoding(files=str(tmp_path / "*.jsonl"), output=str(tmp_path / "vectors"))
-    with encode_module._alone(other, 0), pytest.raises(L2VError, match="another encode.py is writing there"):
+    with encode_module.alone(other, 0), pytest.raises(L2VError, match="another encode.py is writing there"):
         run()
 
 
