@@ -74,14 +74,16 @@ class Pool:
         from ray.exceptions import RayError, RayTaskError
 
         coming, again = iter(jobs), deque[Job]()
+        exhausted = False
         while True:
             for actor in self._free():
                 job = again.popleft() if again else next(coming, None)
                 if job is None:
+                    exhausted = True
                     break
                 self._running[call(actor.handle, job)] = actor, job
                 actor.jobs += 1
-            if self.dimension is not None and not any(job for _, job in self._running.values()):
+            if exhausted and not again and not any(job for _, job in self._running.values()):
                 return
             for result in ray.wait(list(self._running), timeout=_PATIENCE)[0]:
                 actor, job = self._running[result]

@@ -211,8 +211,8 @@ def program(texts: Path, model: Path, output: Path, *more: str) -> list[str]:
 def test_an_actor_that_dies_is_replaced_and_the_vectors_are_those_of_one_process(
     local, encoding, texts, tiny_model, tmp_path, monkeypatch
 ) -> None:
-    more = {"vector_dtype": "int8", "keep": ("id",), "shard_rows": 20, "batch_size": 2, "workers": 1}
-    overrides = ["vector_dtype=int8", "keep=[id]", "shard_rows=20", "batch_size=2", "workers=1"]
+    more = {"vector_dtype": "int8", "keep": ("id",), "shard_rows": 20, "batch_size": 1, "workers": 1}
+    overrides = ["vector_dtype=int8", "keep=[id]", "shard_rows=20", "batch_size=1", "workers=1"]
     monkeypatch.chdir(tiny_model.parent)  # a relative path
     expected = encode(EncoderSettings(tiny_model.name), encoding("local", **more), CPU, show=False)
     process = local.start(*program(texts, Path(tiny_model.name), tmp_path / "ray", *overrides))
@@ -287,17 +287,18 @@ class Worker:
             os._exit(1)
         return 3
     def double(self, texts):
-        if texts[0] == "die":
+        if texts[0] == "die" or texts[0] == "once" and not os.path.exists(once):
+            open(once, "w").close()
             os._exit(1)
         if texts[0] == "fail":
             raise L2VError("a mistake")
         return [text * 2 for text in texts]
 
-flag = os.environ["RAY_TMPDIR"] + "/flag"
+flag, once = (os.environ["RAY_TMPDIR"] + "/" + name for name in ("flag", "once"))
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
-def run(*texts):
-    pool = Pool(lambda: ray.remote(Worker).options(num_cpus=1).remote(), 2)
+def run(*texts, actors=2):
+    pool = Pool(lambda: ray.remote(Worker).options(num_cpus=1).remote(), actors)
     jobs = (Job(number, [Row(text, ())]) for number, text in enumerate(texts))
     try:
         done = pool.run(jobs, lambda actor, job: actor.double.remote(job.texts))
@@ -307,6 +308,7 @@ def run(*texts):
 
 run(*"abcdefg")
 run()
+run("a", "b", "once", actors=1)
 run("a", "fail", "b")
 run("a", "die", "b")
 open(flag, "w").close()
@@ -320,9 +322,11 @@ def test_deaths_without_end_are_an_error(local) -> None:
     printed = ended(local.start("-c", POOL))
     results = [line.removeprefix("RESULT ") for line in printed.splitlines() if line.startswith("RESULT ")]
     assert results[0] == f"{[(number, [letter * 2]) for number, letter in enumerate('abcdefg')]} 3"
-    assert results[1:3] == ["[] 3", "a mistake"]
-    assert results[3].startswith("engine=ray: 3 actors died over shard ")
-    assert results[4].startswith("engine=ray: 3 actors died over loading the encoder: ")
+    assert results[1] == "[] 3"
+    assert results[2] == "[(0, ['aa']), (1, ['bb']), (2, ['onceonce'])] 3"  # whoever had them died, and nobody else was
+    assert results[3] == "a mistake"
+    assert results[4].startswith("engine=ray: 3 actors died over shard ")
+    assert results[5].startswith("engine=ray: 3 actors died over loading the encoder: ")
 
 
 DATA = """
