@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from l2v.progress import say, track
 
 _LONG_NAMES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 """Lightning's short names of precisions."""
+_PATIENCE = 10.0
+"""Seconds for a machine to answer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.num_gpus is not None and self.num_gpus > 1:
             raise L2VError(f"ray.num_gpus={self.num_gpus}: expected at most 1; an actor computes on one device")
-        if self.address is not None and "://" in self.address:
+        if self.address not in (None, "auto") and not re.fullmatch(r"[^/]+:\d+", self.address or ""):
             raise L2VError(
                 f"ray.address={self.address}: expected auto or host:port; start the command on a machine of the cluster"
             )
@@ -80,7 +84,7 @@ def encode_on_ray(
         if "finished" in manifest and not missing:
             say(f"{encoding.folder}: reused, nothing has changed")
             return manifest
-        with _connected(cluster), _stopping(lambda: told(shards)):
+        with _stopping(lambda: told(shards)), _connected(cluster):
             pool = _pool(subject, encoding, trainer, cluster, max(1, len(missing)))
             if encoding.vector_dtype == "int8" and manifest["calibration"] is None and missing:
                 manifest = shards.update(calibration=_ranges(pool, encoding, manifest).record())
@@ -115,18 +119,30 @@ def _connected(cluster: Cluster) -> Iterator[None]:
         yield
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that is started here: it reports to nobody
-    handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False,
                  logging_level=logging.ERROR)  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise L2VError(f"ray.address={address}: no cluster can be reached there ({first_line(error)})") from error
+        raise L2VError(f"ray.address={address}: {first_line(error)}") from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
     try:
         yield
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGTERM, handler)
+
+
+def _check_reachable(address: str) -> None:
+    """Whether anybody listens there: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise L2VError(f"ray.address={address}: no cluster can be reached there ({first_line(error)})") from None
 
 
 @contextlib.contextmanager
@@ -141,8 +157,8 @@ def _stopping(how: Callable[[], str]) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except KeyboardInterrupt:
-        raise Stopped(received[0] if received else signal.SIGINT, how()) from None
+    except (KeyboardInterrupt, SystemExit):  # while it starts, Ray answers SIGTERM by an exit
+        raise Stopped(received[0] if received else signal.SIGTERM, how()) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

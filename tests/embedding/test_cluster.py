@@ -41,6 +41,13 @@ def texts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def few(tmp_path: Path) -> str:
+    """Three shards."""
+    (tmp_path / "few.txt").write_text("".join(f"{text}\n" for text in TEXTS[:300]))
+    return str(tmp_path / "few.txt")
+
+
+@pytest.fixture
 def encoding(texts: Path, tmp_path: Path) -> Callable[..., Encoding]:
     def encoding(output: str, **settings: Any) -> Encoding:
         defaults = {"files": str(texts), "output": str(tmp_path / output), "shard_rows": 100, "batch_size": 8}
@@ -57,8 +64,8 @@ def table(folder: Path) -> pyarrow.Table:
 
 
 @pytest.mark.parametrize("settings", [{}, {"vector_dtype": "int8"}, {"truncate_dim": 5, "normalize": True}], ids=str)
-def test_an_actor_gives_what_the_local_engine_writes(encoding, tiny_model, tmp_path, settings) -> None:
-    subject, wanted = EncoderSettings(str(tiny_model)), encoding("local", **settings)
+def test_an_actor_gives_what_the_local_engine_writes(encoding, few, tiny_model, tmp_path, settings) -> None:
+    subject, wanted = EncoderSettings(str(tiny_model)), encoding("local", files=few, **settings)
     encode(subject, wanted, CPU, show=False)
     actor = ShardEncoder(subject, wanted, CPU, tmp_path / "not on this machine")
     dimension = settings.get("truncate_dim", 32)
@@ -90,6 +97,12 @@ def test_a_precision_that_the_machine_has_not_is_an_error(encoding, tiny_model, 
         (["engine=ray", "ray.num_cpus=0"], "ray.num_cpus=0: input should be greater than 0"),
         (["engine=ray", "ray.num_gpus=2"], "ray.num_gpus=2.0: expected at most 1; an actor computes on one device"),
         (["engine=ray", "ray.address=ray://head:10001"], "ray.address=ray://head:10001: expected auto or host:port"),
+        (["engine=ray", "ray.address=head"], "ray.address=head: expected auto or host:port"),
+        pytest.param(
+            ["engine=ray", "ray.address=127.0.0.1:1"],
+            "ray.address=127.0.0.1:1: no cluster can be reached there",
+            marks=needs_ray,
+        ),
         pytest.param(
             ["engine=ray", "trainer=ddp"], "trainer.devices: an actor of engine=ray has one device", marks=needs_ray
         ),
@@ -100,7 +113,7 @@ def test_a_precision_that_the_machine_has_not_is_an_error(encoding, tiny_model, 
             ["engine=ray", "trainer.precision=auto"], "trainer.precision=auto: machines of a clu", marks=needs_ray
         ),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_setting_is_one_line(overrides, message, texts, tiny_model, tmp_path) -> None:
     given = [f"files={texts}", f"encoder={tiny_model}", f"output={tmp_path / 'out'}", "trainer=cpu", *overrides]
@@ -118,14 +131,14 @@ def test_a_missing_extra_is_one_line(encoding, tiny_model, monkeypatch) -> None:
 
 
 @needs_ray
-def test_what_is_there_is_reused_without_a_cluster(encoding, tiny_model, capsys) -> None:
-    subject = EncoderSettings(str(tiny_model))
-    manifest = encode(subject, encoding("out"), CPU, show=False)
+def test_what_is_there_is_reused_without_a_cluster(encoding, few, tiny_model, capsys) -> None:
+    subject, wanted = EncoderSettings(str(tiny_model)), encoding("out", files=few)
+    manifest = encode(subject, wanted, CPU, show=False)
     nowhere = Cluster(address="127.0.0.1:1")
-    assert encode_on_ray(subject, encoding("out"), CPU | {"precision": 32}, nowhere, show=False) == manifest
+    assert encode_on_ray(subject, wanted, CPU | {"precision": 32}, nowhere, show=False) == manifest
     assert "out: reused, nothing has changed" in capsys.readouterr().err
     with pytest.raises(L2VError, match="holds vectors of trainer.precision=32-true, not bf16-mixed"):
-        encode_on_ray(subject, encoding("out"), CPU | {"precision": "bf16-mixed"}, nowhere, show=False)
+        encode_on_ray(subject, wanted, CPU | {"precision": "bf16-mixed"}, nowhere, show=False)
 
 
 # a cluster on this machine
