@@ -1,7 +1,8 @@
 """Rows a second of encode.py's engines, side by side: local processes and actors of a Ray cluster on this machine.
 
-    python benchmarks/encode_engines.py              both models, 1 and 2 processes; 10 minutes on 2 idle cores
-    python benchmarks/encode_engines.py --small      few rows, to see that everything runs
+    python benchmarks/encode_engines.py                  both models, 1 and 2 processes; 6 minutes on 2 idle cores
+    python benchmarks/encode_engines.py --models tiny    one of them
+    python benchmarks/encode_engines.py --small          few rows, to see that everything runs
 
 Texts are cut from the Wikipedia excerpt in the package gensim (log-normal lengths, median 40 words). The tiny model is
 a random Llama of 2 layers and width 64, so that reading, tokenizing, moving and writing are what takes time. A process
@@ -89,18 +90,20 @@ def measure(work: Work, file: Path, output: Path, engine: list[str], processes: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="few rows, to see that everything runs")
-    small = parser.parse_args().small
+    parser.add_argument("--models", nargs="+", choices=("tiny", "SmolLM2-135M"), default=("tiny", "SmolLM2-135M"))
+    arguments = parser.parse_args()
     set_up_process()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {
-            "tiny": Work(tiny(folder / "tiny"), *((200, 20) if small else (20_000, 500))),
-            "SmolLM2-135M": Work(MODEL, *((40, 4) if small else (640, 16))),
+            "tiny": Work(tiny(folder / "tiny"), *((200, 20) if arguments.small else (10_000, 250))),
+            "SmolLM2-135M": Work(MODEL, *((20, 2) if arguments.small else (320, 16))),
         }
         print(f"{processor()}, {os.cpu_count()} cores\n")
         print("| model | rows | processes | engine | seconds | rows/s | largest difference |")
         print("|---|--:|--:|---|--:|--:|--:|")
-        for model, work in models.items():
+        for model in arguments.models:
+            work = models[model]
             file = folder / f"{model}.txt"
             texts(work.rows, file)
             first: np.ndarray | None = None
