@@ -1,8 +1,9 @@
 """Files of texts to shards of vectors, through Lightning's predict: in order, in flat memory, stopped any time."""
 
+import contextlib
 import json
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -20,15 +21,15 @@ from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
 from l2v.encoders.external import is_theirs
-from l2v.encoders.load import known_dimension, load_encoder
+from l2v.encoders.load import AnyEncoder, known_dimension, load_encoder
 from l2v.errors import L2VError, Stopped
 from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
+from l2v.runs import locks
 from l2v.runs.files import remove_drafts
 from l2v.runs.hashes import source_hash
-from l2v.runs.locks import alone
 from l2v.runs.run import now
 from l2v.training.trainer import make_trainer, quiet_lightning
 
@@ -69,11 +70,9 @@ def encode(
         default_root_dir=encoding.folder,
     )
     first = rank == 0
-    taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
-    with alone(encoding.folder / f".lock-{rank}", taken):
+    with alone(encoding, rank):
         if first:
-            remove_drafts(encoding.folder)
-            manifest = _prepare(subject, encoding, str(running.precision), shards, show)
+            manifest = prepare(subject, encoding, str(running.precision), shards, show)
         else:  # the first process has written it, or will have before the model is loaded
             manifest = shards.manifest() or {}
         if "finished" in manifest and not shards.missing(manifest):
@@ -84,7 +83,7 @@ def encode(
             running.predict(_Embedder(subject, encoding, shards, show and first), return_predictions=False)
         except SystemExit as error:  # Lightning's answer to Ctrl-C and SIGTERM
             number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
-            raise Stopped(number, _told(shards)) from None
+            raise Stopped(number, told(shards)) from None
         return shards.manifest() or {}
 
 
@@ -98,7 +97,17 @@ def describe(manifest: dict[str, Any]) -> str:
     )
 
 
-def _told(shards: Shards) -> str:
+@contextlib.contextmanager
+def alone(encoding: Encoding, rank: int) -> Iterator[None]:
+    """No process of this number, of another command, writes to the folder meanwhile; what killed ones began is gone."""
+    taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
+    with locks.alone(encoding.folder / f".lock-{rank}", taken):
+        if rank == 0:
+            remove_drafts(encoding.folder)
+        yield
+
+
+def told(shards: Shards) -> str:
     manifest = shards.manifest()
     done = count_shards(manifest) - len(shards.missing(manifest)) if manifest else 0
     of = f" of {count_shards(manifest)}" if manifest else ""
@@ -108,16 +117,14 @@ def _told(shards: Shards) -> str:
 # what is to be done
 
 
-def _prepare(
-    subject: EncoderSettings, encoding: Encoding, precision: str, shards: Shards, show: bool
-) -> dict[str, Any]:
+def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards: Shards, show: bool) -> dict[str, Any]:
     """The folder's manifest, after a survey of the files where there is none yet.
 
     Raises:
         L2VError: the folder is of other settings.
     """
     if encoding.truncate_dim is not None and (dimension := known_dimension(subject)) is not None:
-        _check_dimension(encoding.truncate_dim, dimension, subject)
+        check_dimension(encoding.truncate_dim, dimension, subject)
     calibration = encoding.sample().hashes() if encoding.calibration is not None else None
     pinned = {
         "version": _VERSION,
@@ -159,7 +166,7 @@ def _prepare(
     )
 
 
-def _check_dimension(truncate_dim: int, dimension: int, subject: EncoderSettings) -> None:
+def check_dimension(truncate_dim: int, dimension: int, subject: EncoderSettings) -> None:
     if truncate_dim > dimension:
         raise L2VError(f"truncate_dim={truncate_dim}: expected at most the {dimension} dimensions of {subject.source}")
 
@@ -174,6 +181,27 @@ def _check_same(known: dict[str, Any], pinned: dict[str, Any], encoding: Encodin
             raise L2VError(
                 f"output={encoding.output}: holds vectors of {what}; choose another folder, or delete this one"
             )
+
+
+def finish(shards: Shards, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write into the manifest that all shards are there. It is to have the vectors' ``dimension``.
+
+    Raises:
+        L2VError: a shard is gone.
+    """
+    return shards.update(dimension=manifest["dimension"], shards=shards.records(manifest), finished=now())
+
+
+def vectors_of(encoder: AnyEncoder, encoding: Encoding, inputs: dict[str, Any]) -> Tensor:
+    """Vectors (texts, dimension) of a batch, cut and scaled as they are wanted."""
+    vectors = encoder.embed(inputs)[:, : encoding.truncate_dim]
+    return torch.nn.functional.normalize(vectors, dim=-1) if encoding.normalize else vectors
+
+
+def check_finite(vectors: NDArray[np.float32]) -> None:
+    """Raise an L2VError where a vector is none."""
+    if not np.isfinite(vectors).all():
+        raise L2VError("a vector is not finite; use dtype=float32 or dtype=bfloat16")
 
 
 class _Embedder(L.LightningModule):
@@ -194,7 +222,7 @@ class _Embedder(L.LightningModule):
         self.encoder = load_encoder(self.subject, device=torch.device("meta") if is_split else strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
-            _check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
+            check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
         self.dimension = self.encoding.truncate_dim or self.encoder.dimension
         self.manifest = {**manifest, "dimension": self.dimension}
         self.batches = Batches(
@@ -224,8 +252,7 @@ class _Embedder(L.LightningModule):
         return batch._replace(inputs=moved)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        vectors = self.encoder.embed(batch.inputs)[:, : self.dimension]
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.encoding.normalize else vectors
+        return vectors_of(self.encoder, self.encoding, batch.inputs)
 
 
 class _Writer(Callback):
@@ -258,7 +285,7 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         vectors = outputs.float().cpu().numpy()
         if batch.shard == CALIBRATION:
-            self._check(vectors)
+            check_finite(vectors)
             self.ranges = Ranges.of(vectors).join(self.ranges)
         elif batch.shard != FILLER:
             self._add(pl_module, batch, vectors)
@@ -271,15 +298,14 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         trainer.strategy.barrier("shards")
         if trainer.is_global_zero:
-            manifest = pl_module.manifest
-            self.shards.update(dimension=pl_module.dimension, shards=self.shards.records(manifest), finished=now())
+            finish(self.shards, pl_module.manifest)
 
     def _add(self, embedder: _Embedder, batch: Batch, vectors: NDArray[np.float32]) -> None:
         if batch.shard != self._number:
             self._number, self._left = batch.shard, batch.size
             self._vectors = np.empty((batch.size, vectors.shape[1]), np.float32)
             self._kept = [()] * batch.size
-        self._check(vectors)
+        check_finite(vectors)
         self._vectors[batch.places] = vectors
         for place, kept in zip(batch.places, batch.kept, strict=True):
             self._kept[place] = kept
@@ -305,8 +331,3 @@ class _Writer(Callback):
         if trainer.is_global_zero:
             self.shards.update(calibration=self.ranges.record())
         trainer.strategy.barrier("ranges")
-
-    @staticmethod
-    def _check(vectors: NDArray[np.float32]) -> None:
-        if not np.isfinite(vectors).all():
-            raise L2VError("a vector is not finite; use dtype=float32 or dtype=bfloat16")
