@@ -32,7 +32,7 @@ class FastRotary:
 
 
 @functools.cache
-def _with_fast_rotary(kind: type[nn.Module]) -> type[nn.Module] | None:
+def _with_fast_rotary(kind: Any) -> type[nn.Module] | None:
     forward: Any = kind.forward
     if not inspect.isfunction(forward) or _NAME not in forward.__code__.co_names:
         return None

@@ -35,7 +35,7 @@ def needs_of(setup: Setup) -> Needs:
         trainer={**setup.trainer, "precision": "bf16-true"},
         trained_dtype="bfloat16",
         sharing="fsdp" if is_three else "one",
-        strategy=(lambda: FullySharded(data_parallel_size="auto", tensor_parallel_size=1)) if is_three else None,
+        strategy=FullySharded if is_three else None,
         devices=setup.devices if is_three else 1,
         nodes=setup.nodes if is_three else 1,
     )
