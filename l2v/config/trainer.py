@@ -50,6 +50,7 @@ def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     trainer = dict(trainer)
     for key in trainer.keys() & _SET_BY_L2V.keys():
         raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
+    _refuse_strategies(trainer.get("strategy"))
     target = find_target(trainer.pop("_target_"), "trainer")
     kept: dict[str, Any] = {}
     if trainer["precision"] == "auto":  # which Trainer does not know
@@ -57,3 +58,20 @@ def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     if isinstance(trainer.get("strategy"), dict):
         kept["strategy"] = build_later(trainer.pop("strategy"), "trainer.strategy")
     return {**check(target, trainer, "trainer"), **kept}
+
+
+_OURS = {
+    "deepspeed": "trainer=deepspeed_zero2 or deepspeed_zero3: Lightning's own saves pickles, which may run code",
+    "fsdp": "trainer=fsdp: Lightning's own has one dtype a layer, which adapters in float32 are not",
+    "modelparallel": "trainer=fsdp: Lightning's own saves the frozen weights too",
+}
+"""Strategies of Lightning that l2v has its own for, by how their names begin."""
+
+
+def _refuse_strategies(strategy: Any) -> None:
+    name = strategy["_target_"] if isinstance(strategy, dict) else str(strategy)
+    if isinstance(strategy, dict) and not name.startswith(("lightning.", "pytorch_lightning.")):
+        return
+    for beginning, instead in _OURS.items():
+        if name.rpartition(".")[2].lower().startswith(beginning):
+            raise L2VError(f"trainer.strategy={name}: choose {instead}")

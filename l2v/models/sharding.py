@@ -13,14 +13,24 @@ if TYPE_CHECKING:
     from l2v.models.backbone import Backbone
 
 
-def shard(backbone: "Backbone", mesh: DeviceMesh) -> None:
-    """Split a backbone's weights over processes, layer by layer (FSDP2). Its padded forward pass gathers them."""
-    from torch.distributed.fsdp import fully_shard
+def shard(backbone: "Backbone", mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
+    """Split a backbone's weights over processes, layer by layer (FSDP2). Its padded forward pass gathers them.
 
-    data_parallel = mesh["data_parallel"]
+    A layer goes to its device on its own, so a device never holds more than one whole layer of a backbone that lies in
+    the CPU's memory.
+
+    Args:
+        backbone: with whole weights.
+        mesh: of one dimension, or of two (hybrid): groups, each with all weights, and the processes of a group.
+        dtype: what weights are gathered and computed in; gradients are summed in float32. None: their own.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # autocast decides what a layer computes in: it gets its inputs as they are
+    policy = MixedPrecisionPolicy(dtype, dtype and torch.float32, cast_forward_inputs=False)
     for layer in decoder_layers(backbone.decoder):
-        fully_shard(layer, mesh=data_parallel)
-    fully_shard(backbone, mesh=data_parallel)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(backbone, mesh=mesh, mp_policy=policy)
 
 
 def put_back(module: nn.Module) -> None:

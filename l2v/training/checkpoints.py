@@ -11,6 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from l2v.errors import L2VError, first_line
+from l2v.training.parts import join, read_all
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -28,10 +29,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise L2VError(f"{target}: cannot be saved ({first_line(error)}); the one before is kept") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many unrelated types for a damaged file
-            raise L2VError(f"{path}: not a checkpoint that l2v wrote ({first_line(error)})") from error
+        return read_all(read_checkpoint(Path(path)))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, by mapping its file; the tensors of one that was saved in parts are read when they are asked for.
+
+    Raises:
+        L2VError: it is damaged, or another program's.
+    """
+    if path.is_dir():
+        raise L2VError(f"{path}: a checkpoint of DeepSpeed's own, which is not read: reading it can run code")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many unrelated types for a damaged file
+        raise L2VError(f"{path}: not a checkpoint that l2v wrote ({first_line(error)})") from error
+    return join(found, path.parent)
 
 
 class SaveLast(Callback):
@@ -55,4 +68,4 @@ class SaveLast(Callback):
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trainable weights in a checkpoint."""
-    return AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    return read_all(read_checkpoint(checkpoint)["state_dict"])
