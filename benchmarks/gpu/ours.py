@@ -15,7 +15,8 @@ from l2v_tasks import Steps, stage_and_batch
 
 from l2v.encoders.encoder import Encoder
 from l2v.kernels import masked_loss as fused_loss
-from l2v.kernels.linear import keep_products, speed_up
+from l2v.kernels.linear import keep_products
+from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers, set_attention

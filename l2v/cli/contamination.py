@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def main(composed: DictConfig) -> None:
     if config["texts"]["files"] is not None:
         given = FileTexts(**configs.check(FileTexts, {**config["texts"], "override": "texts.files"}, "texts"))
         for path in given.paths():
-            own = FileTexts(str(path), given.column, given.override)
+            own = replace(given, files=str(path))
             texts[path.stem if path.stem not in texts else str(path)] = (path.name, own.texts())
     if not texts:
         raise L2VError("evaluation: no texts to look for; choose a suite (evaluation=demo) or name texts.files=")

@@ -36,7 +36,7 @@ def main(composed: DictConfig) -> None:
         for stage, overrides in configs.check_value(dict[str, Any], config["stages"], "stages").items()
     }
     if not stages:
-        raise L2VError("stages: none; expected one at least, as stages={mntp:[stage=mntp]}")
+        raise L2VError("stages: none; expected one at least, as \"+stages.mntp=['stage=mntp']\"")
     for own in (recipes_own, *stages.values()):
         configs.check_overrides(own, configs.allowed_modules(), f"recipe={configs.choices()['recipe']}")
     shared = _merged(recipes_own, given)

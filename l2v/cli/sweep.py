@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
+from l2v.config.typed import as_typed, parsed, quoted
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.files import read_json, write_json
@@ -45,35 +43,22 @@ def wrapped(arguments: Sequence[str]) -> list[str]:
     swept over is named by ``swept``.
     """
     made, swept = [], []
-    for argument in arguments:
+    for argument in as_typed(arguments, "recipe"):
         if "=" not in argument or argument.startswith("-"):
             made.append(argument)
             continue
-        parsed = _parsed(argument)
+        override = parsed(argument)
         key = argument.partition("=")[0].lstrip("+~")
         values = [argument]
-        if parsed is not None and parsed.is_discrete_sweep():
+        if override is not None and override.is_discrete_sweep():
             swept.append(key)
             prefix = argument.partition("=")[0]
-            values = [f"{prefix}={value}" for value in parsed.sweep_string_iterator()]
+            values = [f"{prefix}={value}" for value in override.sweep_string_iterator()]
         if re.split(r"[.=@/]", key)[0] in OWN:
             made.append(argument)
         else:
-            made.append(f"+given.o{len(made)}={','.join(map(_quoted, values))}")
-    return [*made, f"swept=[{','.join(map(_quoted, swept))}]"] if swept else made
-
-
-def _parsed(argument: str) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return None  # Hydra says what is wrong with it
-
-
-def _quoted(text: str) -> str:
-    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", text)
-    trailing = re.search(r"\\*$", escaped)
-    return "'" + escaped + (trailing[0] if trailing else "") + "'"
+            made.append(f"+given.o{len(made)}={','.join(map(quoted, values))}")
+    return [*made, f"swept=[{','.join(map(quoted, swept))}]"] if swept else made
 
 
 def label_of(swept: Sequence[str], overrides: Sequence[str]) -> str:

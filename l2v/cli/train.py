@@ -1,5 +1,6 @@
 """Train one stage: ``python train.py stage=mntp``; ``python train.py --help`` shows the settings."""
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from l2v.cli.processes import run_program
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.initialization import Initialization, config_hash
+from l2v.runs.lineage import check_encoder
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import LAST, Run
 
@@ -40,40 +42,53 @@ def _main(composed: DictConfig) -> float | None:
         run.last_checkpoint()
         where = f"resume={composed.resume}"
         saved = configs.read_saved(run.folder / "config.yaml", where)
-        composed = configs.merge_overrides(saved, composed, configs.overrides(), where)
+        composed = configs.merge_overrides(saved, composed, configs.overrides(), run.folder, where)
         composed.run_dir = str(run.folder)  # it may have been moved
     else:
         composed.name = composed.name or agree("name", functools.partial(_free_name, Path(composed.runs_dir)))
         run = Run(Path(composed.run_dir))
-    if configs.is_multirun() and _starts_processes(composed.trainer):
-        # a point of a sweep starts processes that run the same command line: it gets one of its own
-        point = [override for override in configs.overrides() if not override.startswith("name=")]
-        named = [] if resume else [f"name={composed.name}"]
-        run_program("train", [*point, *configs.search_overrides(), *named], "the point")
-    else:
-        _train(composed, run, resume)
+    of_init = configs.model_of_init(composed.init_from, configs.overrides()) if configs.is_multirun() else []
+    try:
+        if configs.is_multirun() and (_starts_processes(composed.trainer) or of_init):
+            # a point of a sweep starts processes that run the same command line, or has a model of its own from
+            # init_from: it gets a command line of its own
+            point = [override for override in configs.overrides() if not override.startswith("name=")]
+            named = [] if resume else [f"name={composed.name}"]
+            run_program("train", [*point, *configs.search_overrides(), *named], "the point")
+        else:
+            _train(composed, run, resume)
+    finally:
+        with contextlib.suppress(OSError):
+            run.folder.rmdir()  # only where nothing came into it
     return _value(run, objective) if configs.is_multirun() and configs.process_rank() == 0 else None
 
 
 def _train(composed: DictConfig, run: Run, resume: bool) -> None:
     config = configs.plain(composed)
     training = configs.build_training(config)
-
     text = OmegaConf.to_yaml(composed, resolve=True)
     data = training.fingerprints()
-    way = agree("way", functools.partial(_settle, run, training, config, text, data, resume))
-    if way == "reuse":
-        return
-    from l2v.training.train import train
+    with contextlib.ExitStack() as while_training:
 
-    train(training, run, Initialization.of(run), resume=way == "resume")
+        def settle() -> str:
+            while_training.enter_context(run.alone())
+            return _settle(run, training, config, text, data, resume)
+
+        way = agree("way", settle)
+        if way == "reuse":
+            return
+        from l2v.training.train import train
+
+        train(training, run, Initialization.of(run, whole=False), resume=way == "resume")
     if configs.process_rank() == 0:
-        made = (
-            f"encoder is {run.encoder}"
-            if training.stage.trains_backbone
-            else f"scores are in {run.folder / 'evaluation'}"
-        )
-        say(f"finished {run.folder}; its {made}")
+        made = {
+            "encoder": f"; its encoder is {run.encoder}",
+            "adapter": f"; its adapter is {run.adapter}",
+            "none": "",
+        }[training.exports]
+        if not training.stage.trains_backbone:
+            made = f"; its scores are in {run.folder / 'evaluation'}"
+        say(f"finished {run.folder}{made}")
 
 
 def _settle(
@@ -82,7 +97,7 @@ def _settle(
     """Make the run's folder, or take it over: what the processes do with it."""
     if resume:
         _check_resumable(run, config, data)
-        start = Initialization.of(run)
+        start = Initialization.of(run, whole=False)
         run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
         return "resume"
     base = locate(config["model"]["source"], config["model"]["revision"])
@@ -96,7 +111,7 @@ def _settle(
     _check_base(config["init_from"], base, start)
     wanted = config_hash(config, start, data)
     is_ours = run.record_file.exists() and run.record()["config_hash"] == wanted
-    if is_ours and config["reuse"] and run.is_finished:
+    if is_ours and config["reuse"] and run.is_finished and not _lacks(run, training.exports):
         say(f"{run.folder}: a finished run with this config is here; it is reused")
         return "reuse"
     if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
@@ -152,16 +167,64 @@ def _check_base(init_from: str | list[str] | None, base: Source, start: Initiali
         )
 
 
+_OF_THE_RUN = ("stage.name", "stage._target_", "model.source", "model.revision", "model.kind", "init_from")
+"""What makes a run what it is, with its adapter."""
+
+
 def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
+    """A run goes on as what it is, and a finished one goes on longer.
+
+    Raises:
+        L2VError: see there; nothing of the run is changed.
+    """
+    saved = configs.read_saved(run.folder / "config.yaml", f"resume={run.folder}")
+    was, now = _identity(saved), _identity(config)
+    for name in [*now, *was]:
+        if was.get(name) != now.get(name):
+            raise L2VError(
+                f"resume={run.folder}: {name}={now.get(name)}, but the run is one of {name}={was.get(name)} and stays "
+                f"so; leave it out, or begin a new run from this one by init_from={run.folder}"
+            )
     if run.record()["data"] != data and not any(o.lstrip("+").startswith("data") for o in configs.overrides()):
         raise L2VError(
             f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
         )
-    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
+    trained = run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]
+    if trained and _is_whole(run, config.get("export", "encoder")):
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
             "stage.max_steps"
         )
+
+
+def _is_whole(run: Run, exports: str) -> bool:
+    """Whether a finished run was exported so, and what it wrote at its end is there as it was written."""
+    if _lacks(run, exports):
+        return False
+    try:
+        Initialization.of(run)
+        if run.encoder.exists():
+            check_encoder(run.encoder, run.folder / "lineage.json", "")
+    except L2VError:
+        return False
+    return True
+
+
+def _lacks(run: Run, exports: str) -> bool:
+    """Whether a finished run has not been exported so yet."""
+    if (run.folder / "probe").exists():
+        return False
+    return {"encoder": not run.encoder.exists(), "adapter": run.exported is None, "none": False}[exports]
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, by dotted names. An adapter's dropout may change."""
+    return {
+        name: value
+        for name, value in configs.leaves(config)
+        if name in _OF_THE_RUN
+        or (name.startswith("adapter.") and "dropout" not in name and not isinstance(value, dict))
+    }
 
 
 def _free_name(runs: Path) -> str:
@@ -173,9 +236,7 @@ def _free_name(runs: Path) -> str:
 
 
 def _takes(folder: Path) -> bool:
-    """Whether the folder was free. Points of a sweep may run side by side: one of them makes it at once."""
-    if not configs.is_multirun():
-        return not folder.exists()
+    """Whether the folder was free: of those that are started side by side, one makes it."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

@@ -9,6 +9,7 @@ from l2v.config.compose import (
     compose,
     is_multirun,
     merge_overrides,
+    model_of_init,
     overrides,
     plain,
     process_rank,
@@ -20,7 +21,7 @@ from l2v.config.compose import (
 from l2v.config.encoder import take_encoder
 from l2v.config.program import run
 from l2v.config.search import conf_folder
-from l2v.config.targets import check_definitions, check_overrides, check_targets
+from l2v.config.targets import check_definitions, check_overrides, check_targets, leaves
 from l2v.config.tasks import build_tasks
 from l2v.config.trainer import build_predictor
 from l2v.config.training import build_training
@@ -41,7 +42,9 @@ __all__ = [
     "compose",
     "conf_folder",
     "is_multirun",
+    "leaves",
     "merge_overrides",
+    "model_of_init",
     "overrides",
     "plain",
     "process_rank",

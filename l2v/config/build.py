@@ -41,7 +41,7 @@ def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> 
     Raises:
         L2VError: see :func:`build`.
     """
-    parameters, takes_more = _parameters(target)
+    parameters, takes_more = parameters_of(target)
     inside = f"{where}." if where else ""
     for name in arguments:
         if name not in parameters and not takes_more:
@@ -75,13 +75,14 @@ def check_value(annotation: Any, value: Any, where: str) -> Any:
             return TypeAdapter(annotation, config=config).validate_python(value)
         except ValidationError as error:
             reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
-            raise L2VError(f"{where}={value}: {'; or '.join(reasons)}") from None
+            swept = "; several values are a sweep: add -m" if isinstance(value, str) and "," in value else ""
+            raise L2VError(f"{where}={value}: {'; or '.join(reasons)}{swept}") from None
         except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
             continue
     return value
 
 
-def _parameters(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
+def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, tuple[Any, Any]], bool]:
     """Name -> (annotation, default) of what a callable takes, and whether it takes other names too.
 
     ``**settings`` of a class that inherits from one of ours, or is one, stand for the arguments of its base class;

@@ -13,26 +13,47 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from l2v.config.targets import check_definitions, check_overrides, check_trust
+from l2v.config.targets import check_definitions, check_overrides, check_places, check_trust
+from l2v.config.typed import parsed, take_texts
 from l2v.errors import L2VError, first_line
 from l2v.trust import allowed_modules
 
 
-def with_model_of_init(arguments: list[str]) -> list[str]:
+def with_model_of_init(arguments: Sequence[str]) -> list[str]:
     """``init_from=<run>`` without ``model=`` takes the run's model, with the overrides that it was given.
+
+    Settings of the model that are given beside it are changed, as anywhere. A sweep over several runs is left as it is:
+    each of its points asks :func:`model_of_init`.
 
     Raises:
         L2VError: they name code, see :func:`~l2v.config.targets.check_overrides`.
     """
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
-    record = Path(given.get("init_from", "")).expanduser() / "run.json"
-    if "init_from" not in given or any(re.match(r"\+*model\b", key) for key in given) or not record.is_file():
-        return arguments
+    given = [override for argument in arguments if (override := parsed(argument)) is not None]
+    runs = [one.value() for one in given if one.key_or_group == "init_from" and not one.is_sweep_override()]
+    return [*arguments, *model_of_init(runs[-1] if runs else None, arguments)]
+
+
+def model_of_init(init_from: Any, given: Sequence[str]) -> list[str]:
+    """The overrides of ``model`` that a run was given and the command line says nothing else for.
+
+    Args:
+        init_from: the setting, as Hydra reads it.
+        given: the command line, or the overrides of a point of a sweep.
+
+    Raises:
+        L2VError: they name code, see :func:`~l2v.config.targets.check_overrides`.
+    """
+    keys = {override.lstrip("+~").partition("=")[0] for override in given}
+    if not isinstance(init_from, str) or keys & {"model", "model@model"}:
+        return []
+    record = Path(init_from).expanduser() / "run.json"
+    if not record.is_file():
+        return []
     from l2v.runs.files import read_json
 
-    overrides = [str(o) for o in read_json(record).get("overrides", []) if re.match(r"\+*model\b", str(o))]
-    check_overrides(overrides, allowed_modules(), f"init_from={given['init_from']}")
-    return [*arguments, *overrides]
+    overrides = [str(o) for o in read_json(record).get("overrides", []) if re.match(r"\+*model[.=]", str(o))]
+    check_overrides(overrides, allowed_modules(), f"init_from={init_from}")
+    return [override for override in overrides if override.lstrip("+~").partition("=")[0] not in keys]
 
 
 # a composed config
@@ -67,7 +88,9 @@ def plain(config: DictConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
 
 def compose(name: str, overrides: list[str]) -> dict[str, Any]:
     """Another of the configs in ``conf/``, from inside a task."""
-    return plain(hydra.compose(config_name=name, overrides=overrides))
+    config = hydra.compose(config_name=name, overrides=overrides)
+    take_texts(config, overrides, name)
+    return plain(config)
 
 
 def choices() -> dict[str, str]:
@@ -129,21 +152,38 @@ def read_saved(file: Path, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in saved.items()}
 
 
-def merge_overrides(saved: dict[str, Any], composed: DictConfig, given: list[str], where: str) -> DictConfig:
+def merge_overrides(
+    saved: dict[str, Any], composed: DictConfig, given: list[str], folder: Path, where: str
+) -> DictConfig:
     """A run's saved config with the overrides that were given with ``resume=``.
 
     An override of a group (trainer=ddp) replaces the whole group. What is kept of the saved config may name no code but
     what :mod:`l2v.config.targets` allows, and its texts stay as they are: ``${...}`` in them stands for itself.
 
+    Args:
+        saved: as :func:`read_saved` returns it.
+        composed: of this command.
+        given: its overrides.
+        folder: of the run, which may have been moved since; its loggers write in it.
+        where: the override that the run was named by, for errors.
+
     Raises:
-        L2VError: the saved config names other code, or trusts that of its model.
+        L2VError: the saved config is cut off, names other code, trusts that of its model, or writes outside of the
+            run.
     """
     keys = [override.lstrip("+~").split("=", 1)[0] for override in given]
     keys = [key for key in keys if key not in ("resume", "debug")]
+    if missing := [str(key) for key in composed if key not in saved and key not in keys]:
+        raise L2VError(
+            f"{where}: its config.yaml has no {missing[0]}, so it is cut off or of another version; put a copy in its "
+            f"place, or give {', '.join(f'{key}=...' for key in missing)}"
+        )
     kept = _without(saved, keys)
     check_definitions(kept, allowed_modules(), where)
     check_trust(kept, where)
-    merged = OmegaConf.create(_escaped(kept))
+    loggers = _moved(kept.get("logger"), str(saved.get("run_dir")), str(folder))
+    check_places(loggers, folder, f"{where}: logger")
+    merged = OmegaConf.create(_escaped({**kept, **({"logger": loggers} if loggers else {})}))
     for key in keys:
         OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return merged
@@ -155,6 +195,15 @@ def _without(node: Any, keys: Sequence[str], prefix: str = "") -> Any:
         return node
     named = {key: f"{prefix}.{key}".lstrip(".") for key in node}
     return {key: _without(value, keys, named[key]) for key, value in node.items() if named[key] not in keys}
+
+
+def _moved(node: Any, before: str, now: str) -> Any:
+    """A copy in which paths into a folder lead into the one that it is now."""
+    if isinstance(node, dict):
+        return {key: _moved(value, before, now) for key, value in node.items()}
+    if isinstance(node, str) and (node == before or node.startswith(f"{before}/")):
+        return now + node.removeprefix(before)
+    return node
 
 
 def _escaped(node: Any) -> Any:

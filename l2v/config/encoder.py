@@ -1,4 +1,4 @@
-"""The settings of ``conf/base/encoder.yaml``, which several programs share."""
+"""The settings of ``conf/common/encoder.yaml``, which several programs share."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any

@@ -32,9 +32,13 @@ def one_line(error: BaseException, folders: Sequence[Path]) -> str:
         key = found[1] or found[2]
         if owners := _options_with(key, folders):
             return f"{key}: not a setting of the chosen options; it is one of {', '.join(owners)}, so choose that too"
-        return f"{key}: no such setting{guess(key, list(_keys(folders)))}"
+        if key in (keys := list(_keys(folders))):
+            return f"{key}: holds no such keys yet; add them one by one, as +{key}.<key>=<value>"
+        return f"{key}: no such setting{guess(key, keys)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read; an override is key=value, with quotes around odd values: key='a,b'"
+        return f"{error.override}: cannot be read; an override is key=value"
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{found[1]}: expected one option; several are a sweep: add -m"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error}{install_hint(error.name)}"
     if isinstance(error, OSError) and error.strerror:

@@ -10,11 +10,19 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from l2v.config.compose import choices, is_multirun, point_overrides, process_rank, with_model_of_init
+from l2v.config.compose import (
+    choices,
+    is_multirun,
+    overrides,
+    point_overrides,
+    process_rank,
+    with_model_of_init,
+)
 from l2v.config.messages import no_such_option, one_line
 from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import check_recipe, take_allowed_modules
-from l2v.errors import L2VError, Stopped, first_line
+from l2v.config.typed import as_typed, take_texts
+from l2v.errors import L2VError, Stopped, first_line, panics_told
 from l2v.process import set_up_process
 from l2v.progress import say
 
@@ -39,14 +47,16 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
     debug = any(argument.lower() == "debug=true" for argument in sys.argv)
     failures: list[Exception] = []
-    typed = tuple(sys.argv[1:])
+    typed = tuple(as_typed(sys.argv[1:], name))
 
     @functools.wraps(task)
     def guarded(composed: DictConfig) -> Any:
         try:
             set_up_process(models=models)
             _refuse_bases(name)
-            return task(composed)
+            take_texts(composed, [*overrides(), *typed], name)
+            with panics_told():
+                return task(composed)
         except Exception as error:
             if debug:
                 raise
@@ -60,7 +70,7 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
             raise PointFailed(first_line(error)) from None
 
     try:
-        sys.argv[1:] = with_model_of_init(take_allowed_modules(sys.argv[1:]))
+        sys.argv[1:] = with_model_of_init(take_allowed_modules(typed))
         check_recipe(sys.argv[1:], name)
         offer_groups(name)
         hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name=name)(guarded)()

@@ -94,7 +94,7 @@ def offer_groups(name: str) -> None:
 def groups(folders: Sequence[Path]) -> list[str]:
     """The groups that have options, without Hydra's own."""
     found = {folder.name for conf in folders if conf.is_dir() for folder in conf.iterdir() if folder.is_dir()}
-    return sorted(name for name in found if name not in ("base", "hydra") and options(name, folders))
+    return sorted(name for name in found if name not in ("common", "hydra") and options(name, folders))
 
 
 def options(group: str, folders: Sequence[Path]) -> dict[str, Path]:

@@ -26,7 +26,7 @@ _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.settings.Training` from a ``train`` config; no model or data is loaded."""
     from l2v.stages.stage import pass_tokens
-    from l2v.training.settings import Model, Training
+    from l2v.training.settings import Exported, Model, Training
     from l2v.training.trainer import accelerator_of
 
     trainer, sharding = config["trainer"], sharding_of(config["trainer"])
@@ -64,6 +64,7 @@ def build_training(config: dict[str, Any]) -> "Training":
         seed=check_value(Annotated[int, Ge(0)], config["seed"], "seed"),
         config=config,
         evaluation=_build_evaluation(config),
+        exports=check_value(Exported, config.get("export", "encoder"), "export"),
     )
     training.check()
     return training

@@ -1,20 +1,15 @@
 """A user's files as records: .jsonl, .csv, .tsv and .parquet, one at a time, each with the place it stands at."""
 
-import contextlib
-import csv
-import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from l2v.data.delimited import delimited, header_problem
+from l2v.data.files import ending, not_utf8, opened
 from l2v.errors import L2VError, first_line
-from l2v.runs.hashes import file_hash
-
-RECORD_FILES = (".jsonl", ".csv", ".tsv", ".parquet")
-_LONGEST_FIELD = 2**31 - 1
-"""Characters in a field of a CSV file; Python's own limit of 131,072 is shorter than a book."""
-
 
 Column = int | str
 """Of a file: its name, or its number from 0 in text without a header line."""
@@ -31,63 +26,41 @@ class Record(NamedTuple):
     """Why the row cannot be read, e.g. not JSON."""
 
 
-def find(files: str | list[str], override: str, endings: Iterable[str] = RECORD_FILES) -> list[Path]:
-    """The files of a path, a glob pattern or a list of them: they exist, are not empty, and end in one of ``endings``.
+@dataclass(frozen=True)
+class Reading:
+    """How files are read that leave a choice."""
 
-    Raises:
-        L2VError: naming ``override``.
-    """
-    found: list[Path] = []
-    for pattern in [files] if isinstance(files, str) else files:
-        path = Path(pattern).expanduser()
-        matches = [path] if path.is_file() else sorted(m for m in _glob(path) if m.is_file())
-        if not matches:
-            raise L2VError(f"{override}={pattern}: no such file")
-        found += matches
-    for path in found:
-        if path.suffix.lower() not in endings:
-            raise L2VError(f"{override}={path}: expected {', '.join(endings)}, found {path.suffix or 'no ending'}")
-        if path.stat().st_size == 0:
-            raise L2VError(f"{override}={path}: the file is empty; expected at least one text")
-    return found
+    quotes: bool = True
+    """Of .csv and .tsv: a field may stand in quotation marks. False: they are characters like any other."""
+    numbers: bool = False
+    """Of .jsonl and .parquet: a number where a text is expected is taken as the text that writes it."""
 
 
-def _glob(pattern: Path) -> Iterator[Path]:
-    root, parts = (pattern.anchor, pattern.parts[1:]) if pattern.is_absolute() else (".", pattern.parts)
-    return Path(root).glob(str(Path(*parts))) if parts else iter(())
+AS_USUAL = Reading()
 
 
-def content(paths: Iterable[Path]) -> str:
-    """What pins the content of files: a hash of the bytes and the ending of each. A file is hashed once a process."""
-    return ":".join(_hash(p, p.stat().st_size, p.stat().st_mtime_ns) + p.suffix.lower() for p in paths)
-
-
-@functools.lru_cache(maxsize=1024)
-def _hash(path: Path, size: int, changed: int) -> str:
-    return file_hash(path)
-
-
-def records(path: Path, columns: Iterable[str], override: str) -> Iterator[Record]:
+def records(path: Path, columns: Iterable[str], override: str, reading: Reading = AS_USUAL) -> Iterator[Record]:
     """The rows of a file, in order; a row that cannot be read is yielded with its problem.
 
     Args:
-        path: of one of ``RECORD_FILES``, in UTF-8, with or without a byte order mark.
+        path: of one of ``RECORD_FILES``, in UTF-8, with or without a byte order mark; it may be compressed.
         columns: to read; the others are passed over where the format allows it.
         override: what names the columns, for errors.
+        reading: how.
 
     Raises:
         L2VError: the whole file cannot be read: it is not Parquet, not UTF-8, or its header has not the columns.
     """
-    if path.suffix.lower() == ".jsonl":
-        return _jsonl(path)
-    if path.suffix.lower() == ".parquet":
+    if ending(path) == ".jsonl":
+        return _json(path)
+    if ending(path) == ".parquet":
         return _parquet(path, list(columns), override)
-    return _csv(path, list(columns), override)
+    return _csv(path, list(columns), override, reading)
 
 
 def count_records(path: Path) -> int | None:
     """About how many rows a file has, where that is known without parsing it."""
-    if path.suffix.lower() == ".parquet":
+    if ending(path) == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_metadata(path).num_rows
@@ -95,6 +68,22 @@ def count_records(path: Path) -> int | None:
         with path.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
     return None
+
+
+def column_names(path: Path, rows: int = 1000) -> list[str] | None:
+    """The columns of a file: of objects, those that the first rows have; None where no row is one.
+
+    Raises:
+        L2VError: see :func:`records`.
+    """
+    if ending(path) == ".parquet":
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(path).names)
+    found: dict[str, None] = {}
+    for record in itertools.islice(records(path, (), ""), rows if ending(path) == ".jsonl" else 1):
+        found |= dict.fromkeys(record.values) if isinstance(record.values, dict) else {}
+    return [str(name) for name in found] or None
 
 
 def check_columns(have: Iterable[Any], columns: Iterable[str], where: str, override: str) -> None:
@@ -157,7 +146,7 @@ def number(value: Any) -> float:
 def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) -> Iterable[tuple[str, list[Any]]]:
     """Where a row stands, and its values of the columns."""
     if delimiter is None:
-        if path.suffix == ".txt" or not all(isinstance(column, str) for column in columns):
+        if ending(path) == ".txt" or not all(isinstance(column, str) for column in columns):
             raise L2VError(f"{name}: {path}: text with columns by number, or .txt, needs a delimiter, as '\\t'")
         names = [str(column) for column in columns]
         for where, values, problem in records(path, names, name):
@@ -166,22 +155,30 @@ def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) ->
             check_columns(values, names, where, f"the settings of {name}")
             yield where, [values[column] for column in names]
         return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        numbers = [column for column in columns if isinstance(column, int)]
+    numbers = [column for column in columns if isinstance(column, int)]
+    named = [str(column) for column in columns]
+    header: list[str] | None = None
+    for line, fields, problem in delimited(path, delimiter, quotes=False, way_out=""):
+        where = f"{path}:{line}"
+        if problem:
+            raise L2VError(f"{where}: {problem}")
         if len(numbers) < len(columns):
-            header = next(lines, [])
-            named = [str(column) for column in columns]
+            header = fields
             check_columns(header, named, str(path), f"the settings of {name}")
+            if doubled := header_problem(header, named):
+                raise L2VError(f"{path}: {doubled}")
             numbers = [header.index(column) for column in named]
-        for row in lines:
-            if row and max(numbers) >= len(row):
-                raise L2VError(f"{path}:{lines.line_num}: {len(row)} columns; expected one with number {max(numbers)}")
-            if row:
-                yield f"{path}:{lines.line_num}", [row[number] for number in numbers]
+            continue
+        if header is not None and len(fields) > len(header):
+            raise L2VError(f"{where}: {len(fields)} fields; the header has {len(header)}")
+        if max(numbers) >= len(fields):
+            raise L2VError(f"{where}: {len(fields)} columns; expected one with number {max(numbers)}")
+        yield where, [fields[number] for number in numbers]
+    if len(numbers) < len(columns):
+        check_columns([], named, str(path), f"the settings of {name}")
 
 
-def text_of(values: Any, column: str, where: str, override: str) -> str:
+def text_of(values: Any, column: str, where: str, override: str, reading: Reading = AS_USUAL) -> str:
     """The text in a column of a row.
 
     Raises:
@@ -190,15 +187,44 @@ def text_of(values: Any, column: str, where: str, override: str) -> str:
     if not isinstance(values, dict):
         raise L2VError(f"{where}: expected an object with a text under {column!r}, found {type(values).__name__}")
     check_columns(values, [column], where, override)
-    if not isinstance(values[column], str):
-        kind = type(values[column]).__name__
-        raise L2VError(f"{where}: expected a text under {column!r}, found {kind}; name the column with {override}")
-    return values[column]
+    value = as_text(values[column], reading)
+    if not isinstance(value, str):
+        way_out = number_hint(value) or f"name the column with {override}"
+        raise L2VError(f"{where}: expected a text under {column!r}, found {type(value).__name__}; {way_out}")
+    return value
 
 
-def _jsonl(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+def as_text(value: Any, reading: Reading) -> Any:
+    """A number as the text that writes it, where that is asked for; anything else as it is."""
+    return str(value) if reading.numbers and _is_number(value) else value
+
+
+def number_hint(value: Any) -> str:
+    """The way out for a number where a text is expected."""
+    return "reading.numbers=true takes numbers as texts" if _is_number(value) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _json(path: Path) -> Iterator[Record]:
+    """An object a line; of a .json also one list of objects, by itself or under ``data``."""
+    with opened(path) as file:
+        first = file.readline()
+        if path.suffix.lower() == ".json" and not _is_a_line(first):
+            try:
+                whole = json.loads((first + file.read()).decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise L2VError(f"{path}: {not_utf8(error)}") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise L2VError(f"{path}: not JSON ({first_line(error)})") from None
+            listed = whole.get("data") if isinstance(whole, dict) else whole
+            if not isinstance(listed, list):
+                raise L2VError(f"{path}: expected an object a line, a list of objects, or one under 'data'")
+            yield from (Record(f"{path}:{number}", values) for number, values in enumerate(listed, 1))
+            return
+        for number, line in enumerate(itertools.chain([first], file), 1):
             where = f"{path}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -210,35 +236,37 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 yield Record(where, None, f"not JSON ({error.msg})")
 
 
-def _csv(path: Path, columns: list[str], override: str) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        try:
-            with _long_fields():
-                names = reader.fieldnames or ()
-            check_columns(names, columns, str(path), override)
-            while True:
-                try:
-                    with _long_fields():
-                        values = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Record(f"{path}:{reader.line_num}", None, f"not CSV ({error})")
-                else:
-                    yield Record(f"{path}:{reader.line_num}", values)
-        except UnicodeDecodeError as error:
-            raise L2VError(f"{path}: {not_utf8(error)}") from None
-
-
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    """Meanwhile, as the limit is the whole process's."""
-    before = csv.field_size_limit(_LONGEST_FIELD)
+def _is_a_line(line: bytes) -> bool:
+    """Whether a first line is a row of its own, and no beginning of one list or object."""
     try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+        found = json.loads(line.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return isinstance(found, dict) and not isinstance(found.get("data"), list)
+
+
+def _csv(path: Path, columns: list[str], override: str, reading: Reading) -> Iterator[Record]:
+    delimiter = "\t" if ending(path) == ".tsv" else ","
+    way_out = "close it, or read the text without quoting by reading.quotes=false"
+    names: list[str] | None = None
+    for line, fields, problem in delimited(path, delimiter, quotes=reading.quotes, way_out=way_out):
+        where = f"{path}:{line}"
+        if problem and names is None:
+            raise L2VError(f"{where}: {problem}")
+        if problem:
+            yield Record(where, None, problem)
+        elif names is None:
+            names = fields
+            check_columns(names, columns, str(path), override)
+            if doubled := header_problem(names, columns):
+                raise L2VError(f"{path}: {doubled}")
+        elif len(fields) > len(names):
+            told = f"{len(fields)} fields, and the header has {len(names)}"
+            yield Record(where, None, f"{told}; put a text with the delimiter in it between quotation marks")
+        else:
+            yield Record(where, dict(itertools.zip_longest(names, fields)))
+    if names is None:
+        check_columns([], columns, str(path), override)
 
 
 def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
@@ -251,12 +279,7 @@ def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
         raise L2VError(f"{path}: not Parquet ({first_line(error)})") from None
     check_columns(file.schema_arrow.names, columns, str(path), override)
     number = 0
-    for batch in file.iter_batches(batch_size=1000, columns=columns):
+    for batch in file.iter_batches(batch_size=1000, columns=columns or None):
         for values in batch.to_pylist():
             number += 1
             yield Record(f"{path}:{number}", values)
-
-
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """What to tell a user whose file is in another encoding."""
-    return f"not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"

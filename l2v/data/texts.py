@@ -4,12 +4,14 @@ Each source is a small frozen dataclass with two methods: ``texts()`` yields str
 bytes they come from, so that what is made of them can be cached.
 """
 
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from l2v.data.readers import RECORD_FILES, check_columns, content, find, not_utf8, records, text_of
+from l2v.data.files import RECORD_FILES, content, ending, find, not_utf8, opened
+from l2v.data.readers import AS_USUAL, Reading, check_columns, records, text_of
 from l2v.errors import L2VError, first_line
 
 
@@ -56,7 +58,7 @@ class HubTexts:
 
 @dataclass(frozen=True)
 class FileTexts:
-    """Local files: .txt (a text a line), .jsonl, .csv, .tsv or .parquet (a text a row of ``column``).
+    """Local files, perhaps packed: .txt (a text a line), .jsonl, .csv, .tsv or .parquet (a text a row of ``column``).
 
     Example:
         >>> from l2v import FileTexts
@@ -70,6 +72,8 @@ class FileTexts:
     column: str = "text"
     override: str = "data.train.files"
     """What an error names."""
+    reading: Reading = AS_USUAL
+    """How rows are read that leave a choice."""
 
     def __post_init__(self) -> None:
         self.paths()
@@ -89,15 +93,15 @@ class FileTexts:
             raise L2VError(f"{self.override}={self.files}: the file is empty; expected at least one text")
 
     def _read(self, path: Path) -> Iterator[str]:
-        if path.suffix.lower() == ".txt":
+        if ending(path) == ".txt":
             yield from _lines(path)
             return
-        for where, row, problem in records(path, [self.column], self.column_override):
+        for where, row, problem in records(path, [self.column], self.column_override, self.reading):
             if problem is not None:
                 raise L2VError(f"{where}: {problem}")
-            if path.suffix.lower() == ".parquet" and row[self.column] is None:
+            if ending(path) == ".parquet" and row[self.column] is None:
                 continue
-            yield text_of(row, self.column, where, self.column_override)
+            yield text_of(row, self.column, where, self.column_override, self.reading)
 
     @property
     def column_override(self) -> str:
@@ -105,13 +109,15 @@ class FileTexts:
         return self.override.rpartition(".")[0] + ".column" if "." in self.override else "column"
 
     def fingerprint(self) -> str:
-        return f"files:{content(self.paths())}:{self.column}"
+        odd = "" if self.reading == AS_USUAL else f":{self.reading}"
+        return f"files:{content(self.paths())}:{self.column}{odd}"
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:  # Excel and Notepad begin a file with a byte order mark
+    # Excel and Notepad begin a file with a byte order mark
+    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
         try:
-            for line in file:
+            for line in text:
                 if line.strip():
                     yield line.rstrip("\n")
         except UnicodeDecodeError as error:

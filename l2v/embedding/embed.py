@@ -1,15 +1,13 @@
 """Files of texts to shards of vectors, through Lightning's predict: in order, in flat memory, stopped any time."""
 
-import contextlib
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -21,20 +19,21 @@ from l2v.embedding.batches import CALIBRATION, FILLER, Batch, Batches, as_it_is
 from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
+from l2v.encoders.external import is_theirs
 from l2v.encoders.load import known_dimension, load_encoder
 from l2v.errors import L2VError, Stopped
 from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
+from l2v.runs.files import remove_drafts
 from l2v.runs.hashes import source_hash
+from l2v.runs.locks import alone
 from l2v.runs.run import now
 from l2v.training.trainer import make_trainer, quiet_lightning
 
 _VERSION = 1
 """Raise it when the same settings would give other shards."""
-_PATIENCE = 10.0
-"""Seconds: the loader of a command that was killed ends within that time."""
 _FEW = 100
 """Ranges of fewer rows are told to the user."""
 
@@ -58,7 +57,8 @@ def encode(
         L2VError: a row cannot be read, the folder holds other vectors, or the encoder cannot be loaded.
         Stopped: by a signal.
     """
-    shards = Shards(encoding.folder)
+    rank = getattr(rank_zero_only, "rank", 0)
+    shards = Shards(encoding.folder, rank)
     writer = _Writer(shards)
     running = make_trainer(
         trainer,
@@ -68,10 +68,11 @@ def encode(
         enable_progress_bar=False,
         default_root_dir=encoding.folder,
     )
-    rank = getattr(rank_zero_only, "rank", 0)
     first = rank == 0
-    with _alone(encoding, rank):
+    taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
+    with alone(encoding.folder / f".lock-{rank}", taken):
         if first:
+            remove_drafts(encoding.folder)
             manifest = _prepare(subject, encoding, str(running.precision), shards, show)
         else:  # the first process has written it, or will have before the model is loaded
             manifest = shards.manifest() or {}
@@ -95,21 +96,6 @@ def describe(manifest: dict[str, Any]) -> str:
         f"{manifest['rows']:,} vectors of {manifest['dimension']} dimensions ({kind}) in {len(manifest['shards'])} "
         f"shards, {size / 1e6:,.1f} MB"
     )
-
-
-@contextlib.contextmanager
-def _alone(encoding: Encoding, rank: int) -> Iterator[None]:
-    """No process of this number, of another command, writes to the folder meanwhile."""
-    encoding.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(encoding.folder / f".lock-{rank}")
-    try:
-        lock.acquire(timeout=_PATIENCE)
-    except Timeout:
-        raise L2VError(f"output={encoding.output}: another encode.py is writing there; wait for its end") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _told(shards: Shards) -> str:
@@ -145,6 +131,9 @@ def _prepare(
     known = shards.manifest()
     if known is not None:
         _check_same(known, pinned, encoding)
+        for number in shards.missing(known):
+            if shards.file(number).exists():
+                say(f"{shards.file(number)}: is not as it was written, and is made anew", style="yellow")
         return known
     if left := sorted(shards.folder.glob("shard-*.parquet")):
         raise L2VError(f"output={encoding.output}: holds {left[0].name} but no manifest.json; choose another folder")
@@ -198,8 +187,11 @@ class _Embedder(L.LightningModule):
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         manifest: dict[str, Any] = strategy.broadcast(self.shards.manifest() or {})
-        missing = strategy.broadcast(self.shards.missing(manifest))
-        self.encoder = load_encoder(self.subject, device=strategy.root_device)
+        missing = strategy.broadcast(self.shards.missing(manifest) if self.trainer.is_global_zero else [])
+        is_split = self.device_mesh is not None
+        if is_split and is_theirs(self.subject):
+            raise L2VError("trainer=fsdp: an encoder of another library is not split; choose trainer=ddp or gpu")
+        self.encoder = load_encoder(self.subject, device=torch.device("meta") if is_split else strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
             _check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
@@ -217,8 +209,7 @@ class _Embedder(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            if not isinstance(self.model, Backbone):
-                raise L2VError("trainer=fsdp: an encoder of another library is not split; choose trainer=ddp or gpu")
+            assert isinstance(self.model, Backbone)
             shard_weights(self.model, self.device_mesh)
 
     def configure_optimizers(self) -> None:
@@ -281,22 +272,7 @@ class _Writer(Callback):
         trainer.strategy.barrier("shards")
         if trainer.is_global_zero:
             manifest = pl_module.manifest
-            if lost := self.shards.missing(manifest):
-                raise L2VError(f"{self.shards.file(lost[0])}: was written and is gone; the same command goes on")
-            files = [self.shards.file(number) for number in range(count_shards(manifest))]
-            rows = manifest["shard_rows"]
-            self.shards.update(
-                dimension=pl_module.dimension,
-                shards=[
-                    {
-                        "file": file.name,
-                        "rows": min(rows, manifest["rows"] - number * rows),
-                        "bytes": file.stat().st_size,
-                    }
-                    for number, file in enumerate(files)
-                ],
-                finished=now(),
-            )
+            self.shards.update(dimension=pl_module.dimension, shards=self.shards.records(manifest), finished=now())
 
     def _add(self, embedder: _Embedder, batch: Batch, vectors: NDArray[np.float32]) -> None:
         if batch.shard != self._number:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from l2v.data.readers import RECORD_FILES, Record, check_columns, find, not_utf8, records, text_of
+from l2v.data.files import RECORD_FILES, ending, find, full_ending, not_utf8, opened
+from l2v.data.readers import AS_USUAL, Reading, Record, check_columns, records, text_of
 from l2v.errors import L2VError
 from l2v.progress import track
 from l2v.runs.hashes import file_hash
@@ -34,6 +35,8 @@ class Inputs:
     keep: tuple[str, ...] = ()
     override: str = "files"
     """What an error names."""
+    reading: Reading = AS_USUAL
+    """How rows are read that leave a choice."""
 
     def paths(self) -> list[Path]:
         """The files, in order; a pattern's are sorted by name."""
@@ -70,24 +73,25 @@ class Inputs:
 
     def hashes(self) -> list[list[str]]:
         """What pins the texts: a hash of each file's bytes, and its ending."""
-        return [[file_hash(path), path.suffix.lower()] for path in self.paths()]
+        return [[file_hash(path), full_ending(path)] for path in self.paths()]
 
     def _read(self, path: Path) -> Iterator[tuple[str, Row]]:
         columns = dict.fromkeys([self.column, *self.keep])
-        plain = path.suffix.lower() == ".txt"
+        plain = ending(path) == ".txt"
         if plain and self.keep:
             raise L2VError(f"keep=[{', '.join(self.keep)}]: {path} has no columns; expected {', '.join(RECORD_FILES)}")
-        for where, values, problem in _lines(path, self.column) if plain else records(path, columns, "column or keep"):
+        found = _lines(path, self.column) if plain else records(path, columns, "column or keep", self.reading)
+        for where, values, problem in found:
             if problem is not None:
                 raise L2VError(f"{where}: {problem}")
-            text = clean(text_of(values, self.column, where, "column"))
+            text = clean(text_of(values, self.column, where, "column", self.reading))
             check_columns(values, self.keep, where, "keep")
             kept = (values[column] for column in self.keep)
             yield where, Row(text, tuple(clean(value) if isinstance(value, str) else value for value in kept))
 
 
 def _lines(path: Path, column: str) -> Iterator[Record]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
             try:

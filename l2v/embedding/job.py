@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+from l2v.data.readers import AS_USUAL, Reading
 from l2v.embedding.compression import StoredType
 from l2v.embedding.inputs import Inputs
 from l2v.embedding.shards import ROW, VECTOR
@@ -39,6 +40,8 @@ class Encoding:
     """Texts in a batch on each process."""
     workers: Literal[0, 1] = 0
     """1: a process beside each reads and tokenizes ahead."""
+    reading: Reading = AS_USUAL
+    """How rows of files are read that leave a choice."""
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.vector_dtype != "int8":
@@ -58,15 +61,16 @@ class Encoding:
         return Path(self.output).expanduser()
 
     def inputs(self) -> Inputs:
-        return Inputs(self.files, self.column, self.keep)
+        return Inputs(self.files, self.column, self.keep, reading=self.reading)
 
     def sample(self) -> Inputs:
         """What the ranges of int8 are taken from."""
         if self.calibration is None:
             return replace(self.inputs(), keep=())
-        return Inputs(self.calibration, self.column, override="calibration")
+        return Inputs(self.calibration, self.column, override="calibration", reading=self.reading)
 
     def settings(self) -> dict[str, Any]:
         """What decides the shards, beside the encoder and the files' content."""
         names = ("column", "keep", "instruction", "truncate_dim", "normalize", "vector_dtype", "shard_rows")
-        return {name: value for name, value in asdict(self).items() if name in names}
+        odd = {} if self.reading == AS_USUAL else {"reading": asdict(self.reading)}
+        return {name: value for name, value in asdict(self).items() if name in names} | odd

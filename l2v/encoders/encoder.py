@@ -18,8 +18,10 @@ from l2v.models.settings import EncoderSettings, check_choice, check_length
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_name, pooling_record, save_pooling
 from l2v.progress import say, track
 from l2v.runs.adapter_folders import POOLING_FOLDER, SETTINGS_FILE
+from l2v.runs.files import write_json
 from l2v.runs.lineage import Lineage, lineage_base, lineage_head
 from l2v.runs.locations import Source
+from l2v.runs.run import Run
 from l2v.text.instructions import mteb_prompts
 from l2v.text.prompts import SEPARATOR, Prompt
 from l2v.text.tokenization import Tokens, pad, tokenize
@@ -49,7 +51,7 @@ class Encoder:
         backbone: Backbone,
         *,
         pooling: PoolingName | Pooling = "mean",
-        max_length: int = 512,
+        max_length: int | None = None,
         text_max_length: int | None = None,
         prompt: Prompt | None = None,
         padding_side: str = "right",
@@ -59,6 +61,8 @@ class Encoder:
         check_choice("padding_side", padding_side, ("right", "left"))
         check_length("max_length", max_length)
         check_length("text_max_length", text_max_length)
+        max_length = backbone.usual_length(max_length)
+        backbone.check_length(max_length, "max_length")
         self.backbone = backbone
         self.pooling: PoolingName | Pooling = pooling
         self.max_length = max_length
@@ -94,8 +98,11 @@ class Encoder:
             folder = wanted.folder
             if (folder / "probe").exists():
                 raise L2VError(f"{folder}: a run of stage=word, which leaves its model as it is; name that model")
-            if not (folder / "encoder" / SETTINGS_FILE).exists():
-                raise L2VError(f"{folder}: the run has no encoder yet; finish it by `python train.py resume={folder}`")
+            if Run(folder).exported is None:
+                again = " export=encoder" if Run(folder).is_finished else ""
+                raise L2VError(
+                    f"{folder}: the run has no encoder yet; finish it by `python train.py resume={folder}{again}`"
+                )
             if with_head:
                 lineage = Lineage.read(folder / "lineage.json")
                 head_source = lineage_head(lineage, folder) or lineage_base(lineage, folder)
@@ -131,7 +138,7 @@ class Encoder:
         return cls(
             backbone,
             pooling=pooling,
-            max_length=settings.get("max_length", 512),
+            max_length=settings.get("max_length"),
             text_max_length=settings.get("text_max_length"),
             prompt=Prompt.of(
                 backbone.tokenizer,
@@ -190,6 +197,7 @@ class Encoder:
                                truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
         max_length = max_length if max_length is not None else self.max_length
         check_length("max_length", max_length)
+        self.backbone.check_length(max_length, "max_length")
         if batch_size < 1:
             raise L2VError(f"batch_size must be at least 1, got {batch_size}")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
@@ -282,6 +290,11 @@ class Encoder:
                 f"{'; '.join(differences)}",
                 style="yellow",
             )
+        settings = self.save_own_settings(folder)
+        write_settings(folder, settings, self.dimension, mteb_prompts() | dict(prompts or {}), as_adapter=as_adapter)
+
+    def save_own_settings(self, folder: Path) -> dict[str, Any]:
+        """Write what l2v reads beside the weights or the adapter, and return the settings among it."""
         attention, pooling = self.backbone.attention, self.pooling
         settings = {
             "pooling": pooling_record(pooling) if isinstance(pooling, Pooling) else pooling,
@@ -293,7 +306,8 @@ class Encoder:
         }
         if isinstance(pooling, Pooling):
             save_pooling(pooling, folder / POOLING_FOLDER)
-        write_settings(folder, settings, self.dimension, mteb_prompts() | dict(prompts or {}), as_adapter=as_adapter)
+        write_json(folder / SETTINGS_FILE, settings)
+        return settings
 
     def not_portable(self) -> list[str]:
         """What sentence-transformers reads otherwise than l2v."""

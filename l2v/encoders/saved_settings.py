@@ -95,7 +95,7 @@ def write_settings(
     *,
     as_adapter: bool = False,
 ) -> None:
-    """Write ``l2v.json``, and the files by which sentence-transformers gives the same vectors.
+    """Write the files by which sentence-transformers gives the same vectors.
 
     Args:
         folder: with the weights, or with an adapter.
@@ -104,7 +104,6 @@ def write_settings(
         prompts: instructions by the name of a prompt, without separator.
         as_adapter: the folder holds an adapter, and so no config of a decoder, which would say is_causal: false.
     """
-    write_json(folder / SETTINGS_FILE, settings)
     pooling = settings["pooling"]
     by_l2v = as_adapter and settings["attention"] == "bidirectional"
     modules = [

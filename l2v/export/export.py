@@ -15,13 +15,14 @@ from l2v.export.card import Card, Form, model_card
 from l2v.export.merging import blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
 from l2v.models.backbone import Backbone
-from l2v.models.loading import cast_weights
 from l2v.models.settings import DType, EncoderSettings
+from l2v.models.weights import cast_weights
 from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text
 from l2v.runs.initialization import Initialization
-from l2v.runs.locations import Source, locate
+from l2v.runs.lineage import encoder_hash
+from l2v.runs.locations import Source
 from l2v.runs.run import Run, lineage_at
 
 
@@ -68,6 +69,8 @@ class Export:
         for name in self.encoder.differences() if self.encoder is not None else ():
             if name not in _TAKEN:
                 raise L2VError(f"{name}: not used here, the run has its own; there are {', '.join(_TAKEN)}")
+        if run.exported is None:
+            raise L2VError(f"run={run.folder}: the run has exported nothing; first resume={run.folder} export=adapter")
         start = Initialization.of(run)
         if self.onnx:
             if self.dtype != "float32" or self.form != "merged":
@@ -103,7 +106,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
     """
     wanted = wanted or Export()
     start = wanted.check(run)
-    place = locate(str(run.encoder), override="run")
+    place = Source(str(run.folder), str((run.exported or run.encoder).resolve()))
     settings = saved_settings(place)
     if wanted.encoder is not None:
         settings = wanted.encoder.usage(settings)
@@ -114,7 +117,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
         if wanted.onnx:
             difference = write_onnx(encoder, draft / "onnx" / "model.onnx")
             say(f"onnx/model.onnx: its vectors differ by at most {difference:.1e}")
-        lineage = replace(lineage_at(run, folder), base_ratio=wanted.merge.base_ratio)
+        lineage = replace(lineage_at(run, folder), base_ratio=wanted.merge.base_ratio, encoder=encoder_hash(draft))
         lineage.write(draft / "lineage.json")
         about = Card(name or folder.name, start.head or start.base, lineage, wanted.form, wanted.dtype, difference)
         write_text(draft / "README.md", model_card(run, encoder, about))
@@ -129,10 +132,12 @@ def adapters_of(run: Run, start: Initialization) -> list[Path]:
 def _write_merged(
     wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], place: Source, draft: Path
 ) -> Encoder:
-    backbone = _load(start.base, wanted, settings, adapters_of(run, start))
-    if wanted.merge.base_ratio > 0:
-        blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, wanted.merge.base_ratio)
-    cast_weights(backbone.decoder, getattr(torch, wanted.dtype))
+    ratio = wanted.merge.base_ratio
+    # mixed before they are rounded
+    backbone = _load(start.base, wanted, settings, adapters_of(run, start), wanted.dtype if ratio == 0 else "float32")
+    if ratio > 0:
+        blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, ratio)
+        cast_weights(backbone.decoder.parameters(), getattr(torch, wanted.dtype))
     encoder = Encoder.with_settings(backbone, settings, place)
     encoder.save(draft, prompts=wanted.prompts)
     return encoder
@@ -152,12 +157,13 @@ def _write_adapter(
     return encoder
 
 
-def _load(source: Source, wanted: Export, saved: dict[str, Any], adapters: list[Path]) -> Backbone:
-    """In float32 whatever is written: merging needs it."""
+def _load(
+    source: Source, wanted: Export, saved: dict[str, Any], adapters: list[Path], dtype: DType = "float32"
+) -> Backbone:
     settings = replace(
         wanted.encoder or EncoderSettings(source.name),
         attention=saved.get("attention", "bidirectional"),
         partial=saved.get("partial", False) or (wanted.encoder is not None and wanted.encoder.partial),
-        dtype="float32",
+        dtype=dtype,
     )
     return Backbone.load(source, settings, merge=adapters)

@@ -1,8 +1,11 @@
-"""Attention with dropout on a CPU, in the memory of the tokens, not of their pairs.
+"""Attention in training on a CPU: with dropout in the memory of the tokens, not of their pairs, and fast in 16 bits.
 
 torch's fused kernel for CPUs takes no dropout, and without the kernel every pair of tokens of a text is kept several
 times for the backward pass: its weight, its mask, its dropped weight. Here the pairs of some rows and heads at a time
 are computed, and computed again in the backward pass.
+
+The fused kernel's backward pass takes three to five times as long in bfloat16 as in float32, also where the processor
+multiplies bfloat16 natively. So what is trained in 16 bits goes through it in float32.
 """
 
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ Mask = Bool[Tensor, "#batch #heads length length"] | Float[Tensor, "#batch #head
 
 
 def register_attention() -> None:
-    """Have transformers' ``sdpa`` attention go this way where there is dropout, on a CPU; of the whole process."""
+    """Have transformers' ``sdpa`` attention go this way in training on a CPU; of the whole process."""
     AttentionInterface.register("sdpa", _sdpa)
 
 
@@ -44,15 +47,23 @@ def _sdpa(
     length = query.shape[2]
     # autocast multiplies all attention in its dtype
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    plain = (
-        dropout > 0
-        and not torch.compiler.is_compiling()
-        and all(x.device.type == "cpu" for x in (query, key, value))
+    plain = not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in (query, key, value))
+    if dropout == 0 and plain and dtype.itemsize < 4 and torch.is_grad_enabled() and query.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            wide = (x.float() for x in (query, key, value))
+            mask = attention_mask
+            if mask is not None and mask.is_floating_point():
+                mask = mask.float()
+            output, _ = sdpa_attention_forward(module, *wide, mask, 0.0, scaling, is_causal, **kwargs)
+        return output.to(dtype), None
+    own = (
+        plain
+        and dropout > 0
         and key.shape[2] == length
         and (attention_mask is None or attention_mask.dim() == 4)
         and not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
     )
-    if not plain:
+    if not own:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if attention_mask is None and causal:
         attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
@@ -92,11 +103,11 @@ class _DroppedAttention(torch.autograd.Function):
         output = query.new_empty(batch, length, heads, value.shape[-1])
         by_head, drawn = output.transpose(1, 2), []
         for part in _parts(query, key):
-            q, k, v = part.queries(query).mul(scale), part.of(key), part.of(value)
-            weights = _weights(q, k, part.mask(mask))
+            q, k, v = part.queries(query), part.of(key), part.of(value)
+            weights = _weights(q, k, part.mask(mask), scale, part.size)
             drawn.append(draw_keys(weights.numel()))
             weights.mul_(mask_of(weights.shape, probability, drawn[-1]))
-            part.write((weights @ v).mul_(dropout_scale(probability)), by_head)
+            part.write(_scaled_product(weights, v, dropout_scale(probability)), by_head)
         ctx.save_for_backward(query, key, value, mask, output)
         ctx.probability, ctx.scale, ctx.drawn = probability, scale, drawn
         return output
@@ -111,14 +122,14 @@ class _DroppedAttention(torch.autograd.Function):
         sums = (_wide(gradient) * output).sum(dim=-1, keepdim=True).transpose(1, 2)
         by_head = gradient.transpose(1, 2)
         for part, drawn in zip(_parts(query, key), ctx.drawn, strict=True):
-            q, k, v = part.queries(query).mul(ctx.scale), part.of(key), part.of(value)
-            g = part.queries(by_head).mul(dropout_scale(ctx.probability))
-            weights = _weights(q, k, part.mask(mask))
+            q, k, v = part.queries(query), part.of(key), part.of(value)
+            g = part.queries(by_head) * dropout_scale(ctx.probability)
+            weights = _weights(q, k, part.mask(mask), ctx.scale, part.size)
             stays = mask_of(weights.shape, ctx.probability, drawn)
-            of_scores = (g @ v.mT).mul_(stays).sub_(part.queries(sums)).mul_(weights)
-            part.within(of_value).copy_(weights.mul_(stays).mT @ g)
-            part.within(of_key).copy_(of_scores.mT @ q)
-            part.write((of_scores @ k).mul_(ctx.scale), of_query)
+            of_scores = torch.bmm(g, v.mT).mul_(stays).sub_(part.queries(sums)).mul_(weights)
+            part.write_groups(torch.bmm(weights.mul_(stays).mT, g), of_value)
+            part.write_groups(_scaled_product(of_scores.mT, q, ctx.scale), of_key)
+            part.write(_scaled_product(of_scores, k, ctx.scale), of_query)
         return of_query, of_key, of_value, None, None, None
 
 
@@ -127,11 +138,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """(rows, groups, heads of a group * length, length); the queries are scaled."""
-    scores = query @ key.mT
+def _scaled_product(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(x.new_zeros(()), x, y, beta=0, alpha=scale)
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, groups: int) -> Tensor:
+    """(rows * groups, heads of a group * length, length)."""
+    scores = _scaled_product(query, key.mT, scale)
     if mask is not None:
-        by_head = scores.view(len(scores), -1, *mask.shape[2:])
+        by_head = scores.view(len(scores) // groups, -1, *mask.shape[2:])
         if mask.dtype == torch.bool:
             by_head.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         else:
@@ -147,22 +162,28 @@ class _Part:
     groups: slice
     heads: slice
 
-    def within(self, x: Tensor) -> Tensor:
-        """A view of keys, values or what is like them: (rows, groups, length, width)."""
-        return x[self.rows, self.groups]
+    @property
+    def size(self) -> int:
+        """Groups of a row."""
+        return self.groups.stop - self.groups.start
 
     def of(self, x: Tensor) -> Tensor:
-        """The same, to compute with."""
-        return _wide(self.within(x))
+        """Keys, values or what is like them -> (rows * groups, length, width), to compute with."""
+        return _wide(x[self.rows, self.groups].flatten(0, 1))
+
+    def write_groups(self, part: Tensor, x: Tensor) -> None:
+        """The opposite of ``of``."""
+        x[self.rows, self.groups] = part.unflatten(0, (-1, self.size))
 
     def queries(self, x: Tensor) -> Tensor:
-        """(batch, heads, length, width) -> (rows, groups, heads of a group * length, width), to compute with."""
-        part = _wide(x[self.rows, self.heads])
-        return part.unflatten(1, (self.groups.stop - self.groups.start, -1)).flatten(2, 3)
+        """(batch, heads, length, width) -> (rows * groups, heads of a group * length, width), to compute with."""
+        part = x[self.rows, self.heads]
+        return _wide(part.reshape(len(part) * self.size, -1, part.shape[-1]))
 
     def write(self, part: Tensor, x: Tensor) -> None:
         """The opposite of ``queries``."""
-        x[self.rows, self.heads] = part.reshape(len(part), -1, *x.shape[2:])
+        rows = len(part) // self.size
+        x[self.rows, self.heads] = part.view(rows, -1, *x.shape[2:])
 
     def mask(self, x: Tensor | None) -> Tensor | None:
         if x is None:

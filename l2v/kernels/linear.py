@@ -1,21 +1,25 @@
 """Linear layers and LoRA: the faster library on a CPU, and fewer activations everywhere.
 
 On a CPU, torch multiplies float32 matrices with MKL, which leaves AVX-512 alone on processors that are not Intel's.
-oneDNN, which torch carries too, does not: twice the speed there.
+oneDNN, which torch carries too, does not: twice the speed there. Which of the two is used is measured.
 
 LoRA as PEFT writes it keeps, for each of the seven layers of a block, a dropped copy of the input in float32 and a
 mask, and under autocast a copy of that in 16 bits: 7 to 9 bytes a number. Here a layer keeps its input, which others
 keep too, and a mask of one byte a number.
 
+Under autocast on a CPU a frozen weight is cast once, not in each pass, and the input of several layers once for all.
+
 With :func:`keep_products`, gradient checkpointing computes no product of these layers a second time.
 """
 
 import functools
+import math
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +28,15 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from l2v.kernels.dropout import dropout_mask
+from l2v.kernels.dropout import dropout_mask, masked
 
 
 class _Now(threading.local):
-    """Of this thread: where the products of a checkpointed part go to, or come from."""
+    """Of this thread: where the products of a checkpointed part go to, or come from, and the last input cast."""
 
     products: "list[_Product] | None" = None
     kept: "Iterator[_Product] | None" = None
+    cast: "_Cast | None" = None
 
 
 _now = _Now()
@@ -39,19 +44,35 @@ _now = _Now()
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than torch's default: AVX-512, and not by Intel."""
+    """Whether oneDNN multiplies float32 matrices clearly faster than torch's default (MKL), measured at the first call.
+
+    A choice for all shapes: the two differ by a factor of two, or by less than a tenth at every shape of a model. It
+    takes some ten milliseconds. Clearly is by a quarter, so that noise does not change the last bits of a run.
+    """
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    information = Path("/proc/cpuinfo")
-    return information.exists() and "GenuineIntel" not in information.read_text(encoding="utf-8", errors="replace")
+    x, weight = torch.ones(512, 576), torch.ones(576, 576)
+    seconds = {False: math.inf, True: math.inf}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(8):
+            for by_onednn, best in seconds.items():
+                begin = time.perf_counter()
+                _by_onednn(x, weight) if by_onednn else nn.functional.linear(x, weight)
+                seconds[by_onednn] = min(best, time.perf_counter() - begin)
+    return seconds[False] > 1.25 * seconds[True]
 
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
     """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
     if onednn_is_faster() and x.dtype == torch.float32 and x.device.type == "cpu":
-        y = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-        return y.detach()  # it is a view of itself as a matrix, and a model may not write into views
-    return torch.nn.functional.linear(x, weight)
+        return _by_onednn(
+            x, weight
+        ).detach()  # it is a view of itself as a matrix, and a model may not write into views
+    return nn.functional.linear(x, weight)
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class FastLinear(nn.Linear):
@@ -60,7 +81,24 @@ class FastLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if _is_float32_on_cpu(input, self.weight) and onednn_is_faster():
             return _Linear.apply(input, self.weight, self.bias)
+        if input.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
+            return nn.functional.linear(input, self.weight_for(torch.get_autocast_dtype("cpu")), self.bias)
         return super().forward(input)
+
+    def weight_for(self, dtype: torch.dtype) -> Tensor:
+        """The weight, or its copy in a dtype: on a CPU that of a frozen one is kept until the weight changes."""
+        weight = self.weight
+        plain = weight.device.type == "cpu" and type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
+        if weight.dtype == dtype or weight.requires_grad or not plain:
+            return weight
+        kept: _Cast | None = self.__dict__.get("_copy")
+        if kept is None or not kept.is_of(weight, dtype):
+            kept = self.__dict__["_copy"] = _Cast(weight, dtype)
+        return kept.copy
+
+    def drop_copy(self) -> None:
+        """Before the weight is written to without autograd's knowledge."""
+        self.__dict__.pop("_copy", None)
 
 
 class LeanLora(PeftLinear):
@@ -83,7 +121,20 @@ class LeanLora(PeftLinear):
         drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and self.training
         mask, scale = dropout_mask(x.shape, dropout.p, x.device) if drops else (None, 1.0)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _Lora.apply(x, base.weight, base.bias, a, b, mask, self.scaling[name] * scale, dtype)
+        weight = base.weight_for(dtype)
+        return _Lora.apply(x, _cast(x, dtype), weight, base.bias, a, b, mask, self.scaling[name] * scale)
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        self._drop_copy()
+        super().merge(*args, **kwargs)
+
+    def unmerge(self) -> None:
+        self._drop_copy()
+        super().unmerge()
+
+    def _drop_copy(self) -> None:
+        if isinstance(self.base_layer, FastLinear):
+            self.base_layer.drop_copy()
 
     def _is_plain(self, name: str, x: Tensor) -> bool:
         base = self.base_layer
@@ -100,13 +151,33 @@ class LeanLora(PeftLinear):
         )
 
 
-def speed_up(model: nn.Module) -> None:
+def speed_up_linears(model: nn.Module) -> None:
     """Give a model's linear layers and LoRA layers the forward passes of this module. Their names and weights stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
         elif type(module) is PeftLinear:
             module.__class__ = LeanLora
+
+
+class _Cast:
+    """A copy of a tensor in another dtype, and what it was made of."""
+
+    def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
+        self.copy = x.detach().to(dtype)
+        self._source, self._version = weakref.ref(x), x._version
+
+    def is_of(self, x: Tensor, dtype: torch.dtype) -> bool:
+        return self._source() is x and self._version == x._version and self.copy.dtype == dtype
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in a dtype, without its gradient. Layers that follow each other on one input share the copy."""
+    if x.dtype == dtype:
+        return x.detach()
+    if _now.cast is None or not _now.cast.is_of(x, dtype):
+        _now.cast = _Cast(x, dtype)
+    return _now.cast.copy
 
 
 def _is_float32_on_cpu(*tensors: Tensor) -> bool:
@@ -183,54 +254,53 @@ class _Linear(torch.autograd.Function):
 
 
 class _Lora(torch.autograd.Function):
-    """y = x W' + bias + scale * ((x * mask) A') B', in ``dtype``; W and the bias are frozen."""
+    """y = x W' + bias + scale * ((x * mask) A') B', in the dtype of ``cast``, which is x; W and the bias are frozen."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        cast: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
         mask: Tensor | None,
         scale: float,
-        dtype: torch.dtype,
     ) -> Tensor:
+        dtype = cast.dtype
         found = None if _now.kept is None else next(_now.kept).get()
         if found is None:
             with torch.autocast(x.device.type, enabled=False):
-                cast = x.to(dtype)
                 y = _add(product(cast, weight.to(dtype)), bias)
-                low = product(cast if mask is None else cast * mask, a.to(dtype)).flatten(0, -2)
+                low = product(masked(cast, mask), a.to(dtype)).flatten(0, -2)
                 y.view(-1, y.shape[-1]).addmm_(low, b.to(dtype).T, alpha=scale)
             if _now.products is not None:
                 _now.products.append(_Product(y, low))
         else:
             y, low = found
-        # not the copies: x and the weight are kept anyhow
-        ctx.save_for_backward(x, weight, a, b, mask, low)
-        ctx.scale, ctx.dtype = scale, dtype
+        ctx.save_for_backward(cast, weight, a, b, mask, low)
+        ctx.scale, ctx.dtype = scale, x.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, mask, low = ctx.saved_tensors
-        dtype = ctx.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            gradient, cast = gradient.to(dtype), x.to(dtype)
+        cast, weight, a, b, mask, low = ctx.saved_tensors
+        dtype = cast.dtype
+        with torch.autocast(cast.device.type, enabled=False):
+            gradient = gradient.to(dtype)
             rows = gradient.flatten(0, -2)
             of_low = product(rows, b.to(dtype).T).mul_(ctx.scale)
-            of_a = product(of_low.T, (cast if mask is None else cast * mask).flatten(0, -2).T)
+            of_a = product(of_low.T, masked(cast, mask).flatten(0, -2).T)
             of_b = product(low.T, rows.T).T.mul_(ctx.scale)
             of_x = None
             if ctx.needs_input_grad[0]:
                 of_x = product(gradient, weight.to(dtype).T)
                 through_a = product(of_low, a.to(dtype).T).view_as(of_x)
-                of_x.add_(through_a if mask is None else through_a.mul_(mask))
-                of_x = of_x.to(x.dtype)
-        return of_x, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None, None, None
+                of_x.add_(masked(through_a, mask))
+                of_x = of_x.to(ctx.dtype)
+        return of_x, None, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None, None
 
 
 def _add(y: Tensor, bias: Tensor | None) -> Tensor:

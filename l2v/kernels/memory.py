@@ -1,10 +1,15 @@
-"""How the C library keeps freed memory."""
+"""How the C library keeps freed memory, and how the system keeps files that are mapped."""
 
 import ctypes
 import functools
+import mmap
 import platform
+from pathlib import Path
+
+from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MAPS = Path("/proc/self/maps")
 
 
 @functools.cache
@@ -18,3 +23,28 @@ def keep_freed_memory() -> None:
         glibc = ctypes.CDLL(None)
         glibc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
         glibc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release_pages(tensor: Tensor) -> None:
+    """Give the memory of a tensor that lies in a mapped file back, once nothing reads it any more.
+
+    The file stays mapped as long as another tensor lies in it, and with it all pages that were ever read. Elsewhere
+    than on Linux, and for any other tensor, this does nothing.
+    """
+    begin = tensor.data_ptr()
+    if tensor.device.type != "cpu" or not _MAPS.exists() or not _is_in_a_file(begin):
+        return
+    size = mmap.PAGESIZE
+    # pages at its ends hold other tensors too
+    first, last = -(-begin // size) * size, (begin + tensor.nbytes) // size * size
+    if first < last:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _is_in_a_file(address: int) -> bool:
+    for line in _MAPS.read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        begin, end = (int(number, 16) for number in fields[0].split("-"))
+        if begin <= address < end:
+            return fields[4] != "0"  # the number of the file
+    return False

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from l2v.data.files import ending
+from l2v.data.readers import AS_USUAL, Reading
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.extras import require
@@ -55,6 +57,8 @@ class Mining:
     """Documents compared at once."""
     cache: str | None = None
     """A folder for vectors and tables of texts; None: $L2V_CACHE/mining, else ~/.cache/l2v/mining."""
+    reading: Reading = AS_USUAL
+    """How rows of files are read that leave a choice."""
 
     def __post_init__(self) -> None:
         if self.range_max < self.range_min + self.num_negatives:
@@ -74,14 +78,14 @@ class Mining:
             if path.resolve() == output.resolve():
                 raise L2VError(f"output={self.output}: is read as well; choose another file")
         for path in self.pair_files().paths():
-            if path.suffix.lower() == ".txt":
+            if ending(path) == ".txt":
                 raise L2VError(f"pairs={path}: expected .jsonl, .csv, .tsv, .parquet, found .txt")
 
     def pair_files(self) -> FileTexts:
-        return FileTexts(self.pairs, override="pairs")
+        return FileTexts(self.pairs, override="pairs", reading=self.reading)
 
     def corpus_files(self) -> FileTexts:
-        return FileTexts(self.corpus or [], override="corpus")
+        return FileTexts(self.corpus or [], override="corpus", reading=self.reading)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the negatives: the settings, and the files by their content."""

@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow
 from numpy.typing import NDArray
 
+from l2v.data.files import ending
 from l2v.data.readers import records, text_of
 from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import track
 from l2v.runs.files import draft_folder, read_json, write_json
+from l2v.runs.ledger import is_kept, seal
 from l2v.text.tokenization import clean
 
 _VERSION = 1
@@ -99,12 +101,13 @@ def read_table(files: FileTexts, columns: dict[str, str], folder: Path, *, title
     hashed = f"{_VERSION}\n{files.fingerprint()}\n{list(columns)}"
     fingerprint = hashlib.sha256(hashed.encode()).hexdigest()[:24]
     folder = folder / fingerprint
-    if not (folder / _ROWS).exists():
+    if not is_kept(folder):
         with draft_folder(folder) as draft:
             counts = _write(track(_rows(files, columns), title, show=show), list(columns), draft / _ROWS)
             if not counts["rows"]:
                 raise L2VError(f"{files.override}={files.files}: no texts; expected {' and '.join(columns)}, not empty")
             write_json(draft / _COUNTS, counts)
+            seal(draft)
     data = datasets.Dataset.from_file(str(folder / _ROWS))
     return Table(data, read_json(folder / _COUNTS)["empty"], fingerprint)
 
@@ -127,11 +130,11 @@ def _write(rows: Iterator[dict[str, str]], columns: list[str], file: Path) -> di
 
 def _rows(files: FileTexts, columns: dict[str, str]) -> Iterator[dict[str, str]]:
     for path in files.paths():
-        if path.suffix.lower() == ".txt":
+        if ending(path) == ".txt":
             lines = FileTexts(str(path), override=files.override).texts()
             yield from (dict.fromkeys(columns, line) for line in lines)
             continue
-        for where, row, problem in records(path, columns, " and ".join(columns.values())):
+        for where, row, problem in records(path, columns, " and ".join(columns.values()), files.reading):
             if problem:
                 raise L2VError(f"{where}: {problem}")
-            yield {column: text_of(row, column, where, override) for column, override in columns.items()}
+            yield {column: text_of(row, column, where, own, files.reading) for column, own in columns.items()}

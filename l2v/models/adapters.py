@@ -1,8 +1,12 @@
 """Adapters on a decoder: new ones, saved ones, and what training changes."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -18,11 +22,11 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from l2v.errors import L2VError, first_line
-from l2v.kernels.linear import speed_up
+from l2v.kernels.speed import speed_up
 from l2v.models.quiet import quiet
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -73,11 +77,8 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
     """
     config = adapter.config() if isinstance(adapter, Lora) else adapter
     what = "adapter.lora" if isinstance(adapter, Lora) else "adapter.peft"
-    kind = getattr(config.peft_type, "value", config.peft_type)
     wanted = getattr(adapter, "target_modules", None)
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
-    if tuner is None or not issubclass(tuner, BaseTuner):
-        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    _check_kind(config, what)
     try:
         with quiet():
             adapted = get_peft_model(decoder, config)
@@ -91,39 +92,127 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
     return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
 
 
+def _check_kind(config: PeftConfig, what: str) -> None:
+    """Refuse what is not part of the weights, and what imports a module that the config names.
+
+    Raises:
+        L2VError: naming it.
+    """
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
+    if tuner is None or not issubclass(tuner, BaseTuner):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    if getattr(config, "megatron_config", None) is not None:
+        raise L2VError(f"{what}: megatron_config imports the module that it names; adapters of Megatron are not read")
+
+
+def _check_sizes(config: PeftConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Refuse ranks that no tensor of the adapter has, before matrices of that size are made.
+
+    Raises:
+        L2VError: naming the rank.
+    """
+    largest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
+    pattern = getattr(config, "rank_pattern", None) or {}
+    for rank in (getattr(config, "r", 0), *pattern.values()):
+        if isinstance(rank, int) and rank > largest:
+            raise L2VError(f"{folder}: {ADAPTER_CONFIG} says r={rank}, and no tensor of the adapter is that large")
+
+
+def _check_patterns(config: PeftConfig, decoder: nn.Module, folder: Path) -> None:
+    """Refuse patterns that are none, or take for ever on the names of the decoder's modules.
+
+    They are tried in a process of their own, since nothing ends one that backtracks.
+
+    Raises:
+        L2VError: one cannot be used.
+    """
+    whole = [getattr(config, setting, None) for setting in ("target_modules", "exclude_modules")]
+    patterns = [pattern for pattern in whole if isinstance(pattern, str) and pattern != "all-linear"]
+    for setting in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({name})$" for name in getattr(config, setting, None) or {}]
+    layers = getattr(config, "layers_pattern", None) or []
+    patterns += [rf".*\.{name}\.(\d+)\..*" for name in ([layers] if isinstance(layers, str) else layers)]
+    if not patterns:
+        return
+    program = "import json, re, sys; p, n = json.load(sys.stdin); [re.fullmatch(a, b) for a in p for b in n]"
+    task = json.dumps([patterns, [name for name, _ in decoder.named_modules()]])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=task, text=True, timeout=_SECONDS, capture_output=True
+        )
+        usable = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        usable = False
+    if not usable:
+        raise L2VError(f"{folder}: {ADAPTER_CONFIG} has a pattern that cannot be used, one of {', '.join(patterns)}")
+
+
+_SECONDS = 10
+
+
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
     """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
 
     Raises:
         L2VError: there is none, it is damaged, or it was trained on another decoder.
     """
-    file = folder / ADAPTER_WEIGHTS
-    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
-        if not (folder / name).exists():
-            raise L2VError(f"{folder}: no {name}, so it holds no adapter")
-    try:
-        config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
-    config.inference_mode = not trainable
-    config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
-    try:
-        with quiet():
-            adapted = get_peft_model(decoder, config)
-    except ValueError as error:
-        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {error}") from None
-    expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
-    found = {k: v.shape for k, v in weights.items()}
-    if expected != found:
-        odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-        raise L2VError(
-            f"{folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} tensors are "
-            f"missing, unexpected or of another shape, e.g. {odd[0]} (expected "
-            f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
-        )
-    set_peft_model_state_dict(adapted, weights)
+    adapted = with_saved(decoder, [Saved.read(folder)], trainable)
     speed_up(adapted)
-    return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
+    return adapted.train(decoder.training)  # PEFT puts new modules into training mode
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter in a folder."""
+
+    folder: Path
+    config: PeftConfig
+    weights: dict[str, Tensor]
+
+    @staticmethod
+    def read(folder: Path) -> "Saved":
+        for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+            if not (folder / name).exists():
+                raise L2VError(f"{folder}: no {name}, so it holds no adapter")
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            return Saved(folder, config, load_file(folder / ADAPTER_WEIGHTS))
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+
+
+def with_saved(decoder: PreTrainedModel, adapters: Sequence[Saved], trainable: bool) -> PeftModel:
+    """A decoder with saved adapters on it, the first under PEFT's name ``default``."""
+    adapted: Any = None
+    for number, saved in enumerate(adapters):
+        config, name = saved.config, f"adapter-{number}" if number else "default"
+        _check_kind(config, str(saved.folder))
+        _check_sizes(config, saved.weights, saved.folder)
+        _check_patterns(config, decoder, saved.folder)
+        config.inference_mode = not trainable
+        config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
+        try:
+            with quiet():
+                if adapted is None:
+                    adapted = get_peft_model(decoder, config)
+                else:
+                    adapted.add_adapter(name, config)
+        except Exception as error:  # its config may say anything
+            kind = decoder.config.model_type
+            raise L2VError(f"{saved.folder}: the adapter does not fit {kind}: {first_line(error)}") from None
+        own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+        expected = {k: v.shape for k, v in own.items()}
+        found = {k: v.shape for k, v in saved.weights.items()}
+        if expected != found:
+            odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            raise L2VError(
+                f"{saved.folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} "
+                f"tensors are missing, unexpected or of another shape, e.g. {odd[0]} (expected "
+                f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
+            )
+        set_peft_model_state_dict(adapted, saved.weights, adapter_name=name)
+    return cast(PeftModel, adapted)
 
 
 def _shape(shape: torch.Size | None) -> str:

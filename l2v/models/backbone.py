@@ -1,6 +1,7 @@
 """The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,20 +13,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
-from l2v.kernels.linear import keep_products, speed_up
+from l2v.kernels.linear import keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
+from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, load_adapter, new_adapter
-from l2v.models.bidirectional import Attention, accepts_position_ids
-from l2v.models.loading import cast_weights, choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
+from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.merging import Unmerged, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
 from l2v.models.quiet import quiet
-from l2v.models.settings import Checkpointing, EncoderSettings
+from l2v.models.settings import AttnImplementation, Checkpointing, EncoderSettings
 from l2v.models.sharding import is_split, most_of_all, put_back
 from l2v.pooling import Pooling, PoolingName, pool
-from l2v.runs.files import draft_folder
+from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
+from l2v.text.tokenization import position_ids
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """What loading leaves to be done."""
+
+    unmerged: Unmerged
+    attn_implementation: AttnImplementation
+    partial: bool
 
 
 class Backbone(nn.Module):
@@ -37,6 +50,7 @@ class Backbone(nn.Module):
         tokenizer: the decoder's tokenizer; it has a padding token and pads on the right.
         pooling: one with weights, which are trained, kept and moved with the decoder's; None for those by name.
         proof: what was seen when the attention was proven at loading.
+        positions: tokens that a row may have, where the model has learned its positions; None: any number.
 
     Example:
         >>> from l2v import Backbone
@@ -54,7 +68,7 @@ class Backbone(nn.Module):
         *,
         head: nn.Module | None = None,
         source: Source,
-        proof: Proof,
+        proof: Proof | None = None,
         attention: Attention = "bidirectional",
     ) -> None:
         super().__init__()
@@ -62,9 +76,13 @@ class Backbone(nn.Module):
         self.head = head
         self.tokenizer = tokenizer
         self.source = source
-        self.proof = proof
+        self.proof: Proof
+        if proof is not None:
+            self.proof = proof
+        self._unfinished: _Unfinished | None = None
         self.attention: Attention = attention
         self.pooling: Pooling | None = None
+        self.positions = learned_positions(decoder)
         self._accepts_position_ids = accepts_position_ids(decoder)
         self._packing_is_proven = False
         if head is not None:
@@ -94,7 +112,8 @@ class Backbone(nn.Module):
             with_head: load the output head too, for MNTP.
             head_source: where to take the head from if ``source`` has none of its own.
             merge: adapter folders to merge into the weights, in order, in float32.
-            device: where the weights go and where the proof runs.
+            device: where the weights go and where the proof runs. With ``meta`` they stay in their files, nothing is
+                merged or proven, and :func:`~l2v.models.sharding.shard` does all that, layer by layer.
             given: settings one by one: revision, attention, attn_implementation, dtype, quantization, partial, kind,
                 trust_remote_code of :class:`~l2v.models.settings.EncoderSettings`.
 
@@ -111,13 +130,37 @@ class Backbone(nn.Module):
         if attention_dropout is not None:
             set_attention_dropout(decoder, attention_dropout)
         speed_up(decoder)
-        proof = choose_attn_implementation(decoder, wanted.attn_implementation, attention, wanted.partial)
+        backbone = Backbone(decoder, loaded.tokenizer, head=loaded.head, source=place, attention=attention)
+        backbone._unfinished = _Unfinished(loaded.unmerged, wanted.attn_implementation, wanted.partial)
+        if torch.device(device).type != "meta":
+            backbone.prove()
         if gradient_checkpointing:
             kept = {"context_fn": keep_products} if gradient_checkpointing == "selective" else {}
             with quiet():
                 decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
-        backbone = Backbone(decoder, loaded.tokenizer, head=loaded.head, source=place, proof=proof, attention=attention)
         return backbone.eval()
+
+    def settle(self, part: nn.Module) -> None:
+        """Merge and cast the weights in a part of a backbone that was loaded to no device yet."""
+        if self._unfinished is not None:
+            self._unfinished.unmerged.settle(part)
+
+    def prove(self) -> None:
+        """Choose the attention implementation and prove it, once, when the weights are where they are to be.
+
+        Raises:
+            L2VError: the proof fails.
+        """
+        if self._unfinished is None:
+            return
+        wanted, partial = self._unfinished.attn_implementation, self._unfinished.partial
+
+        def run(_: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+            return self(ids, mask, position_ids(mask)).float()
+
+        decoder = cast(PreTrainedModel, self.decoder)
+        self.proof = choose_attn_implementation(decoder, wanted, self.attention, partial, run)
+        self._unfinished = None
 
     @property
     def config(self) -> Any:
@@ -126,6 +169,15 @@ class Backbone(nn.Module):
     @property
     def hidden_size(self) -> int:
         return self.config.get_text_config().hidden_size
+
+    def check_length(self, tokens: int, setting: str) -> None:
+        """Raise an L2VError where rows of so many tokens would go beyond the positions that the model has learned."""
+        if self.positions is not None and tokens > self.positions:
+            raise L2VError(f"{setting}={tokens}: this model has learned {self.positions} positions; lower it to that")
+
+    def usual_length(self, wanted: int | None) -> int:
+        """Tokens of a text: as wanted, else 512, or fewer where the model has not learned so many positions."""
+        return wanted or min(512, self.positions or 512)
 
     @property
     def has_adapter(self) -> bool:
@@ -157,6 +209,7 @@ class Backbone(nn.Module):
                 prove_packing(self.decoder)
                 self._packing_is_proven = True
             return packed_states(self.decoder, input_ids, segment_ids)
+        self.check_length(input_ids.shape[1], "tokens of a row")
         positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         return output.last_hidden_state
@@ -274,8 +327,7 @@ class Backbone(nn.Module):
         decoder = cast(PeftModel, self.decoder)
         own = str(decoder.base_model.prefix)
         dtype = next(p.dtype for n, p in decoder.named_parameters() if own not in n and p.is_floating_point())
-        self.decoder = cast(PreTrainedModel, decoder.float().merge_and_unload())
-        cast_weights(self.decoder, dtype)
+        self.decoder = merge_and_unload(decoder, dtype)
 
     def save_adapter(self, folder: Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``, in the layout of PEFT."""
@@ -294,6 +346,7 @@ class Backbone(nn.Module):
         with quiet():
             self.decoder.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(folder)
+        make_readable(folder.glob("*.safetensors"), folder)
 
 
 def row_groups(
@@ -315,5 +368,6 @@ def row_groups(
 
 def hidden_states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Sequence[Tensor]:
     """Of every layer, the embeddings first: (batch, length, hidden) each. The last went through the final norm."""
+    backbone.check_length(ids.shape[1], "tokens of a row")
     output = backbone.decoder(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
     return [*output.hidden_states[:-1], output.last_hidden_state]

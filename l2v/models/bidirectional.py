@@ -43,6 +43,20 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     raise L2VError(f"{type(model).__name__} has no list of layers; expected a decoder-only transformer")
 
 
+def learned_positions(decoder: nn.Module) -> int | None:
+    """How many positions a model has learned an embedding for; None where they are computed, as rotary ones are."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+            # OPT's begin at 2, and RoBERTa's after the padding token's
+            skipped = getattr(module, "offset", 0) or (0 if module.padding_idx is None else module.padding_idx + 1)
+            return module.num_embeddings - skipped
+    return None
+
+
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
+"""What the families call their embeddings of positions."""
+
+
 def accepts_position_ids(model: nn.Module) -> bool:
     """Whether the decoder takes positions. BLOOM (ALiBi) and OPT derive them from the mask instead."""
     get_base_model = getattr(model, "get_base_model", None)  # of a PeftModel

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,18 +22,21 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from l2v.errors import L2VError, first_line
-from l2v.kernels.linear import speed_up
-from l2v.models.adapters import load_adapter
+from l2v.errors import L2VError, first_line, panics_told
+from l2v.kernels.speed import speed_up
 from l2v.models.bidirectional import Attention, set_attention
-from l2v.models.proof import Proof, prove
+from l2v.models.merging import Unmerged
+from l2v.models.proof import Proof, Run, prove
 from l2v.models.quantization import check_quantization, quantize
 from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
+from l2v.models.weights import load_mapped
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
+from l2v.runs.ledger import is_kept, seal
 from l2v.runs.locations import Source, model_file, not_on_hub
+from l2v.text.vocabulary import settle
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class LoadedDecoder:
     decoder: PreTrainedModel
     head: nn.Module | None
     tokenizer: PreTrainedTokenizerBase
+    unmerged: Unmerged
+    """What its weights still lack, where they are on no device yet."""
 
 
 def load_decoder(
@@ -54,7 +60,7 @@ def load_decoder(
     merge: Sequence[Path],
     device: str | torch.device,
 ) -> LoadedDecoder:
-    """Load a decoder and merge adapters into it, in float32; see :meth:`l2v.models.backbone.Backbone.load`.
+    """Load a decoder and merge adapters into it; see :meth:`l2v.models.backbone.Backbone.load`.
 
     Raises:
         L2VError: the source is missing, or is of another kind.
@@ -64,34 +70,35 @@ def load_decoder(
     if not place.is_local and model_file(place, "config.json") is None:
         raise L2VError(f"model.source={place.name}: the hub repository has no config.json, so it holds no model")
     dtype = getattr(torch, settings.dtype)
-    loaded_dtype = torch.float32 if merge else dtype
+    made_in = torch.float32 if merge else dtype
     with told_as_one_line(place), quiet():
         unpacked = dequantized(place)
         arguments = {**unpacked.arguments(), "trust_remote_code": settings.trust_remote_code}
         tokenizer, config = _tokenizer_and_config(unpacked, arguments)
         _check_kind(place, config, settings.kind)
+        check_sizes(unpacked, config)
         head: nn.Module | None = None
         if with_head:
-            decoder, head = _decoder_with_head(unpacked, head_source, loaded_dtype, arguments)
+            decoder, head = _decoder_with_head(unpacked, head_source, made_in, arguments)
         else:
-            decoder, info = AutoModel.from_pretrained(
-                unpacked.path, dtype=loaded_dtype, output_loading_info=True, **arguments
-            )
+            decoder, info = load_mapped(AutoModel, unpacked, config, made_in, arguments)
             # the head over an encoder's first token: nothing reads it, and masked language models are saved without
             missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
             if missing:
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
     set_attention(decoder, attention)
-    for folder in merge:
-        decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
-    cast_weights(decoder, dtype)
-    if settings.quantization is not None:
-        quantize(decoder, settings.quantization)
-    cast(nn.Module, decoder).to(device=device)
+    unmerged = Unmerged(decoder, head, merge, dtype)
+    whole: list[nn.Module] = [decoder] if head is None else [decoder, head]
+    if torch.device(device).type != "meta":
+        for part in whole:
+            unmerged.settle(part)
+        if settings.quantization is not None:
+            quantize(decoder, settings.quantization)
+        for part in whole:
+            part.to(device=device)
     if head is not None:
-        head.to(device=device, dtype=dtype)
         speed_up(head)
-    return LoadedDecoder(decoder, head, tokenizer)
+    return LoadedDecoder(decoder, head, tokenizer, unmerged)
 
 
 def load_tokenizer_and_config(
@@ -111,10 +118,9 @@ def load_tokenizer_and_config(
 
 def _tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return tokenizer, AutoConfig.from_pretrained(place.path, **arguments)
+    config = AutoConfig.from_pretrained(place.path, **arguments)
+    settle(tokenizer, getattr(config.get_text_config(), "vocab_size", None))
+    return tokenizer, config
 
 
 def _check_kind(source: Source, config: Any, kind: Kind) -> None:
@@ -133,7 +139,8 @@ def _decoder_with_head(
     place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, nn.Module]:
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(place.path, dtype=dtype, output_loading_info=True, **arguments)
+    config = AutoConfig.from_pretrained(place.path, **arguments)
+    loaded: Any = load_mapped(AutoModelForCausalLM, place, config, dtype, arguments)
     whole, info = loaded
     head = whole.get_output_embeddings()
     if missing := set(info["missing_keys"]):
@@ -143,6 +150,36 @@ def _decoder_with_head(
         origin = dequantized(head_source)
         _, head = _decoder_with_head(origin, None, dtype, {**arguments, **origin.arguments()})
     return cast(PreTrainedModel, whole.base_model), head
+
+
+def check_sizes(place: Source, config: PretrainedConfig) -> None:
+    """Refuse sizes that nothing has, before anything is made of them: they would take all memory and time.
+
+    Raises:
+        L2VError: so many layers, experts or heads, or matrices far larger than the files with the weights.
+    """
+    sizes = {name: size for name, size in config.get_text_config().to_dict().items() if isinstance(size, int)}
+    for name, size in sizes.items():
+        if re.search(r"layers?$|experts|heads?$", name) and size > _MOST_PARTS:
+            raise L2VError(
+                f"model.source={place.name}: its config.json says {name}={size}; expected {_MOST_PARTS} at most"
+            )
+    if not place.is_local:
+        return
+    files = [Path(place.path) / place.gguf_file] if place.gguf_file else Path(place.path).glob("*.safetensors")
+    stored = sum(file.stat().st_size for file in files)
+    width = config.get_text_config().hidden_size
+    for name in ("vocab_size", "hidden_size", "intermediate_size"):
+        if stored and sizes.get(name, 0) * width > _DENSEST * stored:
+            raise L2VError(
+                f"model.source={place.name}: config.json says hidden_size={width} and {name}={sizes[name]}, and the "
+                f"weights have {stored:,} bytes only"
+            )
+
+
+_MOST_PARTS = 10_000
+_DENSEST = 16
+"""Numbers a byte of a file, at most, in one matrix: 4 bits a number would be 2."""
 
 
 def _missing_weights(place: Source, keys: Collection[str], expected: str) -> L2VError:
@@ -158,8 +195,9 @@ def dequantized(place: Source) -> Source:
     if not (place.gguf_file and place.is_local):
         return place
     folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
-    if not (folder / "config.json").exists():
+    if not is_kept(folder):
         arguments = place.arguments()
+        check_sizes(place, AutoConfig.from_pretrained(place.path, **arguments))
         say(f"unpacking {place.name} into the cache, once; some 15 seconds for 135M parameters")
         tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
         model = AutoModelForCausalLM.from_pretrained(place.path, dtype=torch.float32, **arguments)
@@ -170,22 +208,12 @@ def dequantized(place: Source) -> Source:
         with draft_folder(folder) as draft:
             plain.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
+            seal(draft)
     return replace(place, path=str(folder), gguf_file=None)
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Change the dtype of a model's weights, in place, and of nothing else.
-
-    Buffers stay as they are, as in ``from_pretrained(dtype=...)``: rotary frequencies in bfloat16 would misplace the
-    tokens of a long text.
-    """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-
-
 def choose_attn_implementation(
-    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool
+    decoder: PreTrainedModel, wanted: AttnImplementation, attention: Attention, partial: bool, run: Run
 ) -> Proof:
     """Set the first implementation that the model supports and that is proven, or the one that was asked for.
 
@@ -194,7 +222,7 @@ def choose_attn_implementation(
     """
     if wanted != "auto":
         _set_attn_implementation(decoder, wanted)
-        return prove(decoder, attention, partial=partial)
+        return prove(decoder, attention, partial=partial, run=run)
     failures: list[L2VError] = []
     device = next(decoder.parameters())
     candidates: list[AttnImplementation] = ["sdpa", "eager"]
@@ -203,7 +231,7 @@ def choose_attn_implementation(
     for name in candidates:
         try:
             _set_attn_implementation(decoder, name)
-            return prove(decoder, attention, partial=partial)
+            return prove(decoder, attention, partial=partial, run=run)
         except L2VError as error:
             failures.append(error)
     raise failures[-1]
@@ -244,14 +272,23 @@ def set_attention_dropout(decoder: nn.Module, probability: float) -> None:
 
 @contextlib.contextmanager
 def told_as_one_line(source: Source) -> Iterator[None]:
-    """Turn the many ways in which a model cannot be loaded into one line each."""
+    """Turn the many ways in which a model cannot be loaded into one line each.
+
+    Its files may say anything: 0 heads end in a ZeroDivisionError, a text for a number in one of a dozen others.
+    """
     try:
-        yield
+        with panics_told():
+            yield
     except L2VError:
         raise
     except json.JSONDecodeError as error:
         raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if not source.is_local:
+    except Exception as error:
+        if not source.is_local and isinstance(error, OSError):
             raise not_on_hub(source, error) from error
-        raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {first_line(error)}") from error
+        told = first_line(error)
+        if "ignore_mismatched_sizes" in told:  # transformers has printed which
+            told = "the shapes of its weights are not those of its config.json"
+        if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError, SafetensorError)):
+            told = f"its config.json does not make a model ({type(error).__name__}: {told})"
+        raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {told}") from error

@@ -12,6 +12,8 @@ from l2v.models.bidirectional import Attention, accepts_position_ids, decoder_la
 from l2v.text.tokenization import position_ids
 
 T = TypeVar("T")
+Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From a model, ids and mask (rows, length) to the last states (rows, length, hidden) in float32."""
 
 _PROBE_LENGTH = 12
 _PADDING = 5
@@ -39,7 +41,7 @@ class Proof:
 
 
 @torch.no_grad()
-def prove(model: nn.Module, attention: Attention, *, partial: bool = False) -> Proof:
+def prove(model: nn.Module, attention: Attention, *, partial: bool = False, run: Run | None = None) -> Proof:
     """Run the model to see that it attends as ``attention`` says and that padding moves nothing.
 
     Seven short forward passes in evaluation mode, on the model's device, dtype and attention implementation:
@@ -58,14 +60,15 @@ def prove(model: nn.Module, attention: Attention, *, partial: bool = False) -> P
         model: a transformers decoder, with or without an adapter.
         attention: what is expected.
         partial: accept layers that stay causal (linear attention, convolutions).
+        run: runs the model, where that takes more than calling it.
 
     Raises:
         L2VError: naming the layers or the padding side that fail, or saying that the model cannot run like this.
     """
-    return in_evaluation(model, attention, lambda: _prove(model, attention, partial))
+    return in_evaluation(model, attention, lambda: _prove(model, attention, partial, run or _states))
 
 
-def _prove(model: nn.Module, attention: Attention, partial: bool) -> Proof:
+def _prove(model: nn.Module, attention: Attention, partial: bool, run: Run) -> Proof:
     config: Any = model.config
     device, dtype = device_and_dtype(model)
     same, seen = SAME[dtype], _SEEN[dtype]
@@ -85,20 +88,20 @@ def _prove(model: nn.Module, attention: Attention, partial: bool) -> Proof:
 
     ids = torch.stack([torch.cat([text, filler]), long])
     alone_ids, alone_mask = text[None], everything[:1, :_PROBE_LENGTH]
-    padded = trace(model, ids, right)
-    alone = trace(model, alone_ids, alone_mask, padded.fed(in_text))
+    padded = trace(model, ids, right, run=run)
+    alone = trace(model, alone_ids, alone_mask, padded.fed(in_text), run=run)
     moved_right = largest_change(padded, alone, in_text, slice(None))
-    in_left = trace(model, torch.stack([torch.cat([filler, text]), long]), left, padded.fed(to_left))
+    in_left = trace(model, torch.stack([torch.cat([filler, text]), long]), left, padded.fed(to_left), run=run)
     moved_left = largest_change(padded, in_left, to_left[left.flatten().bool()], left.flatten().bool())
     eager_change = 0.0
     if config._attn_implementation != "eager":
-        eager_change = largest_change(_eager_trace(model, ids, right, padded), padded, real, real)
+        eager_change = largest_change(_eager_trace(model, ids, right, padded, run), padded, real, real)
 
     # the opposite of what they were: in another order they would be the same to layers that know no positions
     sign = torch.ones(2 * length, 1, dtype=dtype, device=device)
     sign[half:_PROBE_LENGTH] = -1
-    other_alone = trace(model, alone_ids, alone_mask, [sign[in_text] * states for states in alone.inputs])
-    other_padded = trace(model, ids, right, [sign * states for states in padded.inputs])
+    other_alone = trace(model, alone_ids, alone_mask, [sign[in_text] * states for states in alone.inputs], run=run)
+    other_padded = trace(model, ids, right, [sign * states for states in padded.inputs], run=run)
     unmoved = [
         {layer for layer, change in enumerate(_moved(one, other, tokens[:half])) if change < seen}
         for one, other in ((alone, other_alone), (padded, other_padded))
@@ -107,7 +110,7 @@ def _prove(model: nn.Module, attention: Attention, partial: bool) -> Proof:
     replaced = ids.clone()
     replaced[0, _PROBE_LENGTH - 1] = (text[-1] + 1 + vocabulary // 2) % vocabulary
     earlier = in_text[:-1]
-    states = _states(model, replaced, right).flatten(0, 1)
+    states = run(model, replaced, right).flatten(0, 1)
     proof = Proof(
         attention=attention,
         attn_implementation=config._attn_implementation,
@@ -163,7 +166,7 @@ def trace(
     mask: Tensor,
     fed: list[Tensor] | None = None,
     *,
-    run: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None,
+    run: Run | None = None,
 ) -> _Trace:
     """Run the model, by default as ``_states`` does. With ``fed``, layer i gets ``fed[i]`` (tokens, hidden)."""
     embeddings: list[Tensor] = []
@@ -195,11 +198,11 @@ def trace(
     return _Trace(embeddings[0], inputs, outputs, states.flatten(0, 1))
 
 
-def _eager_trace(model: Any, ids: Tensor, mask: Tensor, like: _Trace) -> _Trace:
+def _eager_trace(model: Any, ids: Tensor, mask: Tensor, like: _Trace, run: Run) -> _Trace:
     chosen = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        return trace(model, ids, mask, like.inputs)
+        return trace(model, ids, mask, like.inputs, run=run)
     finally:
         model.set_attn_implementation(chosen)
 

@@ -11,8 +11,10 @@ from l2v.errors import L2VError
 from l2v.models.bidirectional import ATTENTIONS, Attention
 from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
-from l2v.runs.adapter_folders import Assembly, assemble
+from l2v.runs.adapter_folders import Assembly, assemble, put_on
 from l2v.runs.hashes import folder_hash, source_hash
+from l2v.runs.lineage import check_encoder
+from l2v.runs.run import Run
 from l2v.text.prompts import PooledTokens
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -40,7 +42,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class EncoderSettings:
     """An encoder: its source, how it is loaded, and how texts become vectors. None: as it was saved with the encoder.
 
-    The config group ``conf/base/encoder.yaml`` has the same settings, and so have ``Encoder.from_pretrained`` and, of
+    The config group ``conf/common/encoder.yaml`` has the same settings, and so have ``Encoder.from_pretrained`` and, of
     training, ``model=``.
 
     Example:
@@ -113,12 +115,23 @@ class EncoderSettings:
 
     def parts(self, override: str = "encoder") -> Assembly:
         """The decoder and the adapters that it is put together from; ``override`` is what an error names."""
+        if self.is_run and Run(self.folder).has_only_an_adapter:
+            return put_on(Run(self.folder).assembly(), self.adapters)
         source = str(self.folder / "encoder") if self.is_run else self.source
         return assemble(source, self.adapters, base=self.base, revision=self.revision, override=override)
 
     def fingerprint(self) -> list[Any]:
-        """What pins the vectors: the weights' hash and the settings."""
+        """What pins the vectors: the weights' hash and the settings.
+
+        Raises:
+            L2VError: the weights are not those that were written.
+        """
         parts = self.parts()
+        if self.is_run:
+            remedy = f"resume={self.source} writes it anew, from its last checkpoint"
+            check_encoder(self.folder / "encoder", self.folder / "lineage.json", remedy)
+        else:
+            check_encoder(self.folder, self.folder / "lineage.json", "put a copy in its place, or export the run again")
         beside = None
         if parts.base.is_local and not parts.base.gguf_file:
             beside = folder_hash(Path(parts.base.path), _BESIDE_WEIGHTS)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from l2v.errors import L2VError
 from l2v.progress import track
 from l2v.text.tokenization import clean
+from l2v.text.vocabulary import check_ids, lone_token
 
 Shift = Literal["same_token", "next_token"]
 _CHUNK = 1000
@@ -108,6 +109,7 @@ def _tokens(
             return_attention_mask=False,
             verbose=False,
         )
+        check_ids([" ".join(words) for words in chunk], encoded["input_ids"], tokenizer)
         for words, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             lengths = np.array([len(word) for word in words], np.int64)
             word_ends = np.cumsum(lengths + 1) - 1
@@ -127,10 +129,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
     begin = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
     prefix, suffix = whole[:begin], whole[begin + len(plain) :]
     if not prefix:
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if first is None:
-            raise L2VError("the tokenizer has neither a BOS nor an EOS token to begin a sentence with")
-        prefix = [first]
+        prefix = [lone_token(tokenizer)]
     return prefix, suffix
 
 

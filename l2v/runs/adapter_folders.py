@@ -72,24 +72,30 @@ def assemble(
         L2VError: nothing there, or no adapter where one is expected.
     """
     first = adapter_folder(source, revision, override)
-    folders = [] if first is None else [first]
-    for name in adapters:
-        if (folder := adapter_folder(str(name), override="adapters")) is None:
-            raise L2VError(f"adapters={name}: no {ADAPTER_CONFIG}, so it holds no adapter")
-        folders.append(folder)
-    if first is not None:
-        check_beginning(source, override)
     if first is None:
         place = locate(base or source, revision, override)
     else:
+        check_beginning(source, override)
         place = locate(base, override="base") if base else _base_of(first)
-    settings: dict[str, Any] = {}
-    beside = place
-    for folder in folders:
+    return put_on(Assembly(place, settings_place=place), [*([] if first is None else [first]), *adapters])
+
+
+def put_on(below: Assembly, adapters: Sequence[str | Path]) -> Assembly:
+    """An encoder with more adapters, which may bring settings of their own.
+
+    Raises:
+        L2VError: one is no adapter.
+    """
+    folders, settings, beside = list(below.adapters), below.settings, below.settings_place
+    for name in adapters:
+        folder = name if isinstance(name, Path) else adapter_folder(name, override="adapters")
+        if folder is None:
+            raise L2VError(f"adapters={name}: no {ADAPTER_CONFIG}, so it holds no adapter")
+        folders.append(folder)
         own = folder / SETTINGS_FILE
         if found := read_json(own) if own.is_file() else reference_settings(folder):
             settings, beside = found, Source(str(folder), str(folder.resolve()))
-    return Assembly(place, folders, settings, beside)
+    return Assembly(below.base, folders, settings, beside)
 
 
 def check_beginning(name: str, override: str) -> None:

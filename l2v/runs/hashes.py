@@ -1,20 +1,55 @@
 """What pins a file, a folder of weights, a model of the hub, or settings."""
 
+import contextlib
+import functools
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from l2v.errors import L2VError
+from l2v.runs.files import cache_folder, read_json, write_json
 from l2v.runs.locations import Source
 
+_JUST_WRITTEN = 2.0
+"""Seconds within which a file may be written again with the same time on it."""
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
 
 
+_LARGE = 64 * 2**20
+"""Bytes from which on a file's hash is kept: a model of 8B parameters takes half a minute, at each start of a run."""
+
+
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, in hex; computed once a process while the file stays as it is.
+
+    That of a large file is kept in the cache as long as its place, size, times and inode stay the same.
+    """
+    stat = path.stat()
+    if time.time() - stat.st_mtime < _JUST_WRITTEN:
+        return _digest(path)
+    if stat.st_size < _LARGE:
+        return _known_digest(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    kept = cache_folder("hashes") / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+    if kept.is_file() and (found := read_json(kept))["state"] == state:
+        return str(found["sha256"])
+    value = _digest(path)
+    with contextlib.suppress(L2VError):  # a cache that cannot be written
+        write_json(kept, {"file": str(path.resolve()), "state": state, "sha256": value})
+    return value
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=100_000)
+def _known_digest(path: Path, number: int, size: int, changed: int) -> str:
+    return _digest(path)
 
 
 def folder_hash(folder: Path, patterns: Sequence[str] = _WEIGHTS) -> str:

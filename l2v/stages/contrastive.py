@@ -7,6 +7,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from l2v.errors import L2VError
+from l2v.models.backbone import Backbone
 from l2v.pooling import Pooling, PoolingName
 from l2v.stages.stage import Stage
 from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
@@ -58,6 +59,10 @@ class ContrastiveStage(Stage):
         return Prompt.of(
             self.backbone.tokenizer, template=self.template, separator=separator, pooled_tokens=self.pooled_tokens
         )
+
+    def attach(self, backbone: Backbone, seed: int) -> None:
+        super().attach(backbone, seed)
+        backbone.check_length(self.max_length, "stage.max_length")
 
     def embed(self, texts: dict[str, Tensor]) -> Tensor:
         """The vectors (texts, hidden), in float32, of a :class:`~l2v.text.tokenization.Batch` of texts."""

@@ -16,6 +16,7 @@ from l2v.models.backbone import Backbone
 from l2v.stages.stage import Stage
 from l2v.text.masking import IGNORED, Strategy
 from l2v.text.tokenization import mask_token_id
+from l2v.text.vocabulary import token_count
 
 
 class MNTP(Stage):
@@ -52,6 +53,7 @@ class MNTP(Stage):
 
     def attach(self, backbone: Backbone, seed: int) -> None:
         super().attach(backbone, seed)
+        backbone.check_length(self.block_length, "stage.block_length")
         self.mask_token_id = mask_token_id(backbone.tokenizer, self.mask_token)
 
     def rows(self, source: TextSource, *, show: bool) -> datasets.Dataset:
@@ -63,7 +65,7 @@ class MNTP(Stage):
             probability=self.masking_probability,
             strategy=self.masking_strategy,
             mask_token_id=self.mask_token_id,
-            vocabulary_size=len(tokenizer),
+            vocabulary_size=token_count(tokenizer),
             unmaskable=tuple(tokenizer.all_special_ids),
             # validation hides the same tokens whatever the seed, so that runs can be compared
             seed=self.seed if training else 0,

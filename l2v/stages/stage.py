@@ -204,7 +204,7 @@ class Stage(L.LightningModule):
         Args:
             training: the settings, this stage among them.
             start: what the run begins with.
-            device: of the model.
+            device: of the model; meta: it is split before training.
         """
         self.attach(training.load_backbone(start, training_mode=True, device=device), training.seed)
         return TokenData(self, training.train, training.validation, workers=training.workers)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, panics_told
 from l2v.text.prompts import Framed, Prompt
+from l2v.text.vocabulary import check_ids, lone_token, token_count
 
 _PLAIN = Prompt()
 
@@ -49,8 +50,8 @@ def tokenize(
 
     What stands around a text is found by character offsets in the whole prompt, so a token that the tokenizer makes
     across the border counts as text. Only the text is cut: what a template or the tokenizer puts after it stays. An
-    empty prompt becomes one special token (BOS, else EOS), and an empty text after an instruction is represented by
-    its instruction.
+    empty prompt becomes one special token (BOS, else EOS, else the padding token), and an empty text after an instruction
+    is represented by its instruction.
 
     Args:
         texts: without their instructions.
@@ -61,7 +62,7 @@ def tokenize(
         text_max_length: tokens of a text alone.
 
     Raises:
-        L2VError: what stands around a text leaves no room for it.
+        L2VError: what stands around a text leaves no room for it, or a token has no embedding.
     """
     if not texts:
         return []
@@ -70,19 +71,21 @@ def tokenize(
     framed_at_all = any(before or after for before, _, after in framed)
     # the tokenizer's own cut takes from the end, whatever stands there
     by_offsets = framed_at_all or text_max_length is not None
-    encoded = tokenizer(
-        ["".join(parts) for parts in framed],
-        truncation=not by_offsets,
-        max_length=None if by_offsets else max_length,
-        return_offsets_mapping=by_offsets,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    with panics_told():
+        encoded = tokenizer(
+            ["".join(parts) for parts in framed],
+            truncation=not by_offsets,
+            max_length=None if by_offsets else max_length,
+            return_offsets_mapping=by_offsets,
+            return_attention_mask=False,
+            verbose=False,
+        )
+    check_ids(texts, encoded["input_ids"], tokenizer)
     bos = tokenizer.bos_token_id
     tokens = []
     for row, (ids, frame) in enumerate(zip(encoded["input_ids"], framed, strict=True)):
         if not ids:
-            tokens.append(Tokens([bos if bos is not None else tokenizer.eos_token_id]))
+            tokens.append(Tokens([lone_token(tokenizer)]))
             continue
         begin = 0
         if by_offsets:
@@ -144,7 +147,7 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase, mask_token: str) -> int:
         L2VError: the vocabulary has no such token.
     """
     found = tokenizer.get_vocab().get(mask_token)
-    if found is None:
+    if found is None or found >= token_count(tokenizer):
         raise L2VError(
             f"stage.mask_token={mask_token!r} is not one token of this model's vocabulary; choose another, e.g. '_'"
         )

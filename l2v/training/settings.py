@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -18,6 +18,7 @@ from l2v.errors import L2VError
 from l2v.evaluation.periodic import PeriodicEvaluation
 from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
+from l2v.models.proof import Proof
 from l2v.models.settings import Checkpointing, EncoderSettings, Sharding
 from l2v.pooling import Pooling, load_weights
 from l2v.runs.files import draft_folder
@@ -26,6 +27,8 @@ from l2v.runs.run import Run, finish_lineage
 from l2v.stages.stage import Stage
 from l2v.text.prompts import SEPARATOR, Prompt
 from l2v.training.checkpoints import checkpoint_weights
+
+Exported = Literal["encoder", "adapter", "none"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Training:
         seed: of everything random.
         config: the whole resolved config, for the loggers.
         evaluation: what to evaluate while training; None: nothing.
+        exports: what the run ends with beside its checkpoints: adapter and merged encoder, the adapter, or none.
         callbacks: more of them.
         show: progress bars.
     """
@@ -106,6 +110,7 @@ class Training:
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     evaluation: PeriodicEvaluation | None = None
+    exports: Exported = "encoder"
     callbacks: list[Callback] = field(default_factory=list)
     show: bool = True
 
@@ -124,13 +129,17 @@ class Training:
             check(self.validation)
         if self.evaluation is not None and not self.stage.trains_backbone:
             raise L2VError(f"evaluate_every: stage={self.stage.name} leaves its encoder as it is; set it to null")
+        if self.exports == "adapter" and self.adapter is None:
+            raise L2VError("export=adapter: adapter=none trains all weights; choose export=encoder or none")
+        if self.exports != "encoder" and not self.stage.trains_backbone:
+            raise L2VError(f"export={self.exports}: stage={self.stage.name} exports no encoder; leave it at encoder")
 
     def encoder(self, backbone: Backbone) -> Encoder:
         """A backbone as the encoder that this training is about."""
         return Encoder(
             backbone,
             pooling=backbone.pooling or self.model.pooling or "mean",
-            max_length=self.model.max_length or 512,
+            max_length=self.model.max_length,
             text_max_length=self.model.text_max_length,
             prompt=self.model.prompt(backbone.tokenizer),
         )
@@ -174,13 +183,16 @@ class Training:
     def export(self, run: Run, start: Initialization) -> None:
         """Write the adapter and the merged encoder of a run from its last checkpoint, and its lineage.
 
-        The model is built anew from what the run folder holds, so that a run that cannot be read back is found now.
-        Weights of the stage itself stay in the checkpoint.
+        The model is built anew from what the run folder holds, so that a run that cannot be read back is found now; for
+        an adapter alone, without reading the weights of the base. Weights of the stage itself stay in the checkpoint.
 
         Raises:
             L2VError: the checkpoint does not hold the backbone's trainable weights.
         """
-        backbone = self.load_backbone(start, training_mode=False)
+        if self.exports == "none":
+            return
+        alone = self.exports == "adapter"
+        backbone = self.load_backbone(start, training_mode=False, device="meta" if alone else "cpu")
         own = "backbone."
         weights = {
             name.removeprefix(own): value
@@ -194,9 +206,15 @@ class Training:
                 f"{run.last_checkpoint()}: {len(odd)} trainable tensors are missing or unexpected, e.g. {odd[0]}"
             )
         backbone.load_state_dict(weights, strict=False)
-        if backbone.has_adapter:
-            backbone.save_adapter(run.adapter)
-            backbone.merge_adapter()
-        with draft_folder(run.encoder) as draft:
-            self.encoder(backbone).save(draft)
+        if alone:
+            backbone.proof = Proof(**run.record()["proof"])
+            with draft_folder(run.adapter) as draft:
+                backbone.save_adapter(draft)
+                self.encoder(backbone).save_own_settings(draft)
+        else:
+            if backbone.has_adapter:
+                backbone.save_adapter(run.adapter)
+                backbone.merge_adapter()
+            with draft_folder(run.encoder) as draft:
+                self.encoder(backbone).save(draft)
         finish_lineage(run, self.stage.name)

@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
+    Strategy,
 )
-from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor

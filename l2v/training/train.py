@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -20,7 +21,7 @@ from l2v.training.callbacks import GracefulStop, StageProgress, ValidateAtEnds
 from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast, read_checkpoint
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
-from l2v.training.strategies import validates_alone
+from l2v.training.strategies import FullySharded, validates_alone
 from l2v.training.trainer import make_trainer, quiet_lightning
 
 
@@ -67,12 +68,12 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
     L.seed_everything(training.seed, verbose=False)
     logger = RunLogger(run.folder)
     stop = GracefulStop()
-    trainer = _trainer(training, run, logger, stop)
+    trainer = _trainer(training, run, start, logger, stop)
     logger.count_steps = lambda: trainer.global_step
     stage.share_batch(trainer.world_size, trainer.accumulate_grad_batches)
-    data = stage.data(training, start, trainer.strategy.root_device)
-    if stage.trains_backbone and trainer.is_global_zero:
-        _note_model(run, start, stage.backbone)
+    # weights that will be split are on no device before
+    is_split = isinstance(trainer.strategy, FullySharded) and stage.trains_backbone
+    data = stage.data(training, start, torch.device("meta") if is_split else trainer.strategy.root_device)
     if checkpoint is None:
         logger.start(None)
         if validates_alone(trainer.strategy):
@@ -92,7 +93,7 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
             run.update(metrics=logger.last())
 
 
-def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
+def _trainer(training: Training, run: Run, start: Initialization, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
     stage = training.stage
     batches = training.trainer.get("accumulate_grad_batches", 1)
     loggers = [make() for make in training.loggers]
@@ -101,6 +102,10 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
 
     def saved(step: int) -> None:
         run.update(step=step, seconds=round(logger.seconds, 1), metrics=logger.last())
+
+    def begun(trainer: L.Trainer, _: L.LightningModule) -> None:
+        if stage.trains_backbone and trainer.is_global_zero:
+            _note_model(run, start, stage.backbone)
 
     evaluations = (
         [EvaluationCallback(training.evaluation, training.encoder, logger.has)]
@@ -116,6 +121,7 @@ def _trainer(training: Training, run: Run, logger: RunLogger, stop: GracefulStop
         callbacks=[
             *([StageProgress()] if training.show else []),
             *training.callbacks,
+            LambdaCallback(on_fit_start=begun),
             ValidateAtEnds(),
             ModelCheckpoint(run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False),
             SaveLast(run.checkpoints / LAST, saved),

@@ -99,7 +99,8 @@ def test_help_lists_the_users_options_and_no_bases(tmp_path: Path) -> None:
         (tmp_path / "model" / f"{name}.yaml").write_text("# Mine.\ndefaults: [base]\n")
     done = train("--help", f"--config-dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    listed = dict(line.split(": ") for line in done.stdout.splitlines() if line.partition(":")[0] in {*GROUPS, "base"})
+    groups = {*GROUPS, "common"}
+    listed = dict(line.split(": ") for line in done.stdout.splitlines() if line.partition(":")[0] in groups)
     assert sorted(listed) == GROUPS
     assert "mine" in listed["model"].split(", ") and "llama3-8b" in listed["model"].split(", ")
     assert not [option for line in listed.values() for option in line.split(", ") if is_base(option)]

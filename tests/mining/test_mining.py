@@ -3,10 +3,12 @@
 import functools
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -380,6 +382,20 @@ def test_after_a_stop_only_what_is_missing_is_encoded(tmp_path, tiny_model, coun
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole" / "out.jsonl").read_bytes()
 
 
+def test_vectors_that_were_damaged_are_encoded_anew(tmp_path, tiny_model, counted) -> None:
+    ten_pairs(tmp_path)
+    subject, how = EncoderSettings(str(tiny_model)), {"percentage_margin": None, "num_negatives": 3}
+    mine(subject, settings(tmp_path, **how), show=False)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    file = min((tmp_path / "cache" / "vectors").rglob("*.npy"))
+    rows = len(np.load(file))
+    os.truncate(file, file.stat().st_size - 2)
+    (tmp_path / "out.jsonl").unlink()
+    counted.clear()
+    mine(subject, settings(tmp_path, **how), show=False)
+    assert len(counted) == rows and (tmp_path / "out.jsonl").read_bytes() == before
+
+
 def test_vectors_are_reused_with_other_thresholds_and_no_model_is_loaded(
     tmp_path, tiny_model, counted, monkeypatch, capsys
 ) -> None:
@@ -525,8 +541,8 @@ def test_the_defaults_of_the_config_are_those_of_the_class(tmp_path) -> None:
     pairs_file(tmp_path, ("q", "p"))
     config = configs.plain(composed("mine", ["encoder=e", f"pairs={tmp_path}/pairs.jsonl", "output=o.jsonl"]))
     made = Mining(pairs=config["pairs"], output="o.jsonl")
-    for name in vars(made):
-        assert config[name] == getattr(made, name), name
+    for name, value in asdict(made).items():
+        assert config[name] == value, name
 
 
 def test_the_command_mines_with_a_tiny_model(tmp_path, tiny_model, capsys) -> None:

@@ -1,5 +1,6 @@
 """A run that is stopped and resumed is the run that never stopped, bit for bit."""
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -129,5 +130,26 @@ def test_a_finished_run_needs_more_steps_to_go_on(tiny: Tiny) -> None:
 
 def test_a_checkpoint_of_another_adapter_does_not_load(tiny: Tiny) -> None:
     run = tiny.train("run", "mntp", "stage.max_steps=1")
+    other = tiny.train("other", "mntp", "stage.max_steps=1", "adapter.lora.target_modules=[q_proj]")
+    shutil.copy(other / "checkpoints" / "last.ckpt", run / "checkpoints" / "last.ckpt")
     with pytest.raises(L2VError, match="does not fit"):
-        tiny.resume(run, "stage.max_steps=2", "adapter.lora.target_modules=[q_proj]")
+        tiny.resume(run, "stage.max_steps=2")
+
+
+def test_a_run_stays_what_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=1")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    others = {
+        "stage=simcse": r"stage\._target_=.*SimCSE, but the run is one of stage\._target_=.*MNTP",
+        f"model.source={tmp_path}": "model.source=",
+        "adapter.lora.rank=4": r"adapter\.lora\.rank=4, but the run is one of adapter\.lora\.rank=16",
+        "adapter.lora.target_modules=[q_proj]": "target_modules",
+        "adapter=none": "adapter.lora._target_=None",
+        f"init_from={run}": "init_from=",
+    }
+    for override, told in others.items():
+        with pytest.raises(L2VError, match=told):
+            tiny.resume(run, "stage.max_steps=2", override)
+        assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    tiny.resume(run, "stage.max_steps=2", "adapter.lora.dropout=0.2")
+    assert Run(run).record()["step"] == 2

@@ -1,6 +1,7 @@
 """Which data sets are mixed, and how each is read."""
 
 import dataclasses
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,10 +11,14 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from l2v.data.readers import RECORD_FILES, Record, content, count_records, find, records
+from l2v.data.files import RECORD_FILES, content, ending, find, stem
+from l2v.data.readers import AS_USUAL, Reading, Record, count_records, records
 from l2v.data.texts import load_hub
 from l2v.errors import L2VError
 from l2v.progress import track
+
+Format = Literal["own", "flagembedding", "tevatron", "sentence-transformers", "nemo", "beir", "msmarco"]
+BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,14 @@ class SetOptions:
     """Fraction of the rows to use: a fixed seeded choice."""
     on_error: Literal["fatal", "skip"] | None = None
     """What to do about a row that cannot be read, has a field missing or an empty text."""
+    reading: Reading | None = None
+    """How rows of files are read that leave a choice."""
+    prompt: str | None = None
+    """A column with each row's own instruction for its query, where ``query_instructions`` are none."""
+    format: Format | None = None
+    """Whose layout the files have; None: as their columns tell."""
+    corpus: str | list[str] | None = None
+    """The documents, where rows have their ids: a path, a glob pattern or a list of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +81,7 @@ class TripletSet(SetOptions):
         if self.files is not None and self.hub is not None:
             raise L2VError(f"{self.override}.files and {self.override}.hub exclude each other; give one")
         self.paths()
+        self.corpus_paths()
         if self.negative_scores is not None and len(self.score_columns) != len(self.negatives):
             raise L2VError(
                 f"{self.override}.negative_scores: expected a column for each of {len(self.negatives)} negative "
@@ -81,7 +95,35 @@ class TripletSet(SetOptions):
             )
 
     def paths(self) -> list[Path]:
-        return find(self.files, f"{self.override}.files") if self.files is not None else []
+        """The files; of a BEIR folder its corpus, its queries and the judgements of ``split`` (train)."""
+        if self.files is None:
+            return []
+        folder = Path(self.files).expanduser() if isinstance(self.files, str) else None
+        if folder is None or not folder.is_dir():
+            return find(self.files, f"{self.override}.files")
+        corpus, queries, judgements = (folder / name for name in BEIR_FILES)
+        parts = [corpus, queries, judgements / f"{self.split or 'train'}.tsv"]
+        for part in parts:
+            if not part.is_file():
+                raise L2VError(
+                    f"{self.override}.files={folder}: a folder without {part.relative_to(folder)}; expected files, or "
+                    f"a folder of BEIR's with {', '.join(BEIR_FILES)}/<{self.override}.split>.tsv"
+                )
+        return parts
+
+    def corpus_paths(self) -> list[Path]:
+        return find(self.corpus, f"{self.override}.corpus") if self.corpus is not None else []
+
+    @property
+    def layout(self) -> Format | None:
+        """Whose layout the files have; None: as their columns tell."""
+        is_folder = isinstance(self.files, str) and Path(self.files).expanduser().is_dir()
+        return "beir" if is_folder else self.format
+
+    @property
+    def how(self) -> Reading:
+        """How rows of files are read that leave a choice."""
+        return self.reading or AS_USUAL
 
     @property
     def wordings(self) -> list[str | None]:
@@ -103,7 +145,7 @@ class TripletSet(SetOptions):
     @property
     def columns(self) -> list[str]:
         scores = [self.score, self.positive_score, *self.score_columns]
-        named = [self.query, self.positive, *self.negatives, *scores, self.task]
+        named = [self.query, self.positive, *self.negatives, *scores, self.task, self.prompt]
         return [name for name in named if name is not None]
 
     def instructions(self, number: int) -> tuple[str | None, str | None]:
@@ -117,9 +159,12 @@ class TripletSet(SetOptions):
     def fingerprint(self) -> str:
         """Of the files' bytes and of every option that makes the rows."""
         options = dataclasses.asdict(self)
-        for key in ("files", "override", *(() if self.task else ("name",)), *(() if self.share != 1 else ("seed",))):
+        unneeded = [*(() if self.task else ("name",)), *(() if self.share != 1 else ("seed",))]
+        unneeded += ["reading"] if self.reading == AS_USUAL else []
+        unneeded += [key for key in ("prompt", "format") if options[key] is None]
+        for key in ("files", "corpus", "override", *unneeded):
             del options[key]
-        return content(self.paths()) + json.dumps(options, sort_keys=True)
+        return content([*self.paths(), *self.corpus_paths()]) + json.dumps(options, sort_keys=True)
 
     def records(self, *, show: bool) -> Iterator[Record]:
         """The rows as they are in the files or on the hub, with a progress bar."""
@@ -141,7 +186,9 @@ class TripletSet(SetOptions):
         counts = [count_records(path) for path in paths]
         total = None if None in counts else sum(count or 0 for count in counts)
         all_records = (
-            r for path in paths for r in records(path, self.columns, self.override + ".query/positive/negative")
+            record
+            for path in paths
+            for record in records(path, self.columns, self.override + ".query/positive/negative", self.how)
         )
         yield from track(all_records, title, total=total, show=show)
 
@@ -172,6 +219,7 @@ class TripletMix(SetOptions):
     symmetric: bool | list[bool] | None = False
     share: Annotated[float, Gt(0), Le(1)] | None = 1.0
     on_error: Literal["fatal", "skip"] | None = "fatal"
+    reading: Reading | None = AS_USUAL
     override: str = "data.train"
     """What an error names."""
 
@@ -208,16 +256,16 @@ class TripletMix(SetOptions):
             return {name: (self._placed(name, own), f"{group}.sets.{name}") for name, own in self.sets.items()}
         if self.files is not None or self.hub is not None:
             one_file = isinstance(self.files, str) and Path(self.files).expanduser().is_file()
-            name = Path(str(self.files)).stem if one_file else self.hub or "triplets"
+            name = stem(Path(str(self.files))) if one_file else self.hub or "triplets"
             return {name: (SetOptions(), self.override)}
         if self.folder is None:
             raise L2VError(f"{self.override}.files: must be given (or {group}.folder, or {group}.sets)")
-        files = sorted(file for file in self._folder().iterdir() if file.suffix.lower() in RECORD_FILES)
+        files = sorted(file for file in self._folder().iterdir() if _is_data(file))
         if not files:
             raise L2VError(f"{group}.folder={self.folder}: expected {', '.join(RECORD_FILES)} files, found none")
-        if len({file.stem for file in files}) < len(files):
+        if len({stem(file) for file in files}) < len(files):
             raise L2VError(f"{group}.folder={self.folder}: two files of the same name; list them in {group}.sets")
-        return {file.stem: (SetOptions(files=str(file)), f"{group}.sets.{file.stem}") for file in files}
+        return {stem(file): (SetOptions(files=str(file)), f"{group}.sets.{stem(file)}") for file in files}
 
     def _folder(self) -> Path:
         group = self.override.partition(".")[0]
@@ -232,7 +280,8 @@ class TripletMix(SetOptions):
         if own.files is not None or own.hub is not None or (self.task and (self.files or self.hub)):
             return own
         folder = self._folder()
-        found = [folder / (name + ending) for ending in RECORD_FILES if (folder / (name + ending)).is_file()]
+        beside = (file for file in folder.glob(f"{glob.escape(name)}.*") if stem(file) == name and _is_data(file))
+        found = sorted(beside, key=lambda file: RECORD_FILES.index(ending(file)))
         if not found:
             group = self.override.partition(".")[0]
             raise L2VError(f"{group}.folder={self.folder}: no {name}.jsonl (.csv, .tsv, .parquet) in it")
@@ -262,3 +311,8 @@ class TripletMix(SetOptions):
             f"triplets:{self.part}:{self.held_out}:{self.seed}:"
             + hashlib.sha256("\n".join(prints).encode()).hexdigest()
         )
+
+
+def _is_data(file: Path) -> bool:
+    """Whether a file of a folder is a data set; a .json beside them may say something of them."""
+    return ending(file) in RECORD_FILES and ".json" not in file.suffixes

@@ -7,8 +7,11 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from l2v.data.order import seed_of
+from l2v.data.readers import as_text, number_hint
+from l2v.data.triplets.layouts import laid_out
 from l2v.data.triplets.options import TripletMix, TripletSet
 from l2v.errors import L2VError
+from l2v.text.instructions import without_end
 from l2v.text.tokenization import clean
 
 _PLACES_KEPT = 20
@@ -58,6 +61,8 @@ class Triplet(NamedTuple):
     score: float
     document_scores: list[float]
     """A teacher's, of each document; NaN where unknown."""
+    instruction: str | None = None
+    """The row's own, for its query."""
 
 
 class _BrokenRow(Exception):
@@ -65,9 +70,10 @@ class _BrokenRow(Exception):
 
 
 def read_triplets(one: TripletSet, counts: Counts, *, show: bool) -> Iterator[Triplet]:
-    """The rows of a set that are used."""
+    """The rows of a set that are used; one of several positives comes once with each of them."""
     number = -1
-    for where, values, problem in one.records(show=show):
+    one, found = laid_out(one, show=show)
+    for where, values, problem in found:
         try:
             if problem is not None:
                 raise _BrokenRow(problem)
@@ -76,7 +82,7 @@ def read_triplets(one: TripletSet, counts: Counts, *, show: bool) -> Iterator[Tr
             number += 1
             if one.share is not None and one.share < 1 and not _is_shared(one, number):
                 continue
-            triplet, dropped = _triplet(one, number, values)
+            triplets, dropped = _triplets(one, number, values)
         except _BrokenRow as error:
             number += problem is not None
             if one.on_error == "fatal":
@@ -86,37 +92,72 @@ def read_triplets(one: TripletSet, counts: Counts, *, show: bool) -> Iterator[Tr
             if len(counts.places) < _PLACES_KEPT:
                 counts.places.append(f"{where}: {error}")
         else:
-            counts.negatives += len(triplet.documents) - 1
+            counts.negatives += sum(len(triplet.documents) - 1 for triplet in triplets)
             counts.negatives_dropped += dropped
-            yield triplet
+            yield from triplets
 
 
 def _is_shared(one: TripletSet, number: int) -> bool:
     return seed_of(one.seed, "share", number) < (one.share or 1) * 2**63
 
 
-def _triplet(one: TripletSet, number: int, values: Any) -> tuple[Triplet, int]:
-    """A row's texts, and how many negatives were left out.
+def _triplets(one: TripletSet, number: int, values: Any) -> tuple[list[Triplet], int]:
+    """A row's texts, once for each of its positives, and how many negatives were left out.
 
-    A negative that equals the positive would push away what is to be pulled close; one that equals the query would
+    A negative that equals a positive would push away what is to be pulled close; one that equals the query would
     have the highest score of all, whatever the model; one that is there twice would count twice.
     """
     assert one.query is not None and one.positive is not None
-    query = _text(values, one.query, f"{one.override}.query")
-    positive = _text(values, one.positive, f"{one.override}.positive")
-    scores = [math.nan]
-    if one.positive_score is not None:
-        scores[0] = _known(_field(values, one.positive_score, f"{one.override}.positive_score"), one.positive_score)
+    query = _text(one, values, one.query, f"{one.override}.query")
+    positives: dict[str, float] = {}
+    texts = _positives(one, values)
+    for text, teacher in zip(texts, _positive_scores(one, values, len(texts)), strict=True):
+        positives.setdefault(text, teacher)
     negatives = _negatives(one, values)
     kept: dict[str, float] = {}
     for text, teacher in negatives:
-        if text not in (query, positive):
+        if text != query and text not in positives:
             kept.setdefault(text, teacher)
     score = math.nan
     if one.score is not None:
-        score = _number(_field(values, one.score, f"{one.override}.score"), one.score)
-    triplet = Triplet(number, query, [positive, *kept], score, [*scores, *kept.values()])
-    return triplet, len(negatives) - len(kept)
+        score = _known(_field(values, one.score, f"{one.override}.score"), one.score)
+    instruction = _instruction(one, values)
+    triplets = [
+        Triplet(number, query, [positive, *kept], score, [own, *kept.values()], instruction)
+        for positive, own in positives.items()
+    ]
+    return triplets, len(negatives) - len(kept)
+
+
+def _positives(one: TripletSet, values: Any) -> list[str]:
+    """The text, or the texts, of the positive column."""
+    column = str(one.positive)
+    found = _field(values, column, f"{one.override}.positive")
+    if not isinstance(found, list):
+        return [_text(one, values, column, f"{one.override}.positive")]
+    if not found:
+        raise _BrokenRow(f"the list under {column!r} is empty")
+    return [_text(one, {column: text}, column, f"{one.override}.positive") for text in found]
+
+
+def _positive_scores(one: TripletSet, values: Any, count: int) -> list[float]:
+    if one.positive_score is None:
+        return [math.nan] * count
+    found = _field(values, one.positive_score, f"{one.override}.positive_score")
+    if found in (None, "", []):
+        return [math.nan] * count
+    given = found if isinstance(found, list) else [found]
+    if len(given) != count:
+        raise _BrokenRow(f"expected {count} numbers under {one.positive_score!r}, found {found!r}")
+    return [_known(teacher, one.positive_score) for teacher in given]
+
+
+def _instruction(one: TripletSet, values: Any) -> str | None:
+    """A row's own, as an encoder takes it; the set's, where it has some, are said by the user and stand above it."""
+    if one.prompt is None or one.query_instructions:
+        return None
+    found = _field(values, one.prompt, f"{one.override}.prompt")
+    return without_end(found) or None if isinstance(found, str) else None
 
 
 def _negatives(one: TripletSet, values: Any) -> list[tuple[str, float]]:
@@ -132,14 +173,16 @@ def _negatives(one: TripletSet, values: Any) -> list[tuple[str, float]]:
             continue
         texts = value if isinstance(value, list) else [value]
         scores = [math.nan] * len(texts) if scored is None else _scores(one, values, scored, len(texts))
-        found += [(_text({column: text}, column, override), score) for text, score in zip(texts, scores, strict=True)]
+        found += [
+            (_text(one, {column: text}, column, override), score) for text, score in zip(texts, scores, strict=True)
+        ]
     return found
 
 
 def _scores(one: TripletSet, values: Any, column: str, count: int) -> list[float]:
     """The numbers of a column of negatives' scores, as many as there are texts. Null: all are unknown."""
     found = _field(values, column, f"{one.override}.negative_scores")
-    if found in (None, ""):
+    if found in (None, "", []):
         return [math.nan] * count
     numbers = found if isinstance(found, list) else [found]
     if len(numbers) != count:
@@ -168,10 +211,11 @@ def _field(values: Any, column: str, override: str) -> Any:
     return values[column]
 
 
-def _text(values: Any, column: str, override: str) -> str:
-    found = _field(values, column, override)
+def _text(one: TripletSet, values: Any, column: str, override: str) -> str:
+    found = as_text(_field(values, column, override), one.how)
     if not isinstance(found, str):
-        raise _BrokenRow(f"expected a text under {column!r}, found {type(found).__name__}")
+        way_out = f" ({hint})" if (hint := number_hint(found)) else ""
+        raise _BrokenRow(f"expected a text under {column!r}, found {type(found).__name__}{way_out}")
     text = clean(found).strip()
     if not text:
         raise _BrokenRow(f"the text under {column!r} is empty")

@@ -26,6 +26,7 @@ from l2v.data.triplets.split import chosen_rows, row_texts
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder, read_json, write_json
+from l2v.runs.ledger import is_kept, seal
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, tokenize
 
@@ -126,7 +127,7 @@ class _Encoding:
 
 def _cached(one: TripletSet, encoding: _Encoding, show: bool) -> Path:
     folder = encoding.folder(one)
-    if (folder / _ROWS).exists():
+    if is_kept(folder):
         return folder
     counts = Counts()
     with draft_folder(folder) as draft:
@@ -136,6 +137,7 @@ def _cached(one: TripletSet, encoding: _Encoding, show: bool) -> Path:
             first = f"; {counts.places[0]}" if counts.places else ""
             raise L2VError(f"{one.override}.files: no row of {one.name} can be used{first}")
         write_json(draft / _COUNTS, {"name": one.name, **dataclasses.asdict(counts)})
+        seal(draft)
     if show:
         say(counts.line(one.name), style="yellow" if counts.broken else None)
     return folder
@@ -145,7 +147,8 @@ def _tokenized(one: TripletSet, triplets: Iterator[Triplet], encoding: _Encoding
     """Rows of ``_SCHEMA``."""
     while chunk := list(islice(triplets, _CHUNK)):
         wanted = [one.instructions(row.number) for row in chunk]
-        queries = encoding.tokenize([row.query for row in chunk], [query for query, _ in wanted])
+        own = [row.instruction or query for row, (query, _) in zip(chunk, wanted, strict=True)]
+        queries = encoding.tokenize([row.query for row in chunk], own)
         texts = [text for row in chunk for text in row.documents]
         before = [document for row, (_, document) in zip(chunk, wanted, strict=True) for _ in row.documents]
         documents = iter(encoding.tokenize(texts, before))

@@ -11,7 +11,8 @@ import torch
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from l2v.data.readers import content, find, records, text_of
+from l2v.data.files import content, find
+from l2v.data.readers import records, text_of
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.errors import L2VError

@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from l2v.data.readers import RECORD_FILES, Column, content, find, number, table_rows
+from l2v.data.files import RECORD_FILES, content, find
+from l2v.data.readers import Column, number, table_rows
 from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.evaluation.mteb.package import known_result, mteb_encoder, mteb_package, result_cache, run_task, texts_of

@@ -16,6 +16,7 @@ from l2v.losses.masked_tokens import masked_token_loss
 from l2v.progress import track
 from l2v.text.masking import Strategy
 from l2v.text.tokenization import mask_token_id
+from l2v.text.vocabulary import token_count
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class MaskedAccuracy(Task):
             probability=self.probability,
             strategy=self.strategy,
             mask_token_id=mask_token_id(backbone.tokenizer, self.mask_token),
-            vocabulary_size=len(backbone.tokenizer),
+            vocabulary_size=token_count(backbone.tokenizer),
             unmaskable=tuple(backbone.tokenizer.all_special_ids),
             seed=0,
         )

@@ -1,0 +1,107 @@
+"""Adapters merged into a decoder's weights in float32, one module at a time."""
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from l2v.models.adapters import Saved, with_saved
+from l2v.models.weights import cast_weights
+
+_PLAIN = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
+}
+"""Settings of LoRA under which it adds to a weight what does not depend on this or any other weight."""
+_ALONE = {"target_parameters", "use_dora"}
+"""Those under which one adapter is merged module by module, but several are not merged at once."""
+_INDEPENDENT = (True, False, "gaussian", "orthogonal")
+"""Ways to begin LoRA that leave the weights under it as they are."""
+
+
+class Unmerged:
+    """What is still to be done to a decoder's weights: adapters to merge, and the dtype that the weights end in.
+
+    :meth:`settle` does it for a part of the decoder, so that no more than one module is in float32, and a part can be
+    given away before the next is begun. Each weight is rounded once, after the last adapter.
+
+    Args:
+        decoder: its weights may be of another dtype, as they lie in files. Adapters other than LoRA are merged at once,
+            all weights in float32, for what they do to a weight may depend on others.
+        head: the output head, which gets the dtype.
+        folders: of adapters, in order.
+        dtype: of the weights at the end.
+
+    Raises:
+        L2VError: an adapter does not fit.
+    """
+
+    def __init__(
+        self, decoder: PreTrainedModel, head: nn.Module | None, folders: Sequence[Path], dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        self._layers: dict[nn.Parameter, list[BaseTunerLayer]] = {}
+        self._names: list[str] = []
+        saved = [Saved.read(folder) for folder in folders]
+        if not _by_module(one.config for one in saved):
+            for one in saved:
+                cast_weights(decoder.parameters(), torch.float32)
+                with_saved(decoder, [one], trainable=False).merge_and_unload()
+        elif saved:
+            # its modules are others, its weights the same
+            shadow = copy.deepcopy(decoder, {id(weight): weight for weight in decoder.parameters()})
+            adapted = with_saved(shadow, saved, trainable=False)
+            self._names = list(adapted.peft_config)
+            for layer in _tuner_layers(adapted):
+                for weight in layer.get_base_layer().parameters():
+                    self._layers.setdefault(weight, []).append(layer)
+        self._weights = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
+
+    def settle(self, part: nn.Module) -> None:
+        """Merge and cast the weights in a part of the model; those of an adapter that it got since stay."""
+        weights = [weight for weight in part.parameters() if weight in self._weights]
+        for layer in dict.fromkeys(layer for weight in weights for layer in self._layers.pop(weight, [])):
+            _merge(layer, self._names, self.dtype)
+        cast_weights(weights, self.dtype)
+
+
+def merge_and_unload(adapted: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Merge the adapter on a decoder into its weights, in float32, take it off, and give the weights a dtype."""
+    if _by_module(adapted.peft_config.values()):
+        for layer in _tuner_layers(adapted):
+            _merge(layer, list(adapted.peft_config), dtype)
+        decoder = adapted.unload()
+    else:
+        decoder = adapted.float().merge_and_unload()
+    cast_weights(decoder.parameters(), dtype)
+    return cast(PreTrainedModel, decoder)
+
+
+def _by_module(configs: Iterable[PeftConfig]) -> bool:
+    """Whether these adapters, one after the other, change each module by itself."""
+    kinds = list(configs)
+    if not all(type(kind) is LoraConfig and kind.init_lora_weights in _INDEPENDENT for kind in kinds):
+        return False
+    plain = LoraConfig()
+    names = [field.name for field in dataclasses.fields(LoraConfig) if field.name != "init_lora_weights"]
+    set_ = {name for kind in kinds for name in names if getattr(kind, name) != getattr(plain, name)}
+    return set_ <= _PLAIN | (_ALONE if len(kinds) == 1 else set())
+
+
+def _tuner_layers(adapted: PeftModel) -> Iterator[BaseTunerLayer]:
+    return (module for module in adapted.modules() if isinstance(module, BaseTunerLayer))
+
+
+def _merge(layer: BaseTunerLayer, names: list[str], dtype: torch.dtype) -> None:
+    weights = list(layer.get_base_layer().parameters())
+    cast_weights(weights, torch.float32)
+    layer.merge(adapter_names=names)
+    cast_weights(weights, dtype)

@@ -1,0 +1,206 @@
+"""Training files of other trainers train as they are: each positive with its query, and never as a negative of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from launch import ROOT
+from tiny import make_tiny_tokenizer
+
+from l2v.data.mixed_order import MixedOrder
+from l2v.data.triplets.options import TripletMix
+from l2v.data.triplets.reading import Counts, Triplet, read_triplets
+from l2v.data.triplets.rows import triplet_rows
+from l2v.errors import L2VError
+
+CASES = ROOT.parent / "shared" / "cases"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2V_CACHE", str(tmp_path / "cache"))
+
+
+def jsonl(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(files: Path, **settings: Any) -> list[Triplet]:
+    (one,) = TripletMix(part="train", files=str(files), **settings).resolved()
+    return list(read_triplets(one, Counts(), show=False))
+
+
+def texts(triplets: list[Triplet]) -> list[tuple[str, ...]]:
+    return [(row.query, *row.documents) for row in triplets]
+
+
+FLAG = [
+    {"query": "q", "pos": ["a", "b"], "neg": ["n", "b"], "pos_scores": [0.9, 0.8], "neg_scores": [0.2, 0.7]},
+    {"query": "r", "pos": ["c"], "neg": [], "prompt": "Find: "},
+    {"query": "s", "pos": ["d"], "neg": ["m"], "pos_scores": [], "neg_scores": None},
+]
+
+
+def test_flagembedding(tmp_path: Path) -> None:
+    rows = read(jsonl(tmp_path / "flag.jsonl", *FLAG))
+    assert texts(rows) == [("q", "a", "n"), ("q", "b", "n"), ("r", "c"), ("s", "d", "m")]
+    assert [row.instruction for row in rows] == [None, None, "Find", None]
+    assert rows[0].document_scores == [0.9, 0.2] and rows[1].document_scores == [0.8, 0.2]
+    assert np.isnan(rows[2].document_scores).all() and np.isnan(rows[3].document_scores).all()
+    own = read(jsonl(tmp_path / "flag.jsonl", *FLAG), query_instructions="Mine")
+    assert [row.instruction for row in own] == [None] * 4
+    wrong = jsonl(tmp_path / "flag.jsonl", {**FLAG[0], "pos_scores": [0.9]})
+    with pytest.raises(L2VError, match=r"flag.jsonl:1: expected 2 numbers under 'pos_scores'"):
+        read(wrong)
+    with pytest.raises(L2VError, match=r"flag.jsonl:1: the list under 'pos' is empty"):
+        read(jsonl(tmp_path / "flag.jsonl", {"query": "q", "pos": [], "neg": []}))
+
+
+def test_a_prompt_of_a_row_is_the_instruction_of_its_query(tmp_path: Path) -> None:
+    tokenizer = make_tiny_tokenizer()
+    mix = TripletMix(part="train", files=str(jsonl(tmp_path / "flag.jsonl", *FLAG)), held_out=0)
+    rows = triplet_rows(mix, tokenizer, max_length=64, show=False)
+    assert tokenizer.decode(rows.data[2]["query"]) == "Find:\nr" and tokenizer.decode(rows.data[3]["query"]) == "s"
+
+
+def passages(*found: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"docid": text, "title": title, "text": text} for title, text in found]
+
+
+def test_tevatron(tmp_path: Path) -> None:
+    row = {"query_id": "1", "query": "q", "positive_passages": passages(("T", "a"), ("", "b"))}
+    rows = [row | {"negative_passages": passages(("U", "n"))}, {**row, "negative_passages": []}]
+    found = texts(read(jsonl(tmp_path / "t.jsonl", *rows)))
+    assert found == [("q", "T a", "U n"), ("q", "b", "U n"), ("q", "T a"), ("q", "b")]
+    arrow = pyarrow.Table.from_pylist([{**row, "negative_passages": passages(("U", "n"))}])
+    pyarrow.parquet.write_table(arrow, tmp_path / "t.parquet")
+    assert texts(read(tmp_path / "t.parquet")) == found[:2]
+
+
+def test_tevatron_with_a_corpus(tmp_path: Path) -> None:
+    row = {"query_id": "1", "query_text": "q", "positive_document_ids": ["1"], "negative_document_ids": ["2", "3"]}
+    path = jsonl(tmp_path / "ids.jsonl", row)
+    corpus = jsonl(tmp_path / "corpus.jsonl", *({"docid": str(n), "title": "T", "text": f"d{n}"} for n in (1, 2, 3)))
+    assert texts(read(path, corpus=str(corpus))) == [("q", "T d1", "T d2", "T d3")]
+    with pytest.raises(L2VError, match=r"corpus: must be given"):
+        read(path)
+    with pytest.raises(L2VError, match=r"ids.jsonl:1: the corpus has no document '3'"):
+        read(path, corpus=str(jsonl(tmp_path / "less.jsonl", {"id": 1, "text": "a"}, {"id": 2, "text": "b"})))
+    with pytest.raises(L2VError, match=r"odd.jsonl:1: expected an id .* its columns are body"):
+        read(path, corpus=str(jsonl(tmp_path / "odd.jsonl", {"body": "a"})))
+
+
+def test_the_corpus_counts_in_the_fingerprint(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "ids.jsonl", {"query_text": "q", "positive_document_ids": ["1"], "negative_document_ids": []}
+    )
+    prints = {
+        TripletMix(part="train", files=str(path), corpus=str(jsonl(tmp_path / "c.jsonl", {"id": 1, "text": text})))
+        .resolved()[0]
+        .fingerprint()
+        for text in ("a", "b")
+    }
+    assert len(prints) == 2
+
+
+def test_nemo(tmp_path: Path) -> None:
+    inline = [
+        {"question": "q", "pos_doc": "a", "neg_doc": ["m", {"text": "n"}]},
+        {"question": "r", "pos_doc": ["b", "c"], "neg_doc": "o"},
+    ]
+    wanted = [("q", "a", "m", "n"), ("r", "b", "o"), ("r", "c", "o")]
+    assert texts(read(jsonl(tmp_path / "nemo.jsonl", *inline))) == wanted
+    jsonl(tmp_path / "wiki" / "train.jsonl", {"id": "1", "text": "a"}, {"id": "2", "text": "n"}, {"id": 3, "text": "o"})
+    (tmp_path / "wiki" / "merlin_metadata.json").write_text('{"class": "TextQADataset", "corpus_id": "wiki"}')
+    data = [{"question_id": "x", "question": "q", "corpus_id": "wiki", "pos_doc": [{"id": "1"}], "neg_doc": ["2", 3]}]
+    for place in (str(tmp_path / "wiki"), "wiki"):
+        whole = {"corpus": [{"path": place}], "data": data}
+        (tmp_path / "nemo.json").write_text(json.dumps(whole, indent=2))
+        assert texts(read(tmp_path / "nemo.json")) == [("q", "a", "n", "o")]
+    (tmp_path / "nemo.json").write_text(json.dumps({"corpus": [{"path": "gone"}], "data": data}))
+    with pytest.raises(L2VError, match=r"nemo.json: its corpus gone has no .jsonl or .parquet files"):
+        read(tmp_path / "nemo.json")
+
+
+def test_sentence_transformers(tmp_path: Path) -> None:
+    columns = {"anchor": ["q"], "positive": ["a"], **{f"negative_{n}": [f"n{n}"] for n in (1, 2, 10)}, "score": [0.5]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "st.parquet")
+    (row,) = read(tmp_path / "st.parquet")
+    assert (row.query, *row.documents) == ("q", "a", "n1", "n2", "n10") and row.score == 0.5
+    (tmp_path / "pairs.csv").write_text("anchor,positive\nq,a\n")
+    assert texts(read(tmp_path / "pairs.csv")) == [("q", "a")]
+    (tmp_path / "mined.csv").write_text("query,answer,negative_1\nq,a,n\n")
+    assert texts(read(tmp_path / "mined.csv")) == [("q", "a", "n")]
+    (tmp_path / "numbered.csv").write_text("query,positive,negative_1,negative_2\nq,a,n,m\n")
+    assert texts(read(tmp_path / "numbered.csv")) == [("q", "a", "n", "m")]
+
+
+def beir(folder: Path) -> Path:
+    jsonl(folder / "corpus.jsonl", *({"_id": f"d{n}", "title": "T", "text": f"t{n}"} for n in range(4)))
+    jsonl(folder / "queries.jsonl", {"_id": "q1", "text": "q"}, {"_id": "q2", "text": "r"})
+    (folder / "qrels").mkdir()
+    rows = ["q1\td0\t1", "q1\td1\t2", "q1\td2\t0", "q2\td3\t1"]
+    (folder / "qrels" / "train.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+    return folder
+
+
+def test_a_folder_of_beir(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "scifact")
+    assert texts(read(folder)) == [("q", "T t0", "T t2"), ("q", "T t1", "T t2"), ("r", "T t3")]
+    with pytest.raises(L2VError, match=r"a folder without qrels/dev.tsv; expected files, or a folder of BEIR's"):
+        read(folder, split="dev")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td9\t1\n")
+    with pytest.raises(L2VError, match=r"train.tsv:2: corpus.jsonl or queries.jsonl has no 'd9'"):
+        read(folder)
+
+
+def test_triples_of_ms_marco(tmp_path: Path) -> None:
+    (tmp_path / "triples.tsv").write_text('is a "cat" big\tA cat, "so\tA dog\nr\tb\tn\n')
+    wanted = [('is a "cat" big', 'A cat, "so', "A dog"), ("r", "b", "n")]
+    assert texts(read(tmp_path / "triples.tsv", format="msmarco")) == wanted
+    (tmp_path / "triples.tsv").write_text("1\t2\t3\n")
+    with pytest.raises(L2VError, match=r"triples.tsv:1: .*ids, and no texts"):
+        read(tmp_path / "triples.tsv", format="msmarco")
+    (tmp_path / "triples.tsv").write_text("a\tb\n")
+    with pytest.raises(L2VError, match=r"triples.tsv:1: 2 fields; expected query, positive and negative"):
+        read(tmp_path / "triples.tsv", format="msmarco")
+
+
+def test_what_the_user_names_is_taken(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "flag.jsonl", {"query": "q", "pos": ["a"], "neg": ["n"], "positive": "mine", "negative": "x"}
+    )
+    assert texts(read(path)) == [("q", "mine", "x")]
+    assert texts(read(path, format="flagembedding")) == [("q", "a", "n")]
+    assert texts(read(path, positive="pos", negative="neg")) == [("q", "a", "n")]
+    with pytest.raises(L2VError, match=r"format=tevatron: .* has other columns: query, pos"):
+        read(path, format="tevatron")
+    other = jsonl(tmp_path / "other.jsonl", {"one": "q", "two": "a"})
+    with pytest.raises(L2VError, match=r"other.jsonl:1: no column 'query' \(it has one, two\)"):
+        read(other)
+
+
+def test_positives_of_a_query_never_meet_in_a_batch(tmp_path: Path) -> None:
+    rows = [{"query": f"q{n}", "pos": [f"a{n}", f"b{n}"], "neg": [f"n{n}"]} for n in range(40)]
+    mix = TripletMix(part="train", files=str(jsonl(tmp_path / "flag.jsonl", *rows)), held_out=0)
+    read_rows = triplet_rows(mix, make_tiny_tokenizer(), max_length=32, show=False)
+    assert len(read_rows) == 80
+    queries = np.array(read_rows.data["query_hash"])
+    order = MixedOrder(read_rows.texts(), names=read_rows.names, batch_size=8, batches=20)
+    for batch in range(20):
+        chosen = queries[order.rows_of(batch)]
+        assert len(set(chosen.tolist())) == len(chosen)
+
+
+def test_the_shared_cases() -> None:
+    if not CASES.is_dir():
+        pytest.skip("../shared/cases is not there")
+    flag = [json.loads(line) for line in (CASES / "flagembedding.jsonl").read_text().splitlines()]
+    assert len(read(CASES / "flagembedding.jsonl")) == sum(len(row["pos"]) for row in flag)
+    assert read(CASES / "tevatron.jsonl")[0].documents[0] == "T A cat sat on the mat. p0"
