@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 PROGRAMS = {
     "train": "one training stage",
+    "plan": "what a training stage will take: memory, time, disk, and whether it fits",
     "recipe": "stages in a row, with an evaluation before and after each",
     "evaluate": "score an encoder",
     "encode": "files of texts to Parquet shards of vectors",

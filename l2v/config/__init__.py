@@ -19,6 +19,7 @@ from l2v.config.compose import (
     sweeper_settings,
 )
 from l2v.config.encoder import take_encoder
+from l2v.config.planning import build_plan
 from l2v.config.program import run
 from l2v.config.search import conf_folder
 from l2v.config.targets import check_definitions, check_overrides, check_targets, leaves
@@ -30,6 +31,7 @@ from l2v.trust import allowed_modules
 __all__ = [
     "allowed_modules",
     "build",
+    "build_plan",
     "build_predictor",
     "build_tasks",
     "build_training",

@@ -13,7 +13,9 @@ from l2v.errors import L2VError
 
 if TYPE_CHECKING:
     from l2v.evaluation.periodic import PeriodicEvaluation
-    from l2v.training.settings import Training
+    from l2v.models.settings import Sharding
+    from l2v.stages.stage import Stage
+    from l2v.training.settings import Model, Training
 
 
 _DATA = {"train", "validation", "workers", "folder", "sets", "held_out"}
@@ -25,22 +27,13 @@ _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.settings.Training` from a ``train`` config; no model or data is loaded."""
-    from l2v.stages.stage import pass_tokens
-    from l2v.training.settings import Exported, Model, Training
+    from l2v.training.settings import Exported, Training
     from l2v.training.trainer import accelerator_of
 
     trainer, sharding = config["trainer"], sharding_of(config["trainer"])
-    stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
-    _check_keys(f"model.stages.{config['stage']['name']}", _of_stage(config), config["stage"])
-    pooling = build(config["model"].get("pooling"), "model.pooling")
-    model = Model(**check(Model, {**config["model"], "pooling": pooling}, "model"))
-    adapter = _build_adapter(config["adapter"])
-    if "micro_batch_tokens" in stage_settings:
-        on_cpu = accelerator_of(trainer.get("accelerator", "auto")) == "cpu"
-        stage_settings["micro_batch_tokens"] = pass_tokens(
-            stage_settings["micro_batch_tokens"], on_cpu=on_cpu, sharding=sharding
-        )
-    stage = build(stage_settings, "stage")
+    stage, model, adapter = build_trained(
+        config, on_cpu=accelerator_of(trainer.get("accelerator", "auto")) == "cpu", sharding=sharding
+    )
     sources = {
         part: build(config["data"][part], f"data.{part}")
         for part in ("train", "validation", "test")
@@ -68,6 +61,28 @@ def build_training(config: dict[str, Any]) -> "Training":
     )
     training.check()
     return training
+
+
+def build_trained(config: dict[str, Any], *, on_cpu: bool, sharding: "Sharding") -> "tuple[Stage, Model, Any]":
+    """The stage, without its model; how the model is loaded; and the adapter, None where all weights are trained.
+
+    Args:
+        config: of ``train``.
+        on_cpu: whether it runs on a CPU.
+        sharding: what is split over processes.
+    """
+    from l2v.stages.stage import pass_tokens
+    from l2v.training.settings import Model
+
+    stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
+    _check_keys(f"model.stages.{config['stage']['name']}", _of_stage(config), config["stage"])
+    pooling = build(config["model"].get("pooling"), "model.pooling")
+    model = Model(**check(Model, {**config["model"], "pooling": pooling}, "model"))
+    if "micro_batch_tokens" in stage_settings:
+        stage_settings["micro_batch_tokens"] = pass_tokens(
+            stage_settings["micro_batch_tokens"], on_cpu=on_cpu, sharding=sharding
+        )
+    return build(stage_settings, "stage"), model, _build_adapter(config["adapter"])
 
 
 def _of_stage(config: dict[str, Any]) -> dict[str, Any]:

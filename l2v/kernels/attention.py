@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from l2v.kernels.devices import kind_of
 from l2v.kernels.dropout import draw_keys, dropout_scale, mask_of
 
 _AT_ONCE = 2**20
@@ -47,7 +48,7 @@ def _sdpa(
     length = query.shape[2]
     # autocast multiplies all attention in its dtype
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    plain = not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in (query, key, value))
+    plain = not torch.compiler.is_compiling() and all(kind_of(x.device) == "cpu" for x in (query, key, value))
     if dropout == 0 and plain and dtype.itemsize < 4 and torch.is_grad_enabled() and query.requires_grad:
         with torch.autocast("cpu", enabled=False):
             wide = (x.float() for x in (query, key, value))

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from l2v.kernels.devices import is_planned, kind_of
+
 _DRAWS = 2**16
 """On a CPU the probability is rounded to a multiple of 1 / 65,536; the scale that makes up for it is exact."""
 _AT_ONCE = 2**18
@@ -25,9 +27,9 @@ def dropout_mask(
     For :func:`masked`. On a CPU in a hundredth of the time of ``Tensor.bernoulli_``: torch's generator, and so the
     step's seed, chooses a part of a pool of random bits, and which of them to flip.
     """
-    if torch.device(device).type != "cpu":
+    if (kind := kind_of(device)) != "cpu":
         mask = torch.empty(shape, dtype=torch.uint8, device=device).bernoulli_(1 - probability)
-        return mask.view(torch.bool) if mask.is_cuda else mask, 1 / (1 - probability)
+        return mask.view(torch.bool) if kind == "cuda" else mask, 1 / (1 - probability)
     return mask_of(shape, probability, draw_keys(shape.numel())), dropout_scale(probability)
 
 
@@ -54,6 +56,8 @@ def draw_keys(count: int) -> list[Key]:
 
 def mask_of(shape: torch.Size, probability: float, keys: list[Key]) -> UInt8[Tensor, "..."]:
     """The mask of these keys, on a CPU: 1 for numbers that stay, 0 for others."""
+    if is_planned():
+        return torch.empty(shape, dtype=torch.uint8)
     threshold, count = round(probability * _DRAWS), shape.numel()
     stays = np.empty(count, dtype=bool)
     for number, (begins, key) in enumerate(keys):

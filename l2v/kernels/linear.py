@@ -28,6 +28,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.kernels.devices import kind_of, with_numbers
 from l2v.kernels.dropout import dropout_mask, masked
 
 
@@ -51,9 +52,9 @@ def onednn_is_faster() -> bool:
     """
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    x, weight = torch.ones(512, 576), torch.ones(576, 576)
     seconds = {False: math.inf, True: math.inf}
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with with_numbers(), torch.autocast("cpu", enabled=False):
+        x, weight = torch.ones(512, 576), torch.ones(576, 576)
         for _ in range(8):
             for by_onednn, best in seconds.items():
                 begin = time.perf_counter()
@@ -64,10 +65,9 @@ def onednn_is_faster() -> bool:
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
     """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
-    if onednn_is_faster() and x.dtype == torch.float32 and x.device.type == "cpu":
-        return _by_onednn(
-            x, weight
-        ).detach()  # it is a view of itself as a matrix, and a model may not write into views
+    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
+        # detached: it is a view of itself as a matrix, and a model may not write into views
+        return _by_onednn(x, weight).detach()
     return nn.functional.linear(x, weight)
 
 
@@ -81,14 +81,14 @@ class FastLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if _is_float32_on_cpu(input, self.weight) and onednn_is_faster():
             return _Linear.apply(input, self.weight, self.bias)
-        if input.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
+        if kind_of(input.device) == "cpu" and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
             return nn.functional.linear(input, self.weight_for(torch.get_autocast_dtype("cpu")), self.bias)
         return super().forward(input)
 
     def weight_for(self, dtype: torch.dtype) -> Tensor:
         """The weight, or its copy in a dtype: on a CPU that of a frozen one is kept until the weight changes."""
         weight = self.weight
-        plain = weight.device.type == "cpu" and type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
+        plain = kind_of(weight.device) == "cpu" and type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
         if weight.dtype == dtype or weight.requires_grad or not plain:
             return weight
         kept: _Cast | None = self.__dict__.get("_copy")
@@ -184,7 +184,7 @@ def _is_float32_on_cpu(*tensors: Tensor) -> bool:
     """Without autocast, and not while torch writes down a graph (torch.compile, ONNX)."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return all(kind_of(tensor.device) == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
 def _fit(x: Tensor, *weights: Any) -> bool:

@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.kernels.devices import kind_of
+
 SCORES_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
 """Tokens times vocabulary, by the kind of device: in float32 32 MB and 512 MB."""
 
@@ -67,7 +69,7 @@ def summed_cross_entropy(
     kernel = liger()
     if kernel is not None and states.is_cuda and len(states) and _is_whole(scores.head):
         return by_liger(kernel, states, targets, scores)
-    rows = max(1, SCORES_AT_ONCE.get(states.device.type, SCORES_AT_ONCE["cpu"]) // scores.vocabulary)
+    rows = max(1, SCORES_AT_ONCE.get(kind_of(states.device), SCORES_AT_ONCE["cpu"]) // scores.vocabulary)
     return _InParts.apply(states, targets, scores, rows)
 
 

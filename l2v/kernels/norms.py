@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.kernels.devices import kind_of, with_numbers
+
 Form = Literal["weight", "1 + weight"]
 """What a family multiplies the normalised numbers by: Llama and most others, and Gemma."""
 
@@ -21,7 +23,7 @@ class FastNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = cast(Tensor, self.weight)
         plain = (
-            hidden_states.device.type == weight.device.type == "cpu"
+            kind_of(hidden_states.device) == kind_of(weight.device) == "cpu"
             and type(weight) is nn.Parameter
             # DeepSpeed gathers the weights of a layer when it is called
             and not hasattr(weight, "ds_id")
@@ -110,11 +112,11 @@ class _Sample:
 def _form(kind: type[nn.Module], sample: _Sample) -> Form | None:
     """Which form a class of norm computes, as seen on random numbers; None: another."""
     norm = copy.copy(sample.module)
-    generator = torch.Generator().manual_seed(0)
     width = cast(Tensor, norm.weight).numel()
-    weight, x = (torch.randn(rows, width, generator=generator) for rows in (1, 3))
-    norm._parameters = {"weight": nn.Parameter(weight[0])}
-    with torch.no_grad():
+    with with_numbers():
+        generator = torch.Generator().manual_seed(0)
+        weight, x = (torch.randn(rows, width, generator=generator) for rows in (1, 3))
+        norm._parameters = {"weight": nn.Parameter(weight[0])}
         expected = kind.forward(norm, x)
         forms: tuple[Form, ...] = ("weight", "1 + weight")
         for form in forms:

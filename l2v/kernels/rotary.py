@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.kernels.devices import kind_of, with_numbers
+
 _NAME = "apply_rotary_pos_emb"
 """Of the function in the modeling files of transformers, which their attention calls."""
 Angles = Float[Tensor, "#batch length width"]
@@ -45,20 +47,19 @@ def _with_fast_rotary(kind: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def _rotates_halves(own: Callable[..., Any]) -> bool:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    query, key, cos, sin = normal(2, 3, 5, 8), normal(2, 1, 5, 8), normal(1, 5, 8), normal(1, 5, 8)
-    try:
-        expected = own(query, key, cos, sin)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    found = (_Rotation.apply(x, cos.unsqueeze(1), sin.unsqueeze(1)) for x in (query, key))
-    return all(
-        x.shape == y.shape and torch.allclose(x, y, rtol=1e-5, atol=1e-6) for x, y in zip(found, expected, strict=True)
-    )
+    with with_numbers():
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((2, 3, 5, 8), (2, 1, 5, 8), (1, 5, 8), (1, 5, 8))
+        query, key, cos, sin = (torch.randn(shape, generator=generator) for shape in shapes)
+        try:
+            expected = own(query, key, cos, sin)
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        found = (_Rotation.apply(x, cos.unsqueeze(1), sin.unsqueeze(1)) for x in (query, key))
+        return all(
+            x.shape == y.shape and torch.allclose(x, y, rtol=1e-5, atol=1e-6)
+            for x, y in zip(found, expected, strict=True)
+        )
 
 
 def rotate(
@@ -74,7 +75,7 @@ def rotate(
     plain = (
         not given
         and not named
-        and all(x.device.type == "cpu" for x in (query, key, cos, sin))
+        and all(kind_of(x.device) == "cpu" for x in (query, key, cos, sin))
         # some families rotate a part of each head
         and cos.dim() == 3
         and cos.shape[-1] == query.shape[-1] == key.shape[-1]
