@@ -1,11 +1,13 @@
 """The group ``trainer``: keyword arguments of ``lightning.Trainer``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2v.config.build import build_later, check, find_target
 from l2v.config.messages import guess
 from l2v.errors import L2VError
-from l2v.models.settings import Sharding
+
+if TYPE_CHECKING:
+    from l2v.models.settings import Sharding
 
 _SET_BY_L2V = {
     "max_steps": "use stage.max_steps",
@@ -26,7 +28,7 @@ _OF_TRAINING = {"accumulate_grad_batches", "gradient_clip_val", "log_every_n_ste
 """What every option of the group ``trainer`` says, and only training reads."""
 
 
-def sharding_of(trainer: dict[str, Any]) -> Sharding:
+def sharding_of(trainer: dict[str, Any]) -> "Sharding":
     """What the strategy splits over processes."""
     strategy = trainer.get("strategy")
     if not isinstance(strategy, dict) or strategy["_target_"].endswith("DDPStrategy"):
