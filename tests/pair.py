@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ def run_pair(folder: Path, jobs: Sequence[Job], *, timeout: int = 600, processes
     started = []
     for environment, log in zip(elastic_environments(processes), logs, strict=True):
         with log.open("w") as output:
-            command = [sys.executable, str(Path(__file__)), str(folder)]
+            command = [sys.executable, "-W", "ignore::FutureWarning", str(Path(__file__)), str(folder)]
             started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
     try:
         codes = [process.wait(timeout=timeout) for process in started]
@@ -88,9 +89,11 @@ def _main(folder: Path) -> None:
 
     from l2v.process import set_up_process
 
+    begin = time.monotonic()
     set_up_process()
     outcomes = []
-    for job in json.loads((folder / "jobs.json").read_text()):
+    for number, job in enumerate(json.loads((folder / "jobs.json").read_text())):
+        print(f"training {number} begins at {time.monotonic() - begin:.1f} s", flush=True)
         with pytest.MonkeyPatch.context() as patch:
             # without dropout, which differs between one process and two, the views of SimCSE are equal
             patch.setattr("l2v.stages.simcse.SimCSE._check_views", lambda *_: None)

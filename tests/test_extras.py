@@ -43,7 +43,7 @@ def test_the_command_that_installs_a_module(module: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "place", "extra"),
     [
-        ("trainer=deepspeed_zero2", "trainer.strategy._target_=.*DeepSpeedStrategy", "deepspeed"),
+        ("trainer=deepspeed_zero2", "trainer.strategy._target_=.*ZeRO", "deepspeed"),
         ("logger=tensorboard", "logger.tensorboard._target_=.*TensorBoardLogger", "tensorboard"),
     ],
 )

@@ -50,7 +50,7 @@ class Specification:
         strategies: dict[str, Any] = {
             "one": None,
             "ddp": lambda: DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True),
-            "fsdp": lambda: FullySharded(data_parallel_size="auto", tensor_parallel_size=1),
+            "fsdp": FullySharded,
         }
         return Setup(
             stage=self._stage(),

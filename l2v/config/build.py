@@ -133,8 +133,8 @@ def build_later(node: dict[str, Any], where: str) -> Callable[[], Any]:
     return functools.partial(_make, target, check(target, arguments, where), where)
 
 
-_NEEDS = {"DeepSpeedStrategy": "deepspeed", "TensorBoardLogger": "tensorboard"}
-"""Classes of Lightning that import another package when they are made, and say it in lines of their own."""
+_NEEDS = {"TensorBoardLogger": "tensorboard", "ZeRO": "deepspeed"}
+"""Classes that import another package when they are made; Lightning's say it in lines of their own."""
 
 
 def _make(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:

@@ -35,6 +35,7 @@ def build_plan(config: dict[str, Any]) -> "tuple[Setup, Room]":
     if model.quantization is not None:
         raise L2VError("model.quantization: plans are of whole weights; set it to null")
     devices, nodes = (_count(trainer[key], f"trainer.{key}") for key in ("devices", "num_nodes"))
+    stage.share_batch(devices * nodes, int(trainer["accumulate_grad_batches"]))
     sharing = _sharing(trainer["strategy"], devices * nodes)
     strategy = trainer.pop("strategy")
     settings = build_trainer({**trainer, "accelerator": "cpu", "devices": 1, "num_nodes": 1})

@@ -1,11 +1,13 @@
 """The group ``trainer``: keyword arguments of ``lightning.Trainer``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2v.config.build import build_later, check, find_target
 from l2v.config.messages import guess
 from l2v.errors import L2VError
-from l2v.models.settings import Sharding
+
+if TYPE_CHECKING:
+    from l2v.models.settings import Sharding
 
 _SET_BY_L2V = {
     "max_steps": "use stage.max_steps",
@@ -26,7 +28,7 @@ _OF_TRAINING = {"accumulate_grad_batches", "gradient_clip_val", "log_every_n_ste
 """What every option of the group ``trainer`` says, and only training reads."""
 
 
-def sharding_of(trainer: dict[str, Any]) -> Sharding:
+def sharding_of(trainer: dict[str, Any]) -> "Sharding":
     """What the strategy splits over processes."""
     strategy = trainer.get("strategy")
     if not isinstance(strategy, dict) or strategy["_target_"].endswith("DDPStrategy"):
@@ -50,6 +52,7 @@ def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     trainer = dict(trainer)
     for key in trainer.keys() & _SET_BY_L2V.keys():
         raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
+    _refuse_strategies(trainer.get("strategy"))
     target = find_target(trainer.pop("_target_"), "trainer")
     kept: dict[str, Any] = {}
     if trainer["precision"] == "auto":  # which Trainer does not know
@@ -57,3 +60,20 @@ def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     if isinstance(trainer.get("strategy"), dict):
         kept["strategy"] = build_later(trainer.pop("strategy"), "trainer.strategy")
     return {**check(target, trainer, "trainer"), **kept}
+
+
+_OURS = {
+    "deepspeed": "trainer=deepspeed_zero2 or deepspeed_zero3: Lightning's own saves pickles, which may run code",
+    "fsdp": "trainer=fsdp: Lightning's own has one dtype a layer, which adapters in float32 are not",
+    "modelparallel": "trainer=fsdp: Lightning's own saves the frozen weights too",
+}
+"""Strategies of Lightning that l2v has its own for, by how their names begin."""
+
+
+def _refuse_strategies(strategy: Any) -> None:
+    name = strategy["_target_"] if isinstance(strategy, dict) else str(strategy)
+    if isinstance(strategy, dict) and not name.startswith(("lightning.", "pytorch_lightning.")):
+        return
+    for beginning, instead in _OURS.items():
+        if name.rpartition(".")[2].lower().startswith(beginning):
+            raise L2VError(f"trainer.strategy={name}: choose {instead}")

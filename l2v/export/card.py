@@ -32,7 +32,16 @@ _OF_DATA = (
     "sets",
 )
 _OF_STAGE = (
-    *("batch_size", "max_steps", "learning_rate", "schedule", "warmup_steps", "block_length", "max_length"),
+    *(
+        "global_batch_size",
+        "batch_size",
+        "max_steps",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "block_length",
+        "max_length",
+    ),
     *(
         "masking_strategy",
         "masking_probability",

@@ -14,28 +14,35 @@ if TYPE_CHECKING:
     from l2v.models.backbone import Backbone
 
 
-def shard(backbone: "Backbone", mesh: DeviceMesh) -> None:
+def shard(backbone: "Backbone", mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Split a backbone's weights over processes (FSDP2), and prove it. Its padded forward pass gathers them.
 
     What was loaded to no device (``meta``) is merged and split layer by layer: no process holds more than its share,
     and one layer.
 
+    Args:
+        backbone: with whole weights, or on no device.
+        mesh: of one dimension, or of two (hybrid): groups, each with all weights, and the processes of a group.
+        dtype: what weights are gathered and computed in; gradients are summed in float32. None: their own.
+
     Raises:
         L2VError: the proof fails.
     """
-    split(backbone, mesh)
+    split(backbone, mesh, dtype)
     backbone.prove()
     put_back(backbone)
 
 
-def split(backbone: "Backbone", mesh: DeviceMesh) -> None:
+def split(backbone: "Backbone", mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """The first half of :func:`shard`, in which the processes do not wait for each other."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # autocast decides what a layer computes in: it gets its inputs as they are
+    policy = MixedPrecisionPolicy(dtype, dtype and torch.float32, cast_forward_inputs=False)
     for part in [*decoder_layers(backbone.decoder), backbone]:
         backbone.settle(part)
         whole = [weight.data for weight in part.parameters() if not isinstance(weight, DTensor)]
-        fully_shard(part, mesh=mesh["data_parallel"])
+        fully_shard(part, mesh=mesh, mp_policy=policy)
         while whole:
             release_pages(whole.pop())
 

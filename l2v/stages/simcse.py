@@ -31,6 +31,8 @@ class SimCSE(ContrastiveStage):
         settings: see :class:`~l2v.stages.contrastive.ContrastiveStage`.
     """
 
+    fewest_rows = 2  # the other texts of a batch are the negatives
+
     def __init__(
         self,
         *,
@@ -39,8 +41,6 @@ class SimCSE(ContrastiveStage):
         **settings: Any,
     ) -> None:
         super().__init__(max_length=max_length, **settings)
-        if self.batch_size < 2:
-            raise L2VError("stage.batch_size must be at least 2: the other texts of a batch are the negatives")
         self.temperature = temperature
         self._views_differ = False
 

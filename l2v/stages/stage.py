@@ -58,7 +58,8 @@ class Stage(L.LightningModule):
 
     Args:
         name: mntp, simcse, ...
-        batch_size: rows a batch on each process.
+        global_batch_size: rows a step, on all processes and in all accumulated batches together.
+        batch_size: rows a batch on each process; where it is given, it goes before ``global_batch_size``.
         max_steps: optimizer steps at which training stops.
         learning_rate: peak, after the warm-up.
         schedule: of the learning rate after the warm-up: linear or cosine to 0, or constant.
@@ -74,6 +75,8 @@ class Stage(L.LightningModule):
     """
 
     needs_head = False
+    fewest_rows = 1
+    """Of a batch on one process."""
     reads: type = TextSource
     """What kind of data it trains on."""
     reads_what = "texts, as data=files data.train.files=my.txt data.validation.files=held_out.txt has"
@@ -90,7 +93,8 @@ class Stage(L.LightningModule):
         self,
         *,
         name: str,
-        batch_size: Annotated[int, Ge(1)],
+        global_batch_size: Annotated[int, Ge(1)] | None = None,
+        batch_size: Annotated[int, Ge(1)] | None = None,
         max_steps: Annotated[int, Ge(1)],
         learning_rate: Annotated[float, Gt(0)],
         schedule: Schedule = "linear",
@@ -106,7 +110,16 @@ class Stage(L.LightningModule):
         super().__init__()
         self.strict_loading = False
         self.name = name
-        self.batch_size = batch_size
+        rows = batch_size or global_batch_size
+        if rows is None:
+            raise L2VError("stage.global_batch_size, stage.batch_size: give one of them")
+        if rows < self.fewest_rows:
+            raise L2VError(
+                f"stage.{'batch_size' if batch_size else 'global_batch_size'} must be at least {self.fewest_rows}"
+            )
+        self.batch_size = rows
+        """Rows a batch on each process, once :meth:`share_batch` has settled it."""
+        self.global_batch_size = None if batch_size else global_batch_size
         self.max_steps = max_steps
         self.learning_rate = learning_rate
         self.schedule: Schedule = schedule
@@ -162,6 +175,26 @@ class Stage(L.LightningModule):
         """Give the stage its model, with dropout on: Lightning keeps the mode in which it finds a module."""
         self.backbone = backbone.train()
         self.seed = seed
+
+    def share_batch(self, processes: int, batches: int) -> None:
+        """Give each process its rows of ``global_batch_size``.
+
+        Args:
+            processes: of the training.
+            batches: that are accumulated to a step.
+
+        Raises:
+            L2VError: they do not divide it, or leave too few rows.
+        """
+        if self.global_batch_size is None:
+            return
+        self.batch_size, rest = divmod(self.global_batch_size, processes * batches)
+        if rest or self.batch_size < self.fewest_rows:
+            raise L2VError(
+                f"stage.global_batch_size={self.global_batch_size}: {processes} processes x {batches} batches a step "
+                f"need a multiple of {processes * batches}, and at least {self.fewest_rows} rows each; change it, or "
+                "set stage.batch_size (rows a batch on each process)"
+            )
 
     # from the settings to a finished run
 
@@ -251,7 +284,7 @@ class Stage(L.LightningModule):
         """Shard the decoder layer by layer under FSDP2; nothing to do elsewhere."""
         if self.device_mesh is None or getattr(self, "_sharded", False):
             return
-        shard(self.backbone, self.device_mesh)
+        shard(self.backbone, self.device_mesh, getattr(self.trainer.strategy, "gather_dtype", None))
         self._sharded = True
 
     # randomness and bookkeeping

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from l2v.errors import L2VError, first_line
 from l2v.runs.files import draft_file
 from l2v.runs.run import BEST, LAST
+from l2v.training.parts import join, read_all
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -28,21 +29,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise L2VError(f"{path}: cannot be saved ({first_line(error)}); what was there before is kept") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        file = Path(path)
-        try:
-            _check(file, file.stat().st_size, file.stat().st_mtime_ns)
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many unrelated types for a damaged file
-            raise L2VError(
-                f"{path}: not a checkpoint that l2v wrote, or damaged ({first_line(error)}); {self._remedy(file)}"
-            ) from error
+        return read_all(read_checkpoint(Path(path)))
 
-    def _remedy(self, file: Path) -> str:
-        best = file.with_name(BEST)
-        if file.name == LAST and best.is_file():
-            with contextlib.suppress(L2VError):
-                return f"to go on from step {self.load_checkpoint(best)['global_step']}, copy {best} over it"
-        return "put a copy in its place, or train anew"
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, by mapping its file; the tensors of one that was saved in parts are read when they are asked for.
+
+    Raises:
+        L2VError: it is damaged, or another program's.
+    """
+    if path.is_dir():
+        raise L2VError(f"{path}: a checkpoint of DeepSpeed's own, which is not read: reading it can run code")
+    try:
+        _check(path, path.stat().st_size, path.stat().st_mtime_ns)
+        return join(torch.load(path, map_location="cpu", weights_only=True, mmap=True), path.parent)
+    except Exception as error:  # torch raises many unrelated types for a damaged file
+        raise L2VError(
+            f"{path}: not a checkpoint that l2v wrote, or damaged ({first_line(error)}); {_remedy(path)}"
+        ) from error
+
+
+def _remedy(file: Path) -> str:
+    best = file.with_name(BEST)
+    if file.name == LAST and best.is_file():
+        with contextlib.suppress(L2VError):
+            return f"to go on from step {read_checkpoint(best)['global_step']}, copy {best} over it"
+    return "put a copy in its place, or train anew"
 
 
 @functools.lru_cache(maxsize=8)
@@ -78,4 +90,4 @@ class SaveLast(Callback):
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trainable weights in a checkpoint."""
-    return AtomicCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    return read_all(read_checkpoint(checkpoint)["state_dict"])

@@ -8,9 +8,9 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from l2v.extras import require
 from l2v.models.adapters import trainable_parameters
-from l2v.training.strategies import MOMENTS, OneFile
+from l2v.training.parts import MOMENTS
+from l2v.training.strategies import OneFile
 
 
 class ZeRO(OneFile, DeepSpeedStrategy):
@@ -33,7 +33,8 @@ class ZeRO(OneFile, DeepSpeedStrategy):
         zero: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        require("trainer.strategy._target_=l2v.training.deepspeed.ZeRO", "deepspeed")
+        # rows a process, which only DeepSpeed's own speed log reads
+        settings = {"logging_batch_size_per_gpu": 1, **settings}
         super().__init__(stage=stage, offload_optimizer=offload_optimizer, **settings)
         config = cast(dict[str, Any], self.config)
         config.setdefault("zero_optimization", {}).update(zero or {})

@@ -18,7 +18,7 @@ from l2v.runs.hashes import source_hash
 from l2v.runs.initialization import Initialization
 from l2v.runs.run import BEST, LAST, Run, now
 from l2v.training.callbacks import GracefulStop, StageProgress, ValidateAtEnds
-from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast
+from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast, read_checkpoint
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
 from l2v.training.strategies import FullySharded, validates_alone
@@ -70,6 +70,7 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
     stop = GracefulStop()
     trainer = _trainer(training, run, start, logger, stop)
     logger.count_steps = lambda: trainer.global_step
+    stage.share_batch(trainer.world_size, trainer.accumulate_grad_batches)
     # weights that will be split are on no device before
     is_split = isinstance(trainer.strategy, FullySharded) and stage.trains_backbone
     data = stage.data(training, start, torch.device("meta") if is_split else trainer.strategy.root_device)
@@ -142,7 +143,7 @@ def _is_first() -> bool:
 
 def _step(checkpoint: Path, run: Run) -> int:
     """The optimizer steps that a checkpoint stands for."""
-    return AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"]
+    return read_checkpoint(checkpoint)["global_step"]
 
 
 def _note_model(run: Run, start: Initialization, backbone: Backbone) -> None:

@@ -154,6 +154,21 @@ def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line()
     assert build("model=s-llama-1.3b", "stage=simcse", "quirks=llm2vec").stage.batch_size == 128
 
 
+def test_a_step_has_as_many_rows_on_any_number_of_processes() -> None:
+    def rows(processes: int, batches: int, *overrides: str) -> int:
+        stage = build("model=llama3-8b", "stage=simcse", *overrides).stage
+        stage.share_batch(processes, batches)
+        return stage.batch_size
+
+    assert rows(1, 1) == 128 and rows(8, 2) == 8 and rows(64, 1) == 2
+    assert rows(64, 1, "stage.batch_size=128") == 128
+    for processes in (3, 128):
+        with pytest.raises(
+            L2VError, match=f"global_batch_size=128: {processes} processes x 1 batches a step need a mul"
+        ):
+            rows(processes, 1)
+
+
 @pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
 @pytest.mark.parametrize(
     ("overrides", "gpu", "passes"),
@@ -164,6 +179,8 @@ def test_settings_of_a_stage_come_with_the_model_and_yield_to_the_command_line()
         (["trainer=gpu"], True, None),
         (["trainer=ddp"], True, None),
         (["trainer=fsdp", "trainer.accelerator=cpu"], False, None),
+        (["trainer=deepspeed_zero2", "trainer.accelerator=cpu"], False, 1024),
+        (["trainer=deepspeed_zero3", "trainer.accelerator=cpu"], False, None),
         (["stage.micro_batch_tokens=64"], False, 64),
         (["stage.micro_batch_tokens=null"], False, None),
     ],
@@ -225,7 +242,19 @@ MISTAKES = [
     (["data=triplets", "+data.sets.a.shar=1"], r"sets.a.shar: no such setting \(did you mean share\?\)"),
     (["data=triplets", "+data.sets.a.share=2"], "sets.a.share=2: .*less than or equal to 1"),
     (["stage=simcse", "stage.batch_size=1"], "stage.batch_size must be at least 2"),
-    (["stage=simcse", "trainer=fsdp", "stage.micro_batch_tokens=100"], "stage.micro_batch_tokens: sharded"),
+    (
+        ["stage=simcse", "trainer=deepspeed_zero3", "stage.micro_batch_tokens=100"],
+        "stage.micro_batch_tokens: ZeRO-3 takes the weights apart again .* choose trainer=fsdp or deepspeed_zero2",
+    ),
+    (["trainer.strategy=deepspeed_stage_3"], "trainer.strategy=deepspeed_stage_3: choose trainer=deepspeed_zero2 or"),
+    (["trainer.strategy=fsdp"], "trainer.strategy=fsdp: choose trainer=fsdp"),
+    (
+        ["trainer=ddp", "trainer.strategy._target_=lightning.pytorch.strategies.DeepSpeedStrategy"],
+        "DeepSpeedStrategy: choose trainer=deepspeed_zero2 or deepspeed_zero3",
+    ),
+    (["trainer=deepspeed_zero2", "trainer.strategy.stage=1"], "trainer.strategy.stage=1"),
+    (["trainer=fsdp", "+trainer.strategy.tensor_parallel_size=2"], "tensor_parallel_size: no such setting"),
+    (["stage.batch_size=null", "stage.global_batch_size=null"], "stage.global_batch_size, stage.batch_size: give one"),
     (["stage.micro_batch_tokens=atuo"], "stage.micro_batch_tokens=atuo: .*number of tokens, null .* or auto"),
     (["quirks=llm2vec", "stage.schedule_steps=100"], "exclude each other"),
     (

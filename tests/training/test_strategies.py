@@ -2,17 +2,20 @@
 
 import importlib.util
 import json
+import shutil
+import signal
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from launch import Tiny
+from launch import SignalAt, Tiny
 from pair import Job, run_pair
 from quick_folder import write_quick_folder
 from safetensors.torch import load_file
 
+from l2v.errors import Stopped
 from l2v.runs.run import Run
 
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true", "stage.batch_size=2"]
@@ -47,6 +50,7 @@ PASSES = {
     "simcse": ("stage.micro_batch_tokens=48",),
     "supervised": ("stage.micro_batch_tokens=48", "stage.grad_cache=true"),
 }
+OFFLOAD = ("trainer.strategy.offload_optimizer=true",)
 MATRIX = [Cell(*of) for of in product(STRATEGIES, STAGES, ["lora", "none"])]
 CORE = [
     *(Cell("ddp", "mntp", "lora"), Cell("fsdp", "supervised", "none", PASSES["supervised"])),
@@ -154,3 +158,94 @@ def gradient(run: Path) -> torch.Tensor:
     """Adam's first moment: the gradients so far, the newest with the largest weight."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
     return torch.cat([moments["exp_avg"].flatten() for moments in state.values()])
+
+
+def go_on(tiny: Tiny, run: Path, *settings: str) -> Path:
+    """Resume a run of two processes on one, with the batch of both."""
+    return tiny.resume(run, "trainer=cpu", "trainer.precision=32-true", "stage.batch_size=4", *settings)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_with_another_number_of_processes_and_another_strategy(tiny: Tiny) -> None:
+    needs_deepspeed()
+    cells = [
+        Cell("deepspeed_zero2", "mntp", "lora"),
+        Cell("deepspeed_zero3", "mntp", "lora"),
+        Cell("fsdp", "mntp", "none", ("trainer.strategy.split_checkpoint=true",)),
+    ]
+    runs = tiny.folder / "runs"
+    jobs = []
+    for cell in cells:
+        more = [f"trainer={cell.trainer}", *TWO, *cell.passes, f"name={cell.name}"]
+        jobs.append(Job(tiny.overrides(cell.stage, *cell.settings(), *more), stop_at=STOPPED_AT))
+    one = tiny.overrides("mntp", *Cell("", "mntp", "lora").settings(), "name=one-lora", "reuse=true")
+    back = runs / "one-lora"
+    with pytest.raises(Stopped):
+        tiny.main(one, [SignalAt(STOPPED_AT, signal.SIGTERM)])
+    for trainer in ("deepspeed_zero3", "fsdp"):
+        shutil.copytree(back, runs / trainer)
+        jobs.append(Job([f"resume={runs / trainer}", f"trainer={trainer}", *TWO]))
+    # saved in parts, and read in parts
+    halves = [cells[2].stage, *cells[2].settings(), "trainer=fsdp", *TWO, *cells[2].passes, "name=halves"]
+    jobs += [Job(tiny.overrides(*halves), stop_at=STOPPED_AT), Job([f"resume={runs / 'halves'}"])]
+    outcomes = run_pair(tiny.folder / "pair", jobs)
+    assert [one.error for of_job in outcomes[3:5] for one in of_job] == [None] * 4
+    assert [one.error for one in outcomes[6]] == [None] * 2
+    for kind in ("lora", "none"):
+        tiny.train(f"straight-{kind}", "mntp", *Cell("", "mntp", kind).settings())
+    parts = {file.name for file in (runs / "halves" / "checkpoints").iterdir()}
+    assert parts == {"last.ckpt", "last-6-1", "best.ckpt", "best-6-0"}
+    assert len(list((runs / "halves" / "checkpoints" / "last-6-1").iterdir())) == 2
+    for name, kind in [(cell.name, cell.adapter) for cell in cells] + [
+        *(("deepspeed_zero3", "lora"), ("fsdp", "lora"), ("halves", "none")),
+    ]:
+        if Run(runs / name).record()["status"] == "stopped":
+            go_on(tiny, runs / name)
+        expected, found = trained(runs / f"straight-{kind}"), trained(runs / name)
+        assert max((value - found[key]).abs().max().item() for key, value in expected.items()) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_offload_and_hybrid_sharding_train_as_one_process_does(tiny: Tiny) -> None:
+    needs_deepspeed()
+    cells = [
+        Cell("deepspeed_zero2", "mntp", "lora", OFFLOAD),
+        Cell("deepspeed_zero3", "mntp", "lora", (*OFFLOAD, "trainer.strategy.offload_parameters=true")),
+    ]
+    jobs = []
+    for cell in cells:
+        more = [f"trainer={cell.trainer}", *TWO, *cell.passes, f"name={cell.name}"]
+        begin = tiny.overrides(cell.stage, *cell.settings(), *more)
+        jobs += [Job(begin, stop_at=STOPPED_AT), Job([*begin, "reuse=true"])]
+    outcomes = run_pair(tiny.folder / "pair", jobs)
+    assert [one.error for of_job in outcomes[1::2] for one in of_job] == [None] * 4
+    groups = ["trainer=fsdp", *TWO, "trainer.devices=4", "stage.batch_size=1", "trainer.strategy.replicas=2"]
+    hybrid = tiny.overrides("mntp", *Cell("", "mntp", "lora").settings(), *groups, "name=hybrid")
+    (of_hybrid,) = run_pair(tiny.folder / "four", [Job(hybrid)], processes=4)
+    assert [one.error for one in of_hybrid] == [None] * 4
+    expected = trained(tiny.train("one", "mntp", *Cell("", "mntp", "lora").settings()))
+    for name in (*(cell.name for cell in cells), "hybrid"):
+        found = trained(tiny.folder / "runs" / name)
+        assert max((value - found[key]).abs().max().item() for key, value in expected.items()) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_sixteen_bits_round_neither_where_training_starts_nor_where_it_goes_on(tiny: Tiny) -> None:
+    needs_deepspeed()
+    first = tiny.train("first", "mntp", *Cell("", "mntp", "lora").settings(), "stage.max_steps=2")
+    still = ["stage.max_steps=2", "stage.learning_rate=1e-12", f"init_from={first}", "adapter.init=continue"]
+    trainers = ["fsdp", "deepspeed_zero2", "deepspeed_zero3"]
+    jobs = [
+        Job(
+            [
+                *tiny.overrides("mntp", *still, f"trainer={trainer}", *TWO, f"name={trainer}"),
+                "trainer.precision=bf16-mixed",
+            ]
+        )
+        for trainer in trainers
+    ]
+    outcomes = run_pair(tiny.folder / "pair", jobs)
+    assert [one.error for of_job in outcomes for one in of_job] == [None] * 6
+    for trainer in trainers:
+        expected, found = trained(first), trained(tiny.folder / "runs" / trainer)
+        assert max((value - found[key]).abs().max().item() for key, value in expected.items()) < 1e-8, trainer

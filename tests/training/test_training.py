@@ -498,10 +498,7 @@ def test_stage_settings_that_exclude_each_other() -> None:
         MNTP(**settings, warmup_steps=10)
 
 
-def test_nothing_is_validated_before_training_where_weights_are_split() -> None:
-    """ZeRO-3 found its weights on the CPU after that, on a GPU."""
+def test_nothing_is_validated_before_training_where_anything_is_split() -> None:
+    """ZeRO-3 found its weights on the CPU after that, on a GPU, and ZeRO-2 rounded to 16 bits."""
     assert validates_alone(DDPStrategy()) and not validates_alone(FullySharded())
-    for stage, alone in ((2, True), (3, False)):
-        strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # its __init__ needs deepspeed
-        strategy.config = {"zero_optimization": {"stage": stage}}
-        assert validates_alone(strategy) == alone
+    assert not validates_alone(DeepSpeedStrategy.__new__(DeepSpeedStrategy))  # its __init__ needs deepspeed
