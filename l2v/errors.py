@@ -1,5 +1,8 @@
 """The one exception a user is meant to read."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class L2VError(Exception):
     """A mistake that the user can mend, told in one line.
@@ -19,7 +22,27 @@ class L2VError(Exception):
 
 def first_line(error: BaseException) -> str:
     """An error's message in one line; its type where it has none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+@contextlib.contextmanager
+def panics_told() -> Iterator[None]:
+    """Tell in one line what the tokenizers' library gives up on: a pattern that backtracks without end.
+
+    What it raises is no ``Exception``.
+
+    Raises:
+        L2VError: it gave up.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise L2VError(f"the tokenizer cannot read a text: tokenizer.json is broken ({first_line(error)})") from None
 
 
 class Stopped(Exception):

@@ -1,9 +1,10 @@
 """Train one stage: ``python train.py stage=mntp``; ``python train.py --help`` shows the settings."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,8 +13,12 @@ from l2v.cli.processes import run_program
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.initialization import Initialization, config_hash
+from l2v.runs.lineage import check_encoder
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import LAST, Run
+
+if TYPE_CHECKING:
+    from l2v.training.settings import Training
 
 _RUN_DIR = "L2V_RUN_DIR"
 _RESUMES = "L2V_RESUMES"
@@ -33,72 +38,83 @@ def main(composed: DictConfig) -> float | None:
         run.last_checkpoint()
         where = f"resume={composed.resume}"
         saved = configs.read_saved(run.folder / "config.yaml", where)
-        composed = configs.merge_overrides(saved, composed, configs.overrides(), where)
+        composed = configs.merge_overrides(saved, composed, configs.overrides(), run.folder, where)
         composed.run_dir = str(run.folder)  # it may have been moved
     else:
         composed.name = composed.name or _free_name(Path(composed.runs_dir))
         run = Run(Path(composed.run_dir))
-    if configs.is_multirun() and _starts_processes(composed.trainer):
-        # a point of a sweep starts processes that run the same command line: it gets one of its own
-        point = [override for override in configs.overrides() if not override.startswith("name=")]
-        named = [] if resume else [f"name={composed.name}"]
-        run_program("train", [*point, *configs.search_overrides(), *named], "the point")
-    else:
-        _train(composed, run, resume)
+    try:
+        if configs.is_multirun() and _starts_processes(composed.trainer):
+            # a point of a sweep starts processes that run the same command line: it gets one of its own
+            point = [override for override in configs.overrides() if not override.startswith("name=")]
+            named = [] if resume else [f"name={composed.name}"]
+            run_program("train", [*point, *configs.search_overrides(), *named], "the point")
+        else:
+            _train(composed, run, resume)
+    finally:
+        with contextlib.suppress(OSError):
+            run.folder.rmdir()  # only where nothing came into it
     return _value(run, objective) if configs.is_multirun() and configs.process_rank() == 0 else None
 
 
 def _train(composed: DictConfig, run: Run, resume: bool) -> None:
     config = configs.plain(composed)
     training = configs.build_training(config)
-
     text = OmegaConf.to_yaml(composed, resolve=True)
     data = training.fingerprints()
     if configs.process_rank() > 0:
         _wait_for(run)
-        start = Initialization.of(run)
-        resume = os.environ.get(_RESUMES, str(resume)) == "True"
-    elif resume:
-        _check_resumable(run, config, data)
-        start = Initialization.of(run)
-        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
-    else:
-        base = locate(config["model"]["source"], config["model"]["revision"])
-        start = Initialization.plan(
-            run.folder,
-            base=base,
-            init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
-            init=config["adapter"]["init"],
-            trains_adapter=training.adapter is not None,
-        )
-        _check_base(config["init_from"], base, start)
-        wanted = config_hash(config, start, data)
-        if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
-            if run.is_finished:
-                say(f"{run.folder}: a finished run with this config is here; it is reused")
-                return
-            resume = (run.checkpoints / LAST).exists()
+        _run_stage(training, run, Initialization.of(run, whole=False), os.environ.get(_RESUMES, str(resume)) == "True")
+        return
+    with run.alone():
+        start: Initialization | None
         if resume:
-            run.take_over(text, {})
-            start = Initialization.of(run)
+            _check_resumable(run, config, data)
+            start = Initialization.of(run, whole=False)
+            run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
         else:
-            run.create(text, _record(config, wanted, data))
-            start = start.settle(run)
+            start, resume = _begin(run, config, training, text, data)
+        if start is None:
+            return
+        os.environ.update({_RUN_DIR: str(run.folder), _RESUMES: str(resume)})
+        try:
+            _run_stage(training, run, start, resume)
+        finally:
+            for name in (_RUN_DIR, _RESUMES):  # of this training, and not of a sweep's next
+                os.environ.pop(name, None)
+    made = f"encoder is {run.encoder}" if training.stage.trains_backbone else f"scores are in {run.folder}/evaluation"
+    say(f"finished {run.folder}; its {made}")
+
+
+def _begin(
+    run: Run, config: dict[str, Any], training: "Training", text: str, data: list[str]
+) -> tuple[Initialization | None, bool]:
+    """What a run begins with, and whether it goes on from a checkpoint (``reuse``); None: nothing is to be done."""
+    base = locate(config["model"]["source"], config["model"]["revision"])
+    start = Initialization.plan(
+        run.folder,
+        base=base,
+        init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
+        init=config["adapter"]["init"],
+        trains_adapter=training.adapter is not None,
+    )
+    _check_base(config["init_from"], base, start)
+    wanted = config_hash(config, start, data)
+    if config["reuse"] and run.record_file.exists() and run.record()["config_hash"] == wanted:
+        if run.is_finished:
+            say(f"{run.folder}: a finished run with this config is here; it is reused")
+            return None, False
+        if (run.checkpoints / LAST).exists():
+            run.take_over(text, {})
+            return Initialization.of(run, whole=False), True
+    run.create(text, _record(config, wanted, data))
+    return start.settle(run), False
+
+
+def _run_stage(training: "Training", run: Run, start: Initialization, resume: bool) -> None:
     from l2v.training.train import train
 
-    os.environ.update({_RUN_DIR: str(run.folder), _RESUMES: str(resume)})
-    try:
-        train(training, run, start, resume=resume)
-    finally:
-        for name in (_RUN_DIR, _RESUMES):  # of this training, and not of a sweep's next
-            os.environ.pop(name, None)
-    if configs.process_rank() == 0:
-        made = (
-            f"encoder is {run.encoder}"
-            if training.stage.trains_backbone
-            else f"scores are in {run.folder / 'evaluation'}"
-        )
-        say(f"finished {run.folder}; its {made}")
+    train(training, run, start, resume=resume)
 
 
 def _starts_processes(trainer: DictConfig) -> bool:
@@ -146,11 +162,21 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
         raise L2VError(
             f"resume={run.folder}: the texts of data= have changed since; name them anew to go on with others"
         )
-    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"]:
+    if run.is_finished and run.record()["step"] >= config["stage"]["max_steps"] and _is_whole(run):
         raise L2VError(
             f"resume={run.folder}: the run is finished at step {run.record()['step']}; to train longer, raise "
             "stage.max_steps"
         )
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether what a finished run wrote at its end is there as it was written."""
+    try:
+        Initialization.of(run)
+        check_encoder(run.encoder, run.folder / "lineage.json", "")
+    except L2VError:
+        return False
+    return True
 
 
 def _free_name(runs: Path) -> str:
@@ -166,9 +192,7 @@ def _free_name(runs: Path) -> str:
 
 
 def _takes(folder: Path) -> bool:
-    """Whether the folder was free. Points of a sweep may run side by side: one of them makes it at once."""
-    if not configs.is_multirun():
-        return not folder.exists()
+    """Whether the folder was free: of those that are started side by side, one makes it."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

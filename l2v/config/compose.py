@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from l2v.config.targets import check_definitions, check_overrides, check_trust
+from l2v.config.targets import check_definitions, check_overrides, check_places, check_trust
 from l2v.errors import L2VError, first_line
 from l2v.trust import allowed_modules
 
@@ -30,7 +30,7 @@ def with_model_of_init(arguments: list[str]) -> list[str]:
         return arguments
     from l2v.runs.files import read_json
 
-    overrides = [str(o) for o in read_json(record).get("overrides", []) if re.match(r"\+*model\b", str(o))]
+    overrides = [str(o) for o in read_json(record).get("overrides", []) if re.match(r"\+*model[.=]", str(o))]
     check_overrides(overrides, allowed_modules(), f"init_from={given['init_from']}")
     return [*arguments, *overrides]
 
@@ -129,21 +129,38 @@ def read_saved(file: Path, where: str) -> dict[str, Any]:
     return {str(key): value for key, value in saved.items()}
 
 
-def merge_overrides(saved: dict[str, Any], composed: DictConfig, given: list[str], where: str) -> DictConfig:
+def merge_overrides(
+    saved: dict[str, Any], composed: DictConfig, given: list[str], folder: Path, where: str
+) -> DictConfig:
     """A run's saved config with the overrides that were given with ``resume=``.
 
     An override of a group (trainer=ddp) replaces the whole group. What is kept of the saved config may name no code but
     what :mod:`l2v.config.targets` allows, and its texts stay as they are: ``${...}`` in them stands for itself.
 
+    Args:
+        saved: as :func:`read_saved` returns it.
+        composed: of this command.
+        given: its overrides.
+        folder: of the run, which may have been moved since; its loggers write in it.
+        where: the override that the run was named by, for errors.
+
     Raises:
-        L2VError: the saved config names other code, or trusts that of its model.
+        L2VError: the saved config is cut off, names other code, trusts that of its model, or writes outside of the
+            run.
     """
     keys = [override.lstrip("+~").split("=", 1)[0] for override in given]
     keys = [key for key in keys if key not in ("resume", "debug")]
+    if missing := [str(key) for key in composed if key not in saved and key not in keys]:
+        raise L2VError(
+            f"{where}: its config.yaml has no {missing[0]}, so it is cut off or of another version; put a copy in its "
+            f"place, or give {', '.join(f'{key}=...' for key in missing)}"
+        )
     kept = _without(saved, keys)
     check_definitions(kept, allowed_modules(), where)
     check_trust(kept, where)
-    merged = OmegaConf.create(_escaped(kept))
+    loggers = _moved(kept.get("logger"), str(saved.get("run_dir")), str(folder))
+    check_places(loggers, folder, f"{where}: logger")
+    merged = OmegaConf.create(_escaped({**kept, **({"logger": loggers} if loggers else {})}))
     for key in keys:
         OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return merged
@@ -155,6 +172,15 @@ def _without(node: Any, keys: Sequence[str], prefix: str = "") -> Any:
         return node
     named = {key: f"{prefix}.{key}".lstrip(".") for key in node}
     return {key: _without(value, keys, named[key]) for key, value in node.items() if named[key] not in keys}
+
+
+def _moved(node: Any, before: str, now: str) -> Any:
+    """A copy in which paths into a folder lead into the one that it is now."""
+    if isinstance(node, dict):
+        return {key: _moved(value, before, now) for key, value in node.items()}
+    if isinstance(node, str) and (node == before or node.startswith(f"{before}/")):
+        return now + node.removeprefix(before)
+    return node
 
 
 def _escaped(node: Any) -> Any:

@@ -14,7 +14,7 @@ from l2v.config.compose import choices, is_multirun, point_overrides, process_ra
 from l2v.config.messages import no_such_option, one_line
 from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import check_recipe, take_allowed_modules
-from l2v.errors import L2VError, Stopped, first_line
+from l2v.errors import L2VError, Stopped, first_line, panics_told
 from l2v.process import set_up_process
 from l2v.progress import say
 
@@ -46,7 +46,8 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
         try:
             set_up_process(models=models)
             _refuse_bases(name)
-            return task(composed)
+            with panics_told():
+                return task(composed)
         except Exception as error:
             if debug:
                 raise

@@ -126,6 +126,10 @@ def check_overrides(overrides: Sequence[str], allowed: Sequence[str], where: str
             parsed = OverridesParser.create().parse_override(override)
         except HydraException:
             raise L2VError(f"{where}: {override}: cannot be read; an override is key=value") from None
+        if parsed.is_sweep_override():
+            raise L2VError(f"{where}: {override}: holds several values; give one")
+        if "." not in parsed.key_or_group and _leads_out(parsed.value()):
+            raise L2VError(f"{where}: {override}: leads out of the folders of configs")
         setting = {parsed.key_or_group: parsed.value()}
         check_targets(setting, allowed, where)
         check_trust(setting, where)
@@ -152,6 +156,13 @@ def check_recipe(arguments: Sequence[str], name: str) -> None:
                 _check_part(part, f"recipe={file.stem}")
 
 
+def _leads_out(option: Any) -> bool:
+    """Whether the name of an option, or one of several, is a path to another folder."""
+    if isinstance(option, list):
+        return any(map(_leads_out, option))
+    return isinstance(option, str) and ".." in Path(option).parts
+
+
 def _check_part(file: Path, where: str) -> None:
     text = file.read_text(encoding="utf-8")
     if re.search(r"(?m)^[^#\n]*\bhydra\b|^#\s*@package.*\bhydra\b", text):
@@ -159,6 +170,9 @@ def _check_part(file: Path, where: str) -> None:
     if found := re.search(r"\$\{\s*oc\.(create|decode)\b", text):
         raise L2VError(f"{where}: {file} has {found[0]}...}}, which makes settings of a text; write what it stands for")
     settings = OmegaConf.to_container(OmegaConf.load(file))
+    for key, value in _leaves(settings):
+        if key.startswith("defaults.") and _leads_out(value):
+            raise L2VError(f"{where}: {file}: {key}={value} leads out of the folders of configs")
     check_definitions(settings, allowed_modules(), where)
     check_trust(settings, where)
 
@@ -172,6 +186,20 @@ def check_trust(config: Any, where: str) -> None:
     for key, value in _leaves(config):
         if key.rpartition(".")[2] == "trust_remote_code" and value:
             raise L2VError(f"{where}: {key}={value} lets code of the model run, which is yours to say: {key}=true")
+
+
+def check_places(config: Any, folder: Path, where: str) -> None:
+    """Fail where a config that was read names a folder to write to, or a path, that lies outside of another folder.
+
+    Raises:
+        L2VError: naming the setting.
+    """
+    for key, value in _leaves(config):
+        if not isinstance(value, str):
+            continue
+        is_path = key.rpartition(".")[2].endswith("dir") or Path(value).is_absolute() or ".." in Path(value).parts
+        if is_path and not Path(value).resolve().is_relative_to(folder.resolve()):
+            raise L2VError(f"{where}.{key}={value} lies outside of the run, which is yours to say: name it again")
 
 
 def _targets(config: Any) -> Iterator[tuple[str, Any]]:

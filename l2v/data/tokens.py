@@ -12,9 +12,10 @@ import pyarrow
 from transformers import PreTrainedTokenizerBase
 
 from l2v.data.texts import TextSource
-from l2v.errors import L2VError
+from l2v.errors import L2VError, panics_told
 from l2v.progress import track
 from l2v.runs.files import cache_folder, draft_folder
+from l2v.runs.ledger import is_kept, seal
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, clean, tokenize
 
@@ -43,7 +44,9 @@ def block_rows(
     def make(chunks: Iterable[list[str]]) -> Iterator[tuple[list[int]]]:
         rest: list[int] = []
         for chunk in chunks:
-            for ids in tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]:
+            with panics_told():
+                encoded = tokenizer(chunk, return_attention_mask=False, verbose=False)["input_ids"]
+            for ids in encoded:
                 rest += ids
                 if ids and ids[-1] != tokenizer.eos_token_id:
                     rest.append(tokenizer.eos_token_id)
@@ -92,11 +95,12 @@ def _cached(
 ) -> datasets.Dataset:
     key = "\n".join([str(_VERSION), source.fingerprint(), tokenizer_hash(tokenizer), kind, settings])
     folder = cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if not (folder / _FILE).exists():
+    if not is_kept(folder):
         with draft_folder(folder) as draft:
             rows = make(_chunks(track(source.texts(), "tokenizing", show=show)))
             if write_rows(rows, draft / _FILE, schema) == 0:
                 raise L2VError(f"the data gives no {kind}; give more text or lower the length in stage=")
+            seal(draft)
     return datasets.Dataset.from_file(str(folder / _FILE))
 
 

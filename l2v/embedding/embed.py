@@ -3,13 +3,12 @@
 import contextlib
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,14 +26,14 @@ from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
+from l2v.runs.files import remove_drafts
 from l2v.runs.hashes import source_hash
+from l2v.runs.locks import alone
 from l2v.runs.run import now
 from l2v.training.trainer import make_trainer, quiet_lightning
 
 _VERSION = 1
 """Raise it when the same settings would give other shards."""
-_PATIENCE = 10.0
-"""Seconds: the loader of a command that was killed ends within that time."""
 _FEW = 100
 """Ranges of fewer rows are told to the user."""
 
@@ -58,7 +57,8 @@ def encode(
         L2VError: a row cannot be read, the folder holds other vectors, or the encoder cannot be loaded.
         Stopped: by a signal.
     """
-    shards = Shards(encoding.folder)
+    rank = getattr(rank_zero_only, "rank", 0)
+    shards = Shards(encoding.folder, rank)
     writer = _Writer(shards)
     running = make_trainer(
         trainer,
@@ -68,9 +68,8 @@ def encode(
         enable_progress_bar=False,
         default_root_dir=encoding.folder,
     )
-    rank = getattr(rank_zero_only, "rank", 0)
     first = rank == 0
-    with alone(encoding, rank):
+    with only_writer(encoding, rank):
         if first:
             manifest = prepare(subject, encoding, str(running.precision), shards, show)
         else:  # the first process has written it, or will have before the model is loaded
@@ -97,19 +96,14 @@ def describe(manifest: dict[str, Any]) -> str:
     )
 
 
-@contextlib.contextmanager
-def alone(encoding: Encoding, rank: int) -> Iterator[None]:
-    """No process of this number, of another command, writes to the folder meanwhile."""
-    encoding.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(encoding.folder / f".lock-{rank}")
-    try:
-        lock.acquire(timeout=_PATIENCE)
-    except Timeout:
-        raise L2VError(f"output={encoding.output}: another encode.py is writing there; wait for its end") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def only_writer(encoding: Encoding, rank: int) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile no process of this number, of another command, writes to the folder.
+
+    Raises:
+        L2VError: one does.
+    """
+    taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
+    return alone(encoding.folder / f".lock-{rank}", taken)
 
 
 def told(shards: Shards) -> str:
@@ -130,6 +124,7 @@ def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards
     """
     if encoding.truncate_dim is not None and (dimension := known_dimension(subject)) is not None:
         check_dimension(encoding.truncate_dim, dimension, subject)
+    remove_drafts(encoding.folder)
     calibration = encoding.sample().hashes() if encoding.calibration is not None else None
     pinned = {
         "version": _VERSION,
@@ -143,6 +138,9 @@ def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards
     known = shards.manifest()
     if known is not None:
         _check_same(known, pinned, encoding)
+        for number in shards.missing(known):
+            if shards.file(number).exists():
+                say(f"{shards.file(number)}: is not as it was written, and is made anew", style="yellow")
         return known
     if left := sorted(shards.folder.glob("shard-*.parquet")):
         raise L2VError(f"output={encoding.output}: holds {left[0].name} but no manifest.json; choose another folder")
@@ -185,30 +183,6 @@ def _check_same(known: dict[str, Any], pinned: dict[str, Any], encoding: Encodin
             )
 
 
-def finish(shards: Shards, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write into the manifest that all shards are there. It is to have the vectors' ``dimension``.
-
-    Raises:
-        L2VError: a shard is gone.
-    """
-    if lost := shards.missing(manifest):
-        raise L2VError(f"{shards.file(lost[0])}: was written and is gone; the same command goes on")
-    files = [shards.file(number) for number in range(count_shards(manifest))]
-    rows = manifest["shard_rows"]
-    return shards.update(
-        dimension=manifest["dimension"],
-        shards=[
-            {
-                "file": file.name,
-                "rows": min(rows, manifest["rows"] - number * rows),
-                "bytes": file.stat().st_size,
-            }
-            for number, file in enumerate(files)
-        ],
-        finished=now(),
-    )
-
-
 def vectors_of(encoder: AnyEncoder, encoding: Encoding, inputs: dict[str, Any]) -> Tensor:
     """Vectors (texts, dimension) of a batch, cut and scaled as they are wanted."""
     vectors = encoder.embed(inputs)[:, : encoding.truncate_dim]
@@ -232,7 +206,7 @@ class _Embedder(L.LightningModule):
     def setup(self, stage: str) -> None:
         strategy = self.trainer.strategy
         manifest: dict[str, Any] = strategy.broadcast(self.shards.manifest() or {})
-        missing = strategy.broadcast(self.shards.missing(manifest))
+        missing = strategy.broadcast(self.shards.missing(manifest) if self.trainer.is_global_zero else [])
         self.encoder = load_encoder(self.subject, device=strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
@@ -313,7 +287,8 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         trainer.strategy.barrier("shards")
         if trainer.is_global_zero:
-            finish(self.shards, pl_module.manifest)
+            manifest = pl_module.manifest
+            self.shards.update(dimension=pl_module.dimension, shards=self.shards.records(manifest), finished=now())
 
     def _add(self, embedder: _Embedder, batch: Batch, vectors: NDArray[np.float32]) -> None:
         if batch.shard != self._number:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from l2v.embedding.compression import Ranges, restored
 from l2v.errors import L2VError
-from l2v.runs.files import draft_file, read_json, write_json
+from l2v.runs.files import read_json, write_json
+from l2v.runs.ledger import Ledger, check_hash
 
 ROW, VECTOR = "row", "vector"
 """Columns of every shard: the row's number in the input, from 0, and its vector."""
@@ -23,6 +24,8 @@ class Shards:
     """Shards in a folder, by number."""
 
     folder: Path
+    process: int = 0
+    """The number of this one among those that write."""
 
     def file(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.parquet"
@@ -42,8 +45,26 @@ class Shards:
         return manifest
 
     def missing(self, manifest: Mapping[str, Any]) -> list[int]:
-        """Shards that are not there yet."""
-        return [number for number in range(count_shards(manifest)) if not self.file(number).exists()]
+        """Shards that are not there as they were written: not made yet, damaged, or others under their names."""
+        files = [self.file(number) for number in range(count_shards(manifest))]
+        there = set(Ledger(self.folder).sealed(files))
+        return [number for number, file in enumerate(files) if file not in there]
+
+    def records(self, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the manifest says of the shards once they are all written.
+
+        Raises:
+            L2VError: one is not there, or another file.
+        """
+        records = []
+        rows, ledger = manifest["shard_rows"], Ledger(self.folder)
+        for number in range(count_shards(manifest)):
+            file = self.file(number)
+            if (noted := ledger.hash_of(file)) is None:
+                raise L2VError(f"{file}: was written and is gone; the same command goes on")
+            own = min(rows, manifest["rows"] - number * rows)
+            records.append({"file": file.name, "rows": own, "bytes": file.stat().st_size, "sha256": noted})
+        return records
 
     def write(
         self,
@@ -73,7 +94,7 @@ class Shards:
             },
             VECTOR: pyarrow.FixedSizeListArray.from_arrays(flat, width),
         }
-        with draft_file(self.file(number)) as draft:
+        with Ledger(self.folder, self.process).draft(self.file(number)) as draft:
             # values of vectors hardly repeat: a dictionary of them would only take time
             pyarrow.parquet.write_table(pyarrow.table(columns), draft, use_dictionary=list(types))
 
@@ -98,14 +119,15 @@ def read_vectors(folder: str | Path) -> Iterator[NDArray[np.float32]]:
         (rows, dimension) float32: int8 codes as the values they stand for, bits as 1 and -1.
 
     Raises:
-        L2VError: no finished folder of vectors.
+        L2VError: no finished folder of vectors, or a shard of it is damaged.
     """
     shards = Shards(Path(folder).expanduser())
     manifest = shards.manifest()
     if manifest is None or "finished" not in manifest:
         raise L2VError(f"{folder}: expected a finished folder of encode.py, found no manifest.json that says so")
     ranges = Ranges.read(manifest["calibration"]) if manifest["calibration"] else None
-    for number in range(count_shards(manifest)):
+    for number, record in enumerate(manifest["shards"]):
+        check_hash(shards.file(number), record["sha256"], "the command that wrote it writes it anew")
         column = pyarrow.parquet.read_table(shards.file(number), columns=[VECTOR])[VECTOR].combine_chunks()
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
         yield restored(values, manifest["settings"]["vector_dtype"], ranges, manifest["dimension"])

@@ -21,6 +21,7 @@ from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text
 from l2v.runs.initialization import Initialization
+from l2v.runs.lineage import encoder_hash
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import Run, lineage_at
 
@@ -114,7 +115,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
         if wanted.onnx:
             difference = write_onnx(encoder, draft / "onnx" / "model.onnx")
             say(f"onnx/model.onnx: its vectors differ by at most {difference:.1e}")
-        lineage = replace(lineage_at(run, folder), base_ratio=wanted.merge.base_ratio)
+        lineage = replace(lineage_at(run, folder), base_ratio=wanted.merge.base_ratio, encoder=encoder_hash(draft))
         lineage.write(draft / "lineage.json")
         about = Card(name or folder.name, start.head or start.base, lineage, wanted.form, wanted.dtype, difference)
         write_text(draft / "README.md", model_card(run, encoder, about))

@@ -27,7 +27,7 @@ from l2v.mining.texts import Table, Texts, distinct, find, read_table
 from l2v.mining.vectors import Vectors, encode_texts
 from l2v.models.settings import EncoderSettings
 from l2v.progress import say, track
-from l2v.runs.files import cache_folder, draft_file, read_json, write_json
+from l2v.runs.files import cache_folder, draft_file, read_json, remove_drafts, write_json
 from l2v.runs.hashes import settings_hash
 
 _VERSION = 1
@@ -123,6 +123,7 @@ def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict
         data.others, "encoding positives", mining.document_instruction, "not in", data.corpus.table.fingerprint
     )
     tally = _Tally(np.zeros(len(data.corpus), np.int32))
+    remove_drafts(output.parent)
     with draft_file(output) as draft, draft.open("w", encoding="utf-8") as file:
         for row in _triplets(data, mining, queries, corpus, others, tally, show):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -17,6 +17,7 @@ from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import track
 from l2v.runs.files import draft_folder, read_json, write_json
+from l2v.runs.ledger import is_kept, seal
 from l2v.text.tokenization import clean
 
 _VERSION = 1
@@ -99,12 +100,13 @@ def read_table(files: FileTexts, columns: dict[str, str], folder: Path, *, title
     hashed = f"{_VERSION}\n{files.fingerprint()}\n{list(columns)}"
     fingerprint = hashlib.sha256(hashed.encode()).hexdigest()[:24]
     folder = folder / fingerprint
-    if not (folder / _ROWS).exists():
+    if not is_kept(folder):
         with draft_folder(folder) as draft:
             counts = _write(track(_rows(files, columns), title, show=show), list(columns), draft / _ROWS)
             if not counts["rows"]:
                 raise L2VError(f"{files.override}={files.files}: no texts; expected {' and '.join(columns)}, not empty")
             write_json(draft / _COUNTS, counts)
+            seal(draft)
     data = datasets.Dataset.from_file(str(folder / _ROWS))
     return Table(data, read_json(folder / _COUNTS)["empty"], fingerprint)
 

@@ -12,7 +12,8 @@ from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.mining.texts import Texts
 from l2v.progress import track
-from l2v.runs.files import draft_file
+from l2v.runs.files import remove_drafts
+from l2v.runs.ledger import Ledger
 
 VectorDType = Literal["float16", "float32"]
 _PIECE = 256
@@ -31,8 +32,10 @@ class Vectors:
         return self.folder / f"{number:06d}.npy"
 
     def missing(self) -> list[int]:
-        """Shards that are not there yet."""
-        return [number for number in range(-(-self.count // self.shard)) if not self.file(number).exists()]
+        """Shards that are not there as they were written."""
+        files = [self.file(number) for number in range(-(-self.count // self.shard))]
+        there = set(Ledger(self.folder).sealed(files))
+        return [number for number, file in enumerate(files) if file not in there]
 
     def block(self, begin: int, end: int) -> NDArray[np.float32]:
         """Rows ``begin`` to ``end``, in float32: a copy of these alone."""
@@ -86,6 +89,7 @@ def encode_texts(
     if not missing:
         return vectors
     folder.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
     spans = {number: (number * shard, min((number + 1) * shard, len(texts))) for number in missing}
 
     def work() -> Iterator[None]:
@@ -101,7 +105,7 @@ def encode_texts(
                 yield
             if not np.isfinite(made).all():
                 raise L2VError(f"{title}: a vector is not finite; use dtype=float32 or dtype=bfloat16")
-            with draft_file(vectors.file(number)) as draft, draft.open("wb") as file:
+            with Ledger(folder).draft(vectors.file(number)) as draft, draft.open("wb") as file:
                 np.save(file, made)
 
     for _ in track(work(), title, total=sum(-(-(end - begin) // _PIECE) for begin, end in spans.values()), show=show):

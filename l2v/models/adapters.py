@@ -1,5 +1,9 @@
 """Adapters on a decoder: new ones, saved ones, and what training changes."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -73,11 +77,8 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
     """
     config = adapter.config() if isinstance(adapter, Lora) else adapter
     what = "adapter.lora" if isinstance(adapter, Lora) else "adapter.peft"
-    kind = getattr(config.peft_type, "value", config.peft_type)
     wanted = getattr(adapter, "target_modules", None)
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
-    if tuner is None or not issubclass(tuner, BaseTuner):
-        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    _check_kind(config, what)
     try:
         with quiet():
             adapted = get_peft_model(decoder, config)
@@ -89,6 +90,65 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
         raise L2VError(f"{what}.target_modules={wanted}: {error}") from None
     speed_up(adapted)
     return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
+
+
+def _check_kind(config: PeftConfig, what: str) -> None:
+    """Refuse what is not part of the weights, and what imports a module that the config names.
+
+    Raises:
+        L2VError: naming it.
+    """
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(cast(PeftType, config.peft_type))
+    if tuner is None or not issubclass(tuner, BaseTuner):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise L2VError(f"{what}: adapters of the kind {kind} are not part of the weights, so they cannot be merged")
+    if getattr(config, "megatron_config", None) is not None:
+        raise L2VError(f"{what}: megatron_config imports the module that it names; adapters of Megatron are not read")
+
+
+def _check_sizes(config: PeftConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Refuse ranks that no tensor of the adapter has, before matrices of that size are made.
+
+    Raises:
+        L2VError: naming the rank.
+    """
+    largest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
+    pattern = getattr(config, "rank_pattern", None) or {}
+    for rank in (getattr(config, "r", 0), *pattern.values()):
+        if isinstance(rank, int) and rank > largest:
+            raise L2VError(f"{folder}: {ADAPTER_CONFIG} says r={rank}, and no tensor of the adapter is that large")
+
+
+def _check_patterns(config: PeftConfig, decoder: nn.Module, folder: Path) -> None:
+    """Refuse patterns that are none, or take for ever on the names of the decoder's modules.
+
+    They are tried in a process of their own, since nothing ends one that backtracks.
+
+    Raises:
+        L2VError: one cannot be used.
+    """
+    whole = [getattr(config, setting, None) for setting in ("target_modules", "exclude_modules")]
+    patterns = [pattern for pattern in whole if isinstance(pattern, str) and pattern != "all-linear"]
+    for setting in ("rank_pattern", "alpha_pattern"):
+        patterns += [rf"(.*\.)?({name})$" for name in getattr(config, setting, None) or {}]
+    layers = getattr(config, "layers_pattern", None) or []
+    patterns += [rf".*\.{name}\.(\d+)\..*" for name in ([layers] if isinstance(layers, str) else layers)]
+    if not patterns:
+        return
+    program = "import json, re, sys; p, n = json.load(sys.stdin); [re.fullmatch(a, b) for a in p for b in n]"
+    task = json.dumps([patterns, [name for name, _ in decoder.named_modules()]])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=task, text=True, timeout=_SECONDS, capture_output=True
+        )
+        usable = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        usable = False
+    if not usable:
+        raise L2VError(f"{folder}: {ADAPTER_CONFIG} has a pattern that cannot be used, one of {', '.join(patterns)}")
+
+
+_SECONDS = 10
 
 
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
@@ -105,13 +165,16 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pef
         config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+    _check_kind(config, str(folder))
+    _check_sizes(config, weights, folder)
+    _check_patterns(config, decoder, folder)
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:
         with quiet():
             adapted = get_peft_model(decoder, config)
-    except ValueError as error:
-        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {error}") from None
+    except Exception as error:  # its config may say anything
+        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {first_line(error)}") from None
     expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
     found = {k: v.shape for k, v in weights.items()}
     if expected != found:

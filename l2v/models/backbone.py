@@ -22,7 +22,7 @@ from l2v.models.proof import Proof
 from l2v.models.quiet import quiet
 from l2v.models.settings import Checkpointing, EncoderSettings
 from l2v.pooling import Pooling, PoolingName, pool
-from l2v.runs.files import draft_folder
+from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
 
@@ -285,6 +285,7 @@ class Backbone(nn.Module):
         with quiet():
             self.decoder.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(folder)
+        make_readable(folder.glob("*.safetensors"), folder)
 
 
 def row_groups(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from l2v.errors import L2VError, first_line
+from l2v.errors import L2VError, first_line, panics_told
 from l2v.kernels.linear import speed_up
 from l2v.models.adapters import load_adapter
 from l2v.models.bidirectional import Attention, set_attention
@@ -32,6 +33,7 @@ from l2v.models.settings import AttnImplementation, EncoderSettings, Kind
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.hashes import file_hash
+from l2v.runs.ledger import is_kept, seal
 from l2v.runs.locations import Source, model_file, not_on_hub
 
 
@@ -70,6 +72,7 @@ def load_decoder(
         arguments = {**unpacked.arguments(), "trust_remote_code": settings.trust_remote_code}
         tokenizer, config = _tokenizer_and_config(unpacked, arguments)
         _check_kind(place, config, settings.kind)
+        check_sizes(unpacked, config)
         head: nn.Module | None = None
         if with_head:
             decoder, head = _decoder_with_head(unpacked, head_source, loaded_dtype, arguments)
@@ -145,6 +148,36 @@ def _decoder_with_head(
     return cast(PreTrainedModel, whole.base_model), head
 
 
+def check_sizes(place: Source, config: PretrainedConfig) -> None:
+    """Refuse sizes that nothing has, before anything is made of them: they would take all memory and time.
+
+    Raises:
+        L2VError: so many layers, experts or heads, or matrices far larger than the files with the weights.
+    """
+    sizes = {name: size for name, size in config.get_text_config().to_dict().items() if isinstance(size, int)}
+    for name, size in sizes.items():
+        if re.search(r"layers?$|experts|heads?$", name) and size > _MOST_PARTS:
+            raise L2VError(
+                f"model.source={place.name}: its config.json says {name}={size}; expected {_MOST_PARTS} at most"
+            )
+    if not place.is_local:
+        return
+    files = [Path(place.path) / place.gguf_file] if place.gguf_file else Path(place.path).glob("*.safetensors")
+    stored = sum(file.stat().st_size for file in files)
+    width = config.get_text_config().hidden_size
+    for name in ("vocab_size", "hidden_size", "intermediate_size"):
+        if stored and sizes.get(name, 0) * width > _DENSEST * stored:
+            raise L2VError(
+                f"model.source={place.name}: config.json says hidden_size={width} and {name}={sizes[name]}, and the "
+                f"weights have {stored:,} bytes only"
+            )
+
+
+_MOST_PARTS = 10_000
+_DENSEST = 16
+"""Numbers a byte of a file, at most, in one matrix: 4 bits a number would be 2."""
+
+
 def _missing_weights(place: Source, keys: Collection[str], expected: str) -> L2VError:
     return L2VError(f"model.source={place.name}: {len(keys)} weights are missing, e.g. {min(keys)}; {expected}")
 
@@ -158,8 +191,9 @@ def dequantized(place: Source) -> Source:
     if not (place.gguf_file and place.is_local):
         return place
     folder = cache_folder("gguf") / file_hash(Path(place.path) / str(place.gguf_file))[:16]
-    if not (folder / "config.json").exists():
+    if not is_kept(folder):
         arguments = place.arguments()
+        check_sizes(place, AutoConfig.from_pretrained(place.path, **arguments))
         say(f"unpacking {place.name} into the cache, once; some 15 seconds for 135M parameters")
         tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
         model = AutoModelForCausalLM.from_pretrained(place.path, dtype=torch.float32, **arguments)
@@ -170,6 +204,7 @@ def dequantized(place: Source) -> Source:
         with draft_folder(folder) as draft:
             plain.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
+            seal(draft)
     return replace(place, path=str(folder), gguf_file=None)
 
 
@@ -244,14 +279,23 @@ def set_attention_dropout(decoder: nn.Module, probability: float) -> None:
 
 @contextlib.contextmanager
 def told_as_one_line(source: Source) -> Iterator[None]:
-    """Turn the many ways in which a model cannot be loaded into one line each."""
+    """Turn the many ways in which a model cannot be loaded into one line each.
+
+    Its files may say anything: 0 heads end in a ZeroDivisionError, a text for a number in one of a dozen others.
+    """
     try:
-        yield
+        with panics_told():
+            yield
     except L2VError:
         raise
     except json.JSONDecodeError as error:
         raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if not source.is_local:
+    except Exception as error:
+        if not source.is_local and isinstance(error, OSError):
             raise not_on_hub(source, error) from error
-        raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {first_line(error)}") from error
+        told = first_line(error)
+        if "ignore_mismatched_sizes" in told:  # transformers has printed which
+            told = "the shapes of its weights are not those of its config.json"
+        if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError, SafetensorError)):
+            told = f"its config.json does not make a model ({type(error).__name__}: {told})"
+        raise L2VError(f"model.source={source.name}: cannot be loaded as a decoder: {told}") from error

@@ -13,6 +13,7 @@ from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
 from l2v.runs.adapter_folders import Assembly, assemble
 from l2v.runs.hashes import folder_hash, source_hash
+from l2v.runs.lineage import check_encoder
 from l2v.text.prompts import PooledTokens
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -115,8 +116,17 @@ class EncoderSettings:
         return assemble(source, self.adapters, base=self.base, revision=self.revision, override=override)
 
     def fingerprint(self) -> list[Any]:
-        """What pins the vectors: the weights' hash and the settings."""
+        """What pins the vectors: the weights' hash and the settings.
+
+        Raises:
+            L2VError: the weights are not those that were written.
+        """
         parts = self.parts()
+        if self.is_run:
+            remedy = f"resume={self.source} writes it anew, from its last checkpoint"
+            check_encoder(self.folder / "encoder", self.folder / "lineage.json", remedy)
+        else:
+            check_encoder(self.folder, self.folder / "lineage.json", "put a copy in its place, or export the run again")
         beside = None
         if parts.base.is_local and not parts.base.gguf_file:
             beside = folder_hash(Path(parts.base.path), _BESIDE_WEIGHTS)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from l2v.errors import L2VError, first_line
 from l2v.pooling.base import Pooling
 from l2v.runs.adapter_folders import POOLING_WEIGHTS
+from l2v.runs.files import make_readable
 from l2v.trust import VARIABLE, allowed_modules, is_inside
 
 
@@ -26,6 +27,7 @@ def save_pooling(pooling: Pooling, folder: Path) -> None:
     if weights:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / POOLING_WEIGHTS)
+        make_readable([folder / POOLING_WEIGHTS], folder)
 
 
 def load_pooling(record: dict[str, Any], hidden_size: int, folder: Path | None, where: str) -> Pooling:

@@ -23,7 +23,7 @@ from l2v.probing.scores import tagging_scores
 from l2v.probing.states import FrozenModel
 from l2v.probing.words import WordSource
 from l2v.progress import say, track
-from l2v.runs.files import draft_folder, read_json, write_json
+from l2v.runs.files import check_name, draft_folder, read_json, write_json
 from l2v.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class WordProbe(Stage):
             )
         if layers == []:
             raise L2VError("stage.layers=[]: expected at least one layer")
+        check_name(task, "stage.task")
         self.task, self.column, self.spans = task, column, spans
         self.layers, self.mix, self.normalize = layers, mix, normalize
         self.wanted_shift: Shift | Literal["auto"] = shift

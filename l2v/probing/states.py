@@ -23,6 +23,7 @@ from l2v.models.settings import DType
 from l2v.probing.alignment import Aligned
 from l2v.progress import say, track
 from l2v.runs.files import cache_folder, read_json, write_json
+from l2v.runs.ledger import Ledger
 from l2v.text.tokenization import Tokens, pad
 
 _VERSION = 1
@@ -77,7 +78,8 @@ class States:
         return flat.view(self.tokens, hidden)
 
     def missing(self, layers: Sequence[int]) -> list[int]:
-        return [layer for layer in layers if not self.file(layer).exists()]
+        there = set(Ledger(self.folder).sealed(map(self.file, layers)))
+        return [layer for layer in layers if self.file(layer) not in there]
 
 
 def compute_states(
@@ -189,7 +191,9 @@ def _compute(
     }
     write_json(states.folder / _FACTS, facts)
     for layer in layers:
-        (draft / states.file(layer).name).replace(states.file(layer))
+        whole = draft / states.file(layer).name
+        Ledger(states.folder).note(whole)
+        whole.replace(states.file(layer))
     shutil.rmtree(draft)
 
 

@@ -1,7 +1,6 @@
 """Run folders as they are on disk: what is there is read, what is missing is an empty value."""
 
 import functools
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from l2v.errors import L2VError
-from l2v.runs.files import read_json
+from l2v.runs.files import read_json, read_json_lines
 from l2v.runs.lineage import AdapterRecord, Lineage
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -139,7 +138,7 @@ def _read_run(folder: Path, label: str) -> Record:
         config=config,
         config_text=config_text,
         lineage=_read_lineage(folder / "lineage.json"),
-        metrics=_read_metrics(folder / "metrics.jsonl"),
+        metrics=read_json_lines(metrics) if (metrics := folder / "metrics.jsonl").exists() else [],
         suites=_read_suites(folder / "evaluation"),
         contamination={f.stem: _read_contamination(f) for f in sorted((folder / "contamination").glob("*.json"))},
     )
@@ -188,25 +187,7 @@ def _read_config(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_lineage(file: Path) -> Lineage | None:
-    if not file.exists():
-        return None
-    try:
-        return Lineage.read(file)
-    except (KeyError, TypeError, AttributeError):
-        raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
-
-
-def _read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file. A last line without its end, which is being written, may be broken."""
-    rows: list[dict[str, Any]] = []
-    lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows += [_object(json.loads(line), f"{file}:{number}")] if line.strip() else []
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise L2VError(f"{file}:{number}: not JSON ({error.msg})") from None
-    return rows
+    return Lineage.read(file) if file.exists() else None
 
 
 def finite(value: Any) -> float | None:

@@ -1,20 +1,36 @@
 """What pins a file, a folder of weights, a model of the hub, or settings."""
 
+import functools
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from l2v.runs.locations import Source
 
+_JUST_WRITTEN = 2.0
+"""Seconds within which a file may be written again with the same time on it."""
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file's bytes, in hex; computed once a process while the file stays as it is."""
+    stat = path.stat()
+    if time.time() - stat.st_mtime < _JUST_WRITTEN:
+        return _digest(path)
+    return _known_digest(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=100_000)
+def _known_digest(path: Path, number: int, size: int, changed: int) -> str:
+    return _digest(path)
 
 
 def folder_hash(folder: Path, patterns: Sequence[str] = _WEIGHTS) -> str:

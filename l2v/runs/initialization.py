@@ -17,7 +17,7 @@ from l2v.runs.adapter_folders import (
 )
 from l2v.runs.files import draft_folder
 from l2v.runs.hashes import folder_hash, settings_hash, source_hash
-from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
+from l2v.runs.lineage import AdapterRecord, Lineage, check_encoder, lineage_base, lineage_head, recorded_base
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import INITIAL_ADAPTER, INITIAL_POOLING, Run
 
@@ -106,17 +106,23 @@ class Initialization:
         return replace(self, merge=merge, adapter=adapter, pooling=pooling)
 
     @staticmethod
-    def of(run: Run) -> "Initialization":
-        """What a run began with, from its own folder."""
+    def of(run: Run, *, whole: bool = True) -> "Initialization":
+        """What a run began with, from its own folder.
+
+        Args:
+            run: which.
+            whole: check what it wrote at its end too; where it goes on, its end is written anew.
+
+        Raises:
+            L2VError: something of it is not as it was written.
+        """
         lineage = run.lineage()
-        for record in [*lineage.merged, *([lineage.initial] if lineage.initial else [])]:
-            if folder_hash(run.folder / record.path) != record.hash:
-                raise L2VError(f"{run.folder / record.path}: not the adapter of lineage.json (another hash)")
+        _check_adapters(run, lineage, whole)
         pooling = run.folder / INITIAL_POOLING if lineage.pooling else None
         if pooling is not None and folder_hash(pooling) != lineage.pooling:
             raise L2VError(f"{pooling}: not the pooling of lineage.json (another hash)")
         return Initialization(
-            lineage_base(lineage, run.folder),
+            lineage_base(lineage, run.folder, check=whole or lineage.base != run.encoder.name),
             lineage,
             [run.folder / record.path for record in lineage.merged],
             run.folder / lineage.initial.path if lineage.initial else None,
@@ -178,6 +184,7 @@ def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
         raise L2VError(f"init_from={init_from}: neither a run (run.json), an adapter nor a model (config.json)")
     if adapter_folder(init_from, override="init_from") is not None:
         return _stacked([init_from], base)
+    check_encoder(folder, folder / "lineage.json", "put a copy in its place, or export the run again")
     return _Previous(locate(init_from, override="init_from"), [], None, {}, [])
 
 
@@ -196,6 +203,7 @@ def _stacked(names: Sequence[str], base: Source) -> _Previous:
 
 def _previous_run(run: Run) -> _Previous:
     lineage = run.lineage()
+    _check_adapters(run, lineage, whole=True)
     merge = [run.folder / record.path for record in lineage.merged]
     stages = {run.folder / record.path: record.stage for record in lineage.merged}
     adapter = None
@@ -205,7 +213,26 @@ def _previous_run(run: Run) -> _Previous:
     base, head = lineage_base(lineage, run.folder), lineage_head(lineage, run.folder)
     pooling = run.encoder / POOLING_FOLDER
     own = pooling if (pooling / POOLING_WEIGHTS).is_file() else None
+    if own is not None:
+        check_encoder(run.encoder, run.folder / "lineage.json", _written_anew(run))
     return _Previous(base, merge, adapter, stages, lineage.history, head, is_run=True, pooling=own)
+
+
+def _check_adapters(run: Run, lineage: Lineage, whole: bool) -> None:
+    """Fail where an adapter of a run is not the one that its lineage was written for.
+
+    Raises:
+        L2VError: with what to do.
+    """
+    before = [*lineage.merged, *([lineage.initial] if lineage.initial else [])]
+    for record in [*before, *([lineage.adapter] if lineage.adapter and whole else [])]:
+        if folder_hash(run.folder / record.path) != record.hash:
+            remedy = "put a copy in its place" if record in before else _written_anew(run)
+            raise L2VError(f"{run.folder / record.path}: not the adapter of lineage.json (another hash); {remedy}")
+
+
+def _written_anew(run: Run) -> str:
+    return f"resume={run.folder} writes it anew, from its last checkpoint"
 
 
 def _copy_adapter(source: Path, target: Path) -> None:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from l2v.errors import L2VError
-from l2v.runs.files import read_json, write_json
-from l2v.runs.hashes import source_hash
+from l2v.runs.adapter_folders import POOLING_FOLDER
+from l2v.runs.files import check_name, read_json, write_json
+from l2v.runs.hashes import folder_hash, source_hash
 from l2v.runs.locations import Source, locate
 
 
@@ -43,16 +44,33 @@ class Lineage:
     """The hash of the weights of a pooling of one's own that training went on with."""
     base_ratio: float = 0.0
     """Share of the original decoder's weights that was mixed back in at the end."""
+    encoder: str | None = None
+    """The hash of the encoder that was written with it."""
 
     def write(self, file: Path) -> None:
         write_json(file, asdict(self))
 
     @staticmethod
     def read(file: Path) -> "Lineage":
+        """A lineage that was written, perhaps by somebody else: the stages in it are names, and no paths.
+
+        Raises:
+            L2VError: it is none.
+        """
         raw = read_json(file)
-        merged = [AdapterRecord(**record) for record in raw.pop("merged")]
-        tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
-        return Lineage(**{**raw, **tops, "merged": merged})
+        try:
+            merged = [AdapterRecord(**record) for record in raw.pop("merged")]
+            tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
+            lineage = Lineage(**{**raw, **tops, "merged": merged})
+        except (KeyError, TypeError, AttributeError):
+            raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
+        for record in lineage.adapters():
+            check_name(record.stage, f"{file}: stage")
+        return lineage
+
+    def adapters(self) -> list[AdapterRecord]:
+        """All that it names."""
+        return [*self.merged, *(record for record in (self.initial, self.adapter) if record)]
 
 
 def recorded_base(base: Source, folder: Path) -> str:
@@ -62,8 +80,29 @@ def recorded_base(base: Source, folder: Path) -> str:
     return os.path.relpath(Path(base.path) / (base.gguf_file or ""), folder.resolve())  # runs/ may be a link
 
 
-def lineage_base(lineage: Lineage, folder: Path) -> Source:
-    """The base of a lineage that lies in ``folder``, checked against its hash.
+def encoder_hash(folder: Path) -> str:
+    """Of the weights of an encoder, and of a pooling of one's own."""
+    return folder_hash(folder, ("*.safetensors", f"{POOLING_FOLDER}/*.safetensors"))
+
+
+def check_encoder(folder: Path, file: Path, remedy: str) -> None:
+    """Fail where an encoder's weights are not those that were written with a lineage; where there is none, do nothing.
+
+    Args:
+        folder: of the encoder.
+        file: the lineage.
+        remedy: what to tell.
+
+    Raises:
+        L2VError: they are not.
+    """
+    wanted = Lineage.read(file).encoder if file.is_file() else None
+    if wanted is not None and encoder_hash(folder) != wanted:
+        raise L2VError(f"{folder}: its weights are damaged (another hash than in {file}); {remedy}")
+
+
+def lineage_base(lineage: Lineage, folder: Path, *, check: bool = True) -> Source:
+    """The base of a lineage that lies in ``folder``, checked against its hash, unless ``check`` is off.
 
     Raises:
         L2VError: the base is gone, or is another one than the lineage was made with.
@@ -73,7 +112,7 @@ def lineage_base(lineage: Lineage, folder: Path) -> Source:
     commit = lineage.base_hash.removeprefix("commit:")
     revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else lineage.revision
     source = locate(name, revision, override=f"the base of {folder}")
-    if source.is_local and source_hash(source) != lineage.base_hash:
+    if check and source.is_local and source_hash(source) != lineage.base_hash:
         raise L2VError(f"{folder}: its base {lineage.base} is not the one it was trained on (another hash)")
     return source
 

@@ -1,8 +1,10 @@
 """Run folders: ``runs/<name>/`` holds whatever is needed to read, resume or go on from a run."""
 
+import contextlib
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -10,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError
-from l2v.runs.files import read_json, write_json, write_text
+from l2v.runs.files import check_inside, machine, read_json, remove_drafts, write_json, write_text
 from l2v.runs.hashes import folder_hash
-from l2v.runs.lineage import AdapterRecord, Lineage, lineage_base, lineage_head, recorded_base
+from l2v.runs.lineage import AdapterRecord, Lineage, encoder_hash, lineage_base, lineage_head, recorded_base
+from l2v.runs.locks import SILENCE, alone, pulse, silence
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 INITIAL_ADAPTER = "initial_adapter"
@@ -87,19 +90,56 @@ class Run:
         )
 
     def take_over(self, config: str, record: dict[str, Any]) -> None:
-        """Go on with the run in this process, from now on with this config.
-
-        Raises:
-            L2VError: another process trains in the folder.
-        """
-        self.must_not_be_running()
+        """Go on with the run in this process, from now on with this config."""
         write_text(self.folder / "config.yaml", config)
         self.update(**record, status="running", error=None, finished=None, process=self.this_process())
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Meanwhile no other process trains in the folder, of this machine or another; what is there stays as it is.
+
+        What killed processes had begun to write is removed. A folder with nothing in it is gone after.
+
+        Raises:
+            L2VError: another process trains in it.
+        """
+        lock = self.folder / ".lock"
+        with alone(lock, self._taken()):
+            try:
+                os.utime(lock)
+                self._must_not_be_trained_elsewhere(lock)
+                for folder in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
+                    remove_drafts(folder)
+                with pulse(self.record_file):
+                    yield
+            finally:
+                if [path.name for path in self.folder.iterdir()] == [lock.name]:
+                    lock.unlink()
+                    self.folder.rmdir()
+
+    def _must_not_be_trained_elsewhere(self, lock: Path) -> None:
+        """Locks may not reach another machine: there, what counts is when it touched its record last."""
+        if not self.record_file.exists() or (record := self.record())["status"] != "running":
+            return
+        if record.get("process", {}).get("machine") == machine():
+            return
+        quiet = silence(self.record_file, lock)
+        if quiet < SILENCE:
+            raise L2VError(
+                f"{self._taken()} (it showed life {quiet:.0f} s ago; if it was killed, try again in {SILENCE:.0f} s)"
+            )
+
+    def _taken(self) -> str:
+        who = "another process"
+        if self.record_file.exists():
+            process = self.record().get("process", {})
+            who = f"process {process.get('pid')} of {process.get('host')}"
+        return f"{self.folder}: {who} is training in it; stop that one first"
+
     @staticmethod
     def this_process() -> dict[str, Any]:
-        """Who trains: host and process id."""
-        return {"host": platform.node(), "pid": os.getpid()}
+        """Who trains: host, process id, and the machine since it was last started."""
+        return {"host": platform.node(), "pid": os.getpid(), "machine": machine()}
 
     def must_be_free(self) -> None:
         """Fail if the folder holds a run with something in it; one that stopped before its first save holds nothing.
@@ -109,7 +149,6 @@ class Run:
         """
         if not self.record_file.exists():
             return
-        self.must_not_be_running()
         if self.is_finished:
             raise L2VError(f"name={self.folder.name}: the run {self.folder} is finished; choose another name=")
         if (self.checkpoints / LAST).exists():
@@ -117,14 +156,6 @@ class Run:
                 f"name={self.folder.name}: the run {self.folder} exists; go on with it by resume={self.folder}, or "
                 "choose another name="
             )
-
-    def must_not_be_running(self) -> None:
-        """Fail if a living process of this machine trains in the folder."""
-        record = self.record()
-        process = record["process"]
-        other = process != self.this_process() and process["host"] == platform.node()
-        if record["status"] == "running" and other and _is_alive(process["pid"]):
-            raise L2VError(f"{self.folder}: process {process['pid']} is training in it; stop that one first")
 
     @staticmethod
     def open(path: str | Path, override: str = "resume") -> "Run":
@@ -161,7 +192,15 @@ class Run:
         return self.record_file.exists() and self.record()["status"] == "finished"
 
     def record(self) -> dict[str, Any]:
-        return read_json(self.record_file)
+        """What ``run.json`` says.
+
+        Raises:
+            L2VError: it is no record of a run.
+        """
+        record = read_json(self.record_file)
+        if not isinstance(record, dict) or not isinstance(record.get("process", {}), dict) or "status" not in record:
+            raise L2VError(f"{self.record_file}: not the record of a run: expected status, process, step, ...")
+        return record
 
     def update(self, **fields: Any) -> None:
         """Change fields of ``run.json``."""
@@ -169,7 +208,16 @@ class Run:
         write_json(self.record_file, {**old, **fields})
 
     def lineage(self) -> Lineage:
-        return Lineage.read(self.folder / "lineage.json")
+        """What the run is made of, all of it in its folder but for the base.
+
+        Raises:
+            L2VError: it cannot be read, or leads out of the folder.
+        """
+        file = self.folder / "lineage.json"
+        lineage = Lineage.read(file)
+        for record in lineage.adapters():
+            check_inside(record.path, f"{file}: path")
+        return lineage
 
     def last_checkpoint(self) -> Path:
         """The checkpoint to resume from.
@@ -205,7 +253,7 @@ def lineage_at(run: Run, folder: Path) -> Lineage:
 
 def finish_lineage(run: Run, stage: str) -> None:
     """Add what the run trained to its lineage: its adapter, or its full weights as the new base."""
-    lineage = run.lineage()
+    lineage = replace(run.lineage(), encoder=encoder_hash(run.encoder))
     if lineage.base == run.encoder.name:  # trained longer than at first
         lineage = replace(lineage, base_hash="sha256:" + folder_hash(run.encoder))
     elif run.adapter.exists():
@@ -222,16 +270,6 @@ def finish_lineage(run: Run, stage: str) -> None:
             history=[*lineage.history, *(asdict(record) for record in lineage.merged), step],
         )
     lineage.write(run.folder / "lineage.json")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        return True
-    return True
 
 
 def now() -> str:

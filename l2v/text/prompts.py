@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from l2v.errors import L2VError, first_line
+from l2v.text.rendering import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,13 +121,12 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase") -> str:
         L2VError: the tokenizer has none, or it does not keep the message as it is.
     """
     try:
-        written = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
-    except Exception as error:  # a template is a program of the model's author, and fails in its own ways
+        written = render(tokenizer.get_chat_template(), _MARK, tokenizer.special_tokens_map)
+    except (L2VError, ValueError) as error:
         raise L2VError(
             f"model.template={CHAT}: the tokenizer has no chat template that can be used ({first_line(error)}); write "
             f"one out, e.g. model.template='[INST] {TEXT} [/INST]'"
         ) from None
-    assert isinstance(written, str)
     if written.count(_MARK) != 1:
         raise L2VError(f"model.template={CHAT}: the tokenizer's chat template changes the text; write one out instead")
     bos = tokenizer.bos_token

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from l2v.errors import L2VError
+from l2v.errors import L2VError, panics_told
 from l2v.text.prompts import Framed, Prompt
 
 _PLAIN = Prompt()
@@ -70,14 +70,15 @@ def tokenize(
     framed_at_all = any(before or after for before, _, after in framed)
     # the tokenizer's own cut takes from the end, whatever stands there
     by_offsets = framed_at_all or text_max_length is not None
-    encoded = tokenizer(
-        ["".join(parts) for parts in framed],
-        truncation=not by_offsets,
-        max_length=None if by_offsets else max_length,
-        return_offsets_mapping=by_offsets,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    with panics_told():
+        encoded = tokenizer(
+            ["".join(parts) for parts in framed],
+            truncation=not by_offsets,
+            max_length=None if by_offsets else max_length,
+            return_offsets_mapping=by_offsets,
+            return_attention_mask=False,
+            verbose=False,
+        )
     bos = tokenizer.bos_token_id
     tokens = []
     for row, (ids, frame) in enumerate(zip(encoded["input_ids"], framed, strict=True)):

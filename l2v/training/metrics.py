@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from l2v.errors import L2VError
-from l2v.runs.files import write_text
+from l2v.runs.files import read_json_lines, write_text
 
 
 class RunLogger(Logger):
@@ -24,7 +24,9 @@ class RunLogger(Logger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.file = folder / "metrics.jsonl"
-        self._rows = _read(self.file) if self.file.exists() else []
+        self._rows = read_json_lines(self.file) if self.file.exists() else []
+        if any(not {"step", "time"} <= row.keys() for row in self._rows):
+            raise L2VError(f"{self.file}: a row has no step or no time; delete that line to go on")
         self._begin = time.monotonic()
         self.count_steps: Callable[[], int] = lambda: 0
         """Optimizer steps done: Lightning's own count is behind by one while it trains, and not after a resume."""
@@ -85,13 +87,3 @@ class RunLogger(Logger):
     def last(self) -> dict[str, float]:
         """The last value of every metric."""
         return {name: value for row in self._rows for name, value in row.items()}
-
-
-def _read(file: Path) -> list[dict[str, float]]:
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # the line that was being written when a machine went down
-    return rows

@@ -327,9 +327,9 @@ def test_init_from_a_run_takes_its_model(tmp_path: Path) -> None:
 
 
 def test_overrides_on_resume_change_the_saved_config() -> None:
-    saved = OmegaConf.create(yaml.safe_dump({"stage": {"max_steps": 10, "batch_size": 3}, "trainer": {"devices": 1}}))
+    saved = {"stage": {"max_steps": 10, "batch_size": 3}, "trainer": {"devices": 1}}
     new = OmegaConf.create({"stage": {"max_steps": 20, "batch_size": 32}, "trainer": {"devices": 4, "strategy": "ddp"}})
     merged = configs.merge_overrides(
-        saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"], "resume=runs/x"
+        saved, new, ["resume=runs/x", "stage.max_steps=20", "trainer=ddp"], Path("runs/x"), "resume=runs/x"
     )
     assert merged == {"stage": {"max_steps": 20, "batch_size": 3}, "trainer": {"devices": 4, "strategy": "ddp"}}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,9 @@ def test_training_data_of_a_run_are_looked_at_without_running_its_code(run):
         ("+logger.evil={_target_: subprocess.getoutput, cmd: touch RAN}", "subprocess.getoutput is refused"),
         ("+logger.evil._target_=subprocess.getoutput", "subprocess.getoutput is refused"),
         ("model.source=${oc.env:SECRET}", "holds an interpolation"),
+        ("model=../../elsewhere/evil", "leads out of the folders of configs"),
+        ("evaluation=[demo,../evil]", "leads out of the folders of configs"),
+        ("+logger.evil={_target_: subprocess.getoutput},{_target_: os.system}", "holds several values"),
         ("hydra.run.dir=/tmp", "is for the command line only"),
         ("model.trust_remote_code=true", "is yours to say"),
     ],
@@ -165,6 +169,59 @@ def test_the_model_that_a_runs_record_names_is_data_too(override: str, told: str
     (tmp_path / "run.json").write_text(json.dumps({"overrides": ["model=llama3-8b", override]}))
     with pytest.raises(L2VError, match=told):
         with_model_of_init([f"init_from={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("logger", "value", "told"),
+    [
+        ("csv.save_dir", "/home/other", "logger.csv.save_dir=/home/other lies outside of the run"),
+        ("csv.save_dir", "logs", "logger.csv.save_dir=logs lies outside of the run"),
+        ("csv.name", "../../other", "logger.csv.name=../../other lies outside of the run"),
+    ],
+)
+def test_loggers_of_a_saved_config_write_into_their_run_only(run: Path, logger: str, value: str, told: str) -> None:
+    changed(run, "logger.csv", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(run)})
+    changed(run, f"logger.{logger}", value)
+    with pytest.raises(L2VError, match=f"resume={run}: {told}"):
+        resume(run)
+
+
+def test_loggers_of_a_run_that_was_moved_write_where_it_is_now(run: Path) -> None:
+    changed(run, "logger.csv", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": f"{run}/csv"})
+    now = run.rename(run.with_name("moved"))
+    resume(now)
+    assert list((now / "csv").rglob("metrics.csv")) and not run.exists()
+
+
+def test_a_config_that_is_cut_off_is_refused(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    for end in (0, text.index("adapter:"), text.index("  lora:"), text.index("seed:"), text.index("objective:")):
+        (run / "config.yaml").write_text(text[:end])
+        with pytest.raises(
+            L2VError, match=f"resume={run}: its config.yaml (has no .* cut off|cannot be read|is not a)"
+        ):
+            resume(run)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"status": 3', '{"status": "running", "process": 3}'])
+def test_a_record_that_is_none_is_one_line(run: Path, text: str) -> None:
+    (run / "run.json").write_text(text)
+    with pytest.raises(L2VError, match=r"run.json:? ?\d?:? (not the record of a run|not JSON)"):
+        resume(run)
+
+
+def test_a_stage_in_a_runs_lineage_is_a_name_and_no_path(run: Path, tiny_model: Path, monkeypatch) -> None:
+    lineage = json.loads((run / "lineage.json").read_text())
+    tiny = Tiny(run.parents[1], tiny_model, monkeypatch)
+    for stage, path, told in [
+        ("x/../../../escaped", "adapter", "stage='x/../../../escaped': expected a name"),
+        ("mntp", "../other/adapter", "path='../other/adapter': leads out of its folder"),
+    ]:
+        lineage["adapter"] |= {"stage": stage, "path": path}
+        (run / "lineage.json").write_text(json.dumps(lineage))
+        with pytest.raises(L2VError, match=re.escape(told)):
+            tiny.train("next", "simcse", "stage.max_steps=2", f"init_from={run}", "adapter.init=new")
+    assert not list(run.parents[1].rglob("*escaped*"))
 
 
 def test_a_hostile_run_of_a_stranger_runs_nothing(run):
@@ -201,9 +258,10 @@ THEIRS = "# @package _global_\ndefaults:\n  - smoke\n"
         ("hydra: {callbacks: {a: {_target_: evil_module.Thing}}}\n", "theirs.yaml sets hydra"),
         ("  - override /hydra/job_logging: theirs\n", "theirs.yaml sets hydra"),
         ("evaluation: {tasks: {a: {_target_: evil_module.Thing}}}\n", "evaluation.tasks.a._target_=evil_module.Thing"),
+        ("  - /trainer: ../../evil\n", "leads out of the folders of configs"),
         ("evaluation: {tasks: {a: '${oc.create:{_target_: evil_module.Thing}}'}}\n", "which makes settings of a text"),
     ],
-    ids=["callback", "default", "task", "created task"],
+    ids=["callback", "default", "task", "another folder", "created task"],
 )
 def test_a_recipe_of_another_runs_nothing_of_its_own(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "conf" / "recipe").mkdir(parents=True)

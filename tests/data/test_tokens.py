@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from tiny import SENTENCES, make_tiny_tokenizer
@@ -59,6 +60,16 @@ def test_texts_are_tokenized_once_and_memory_mapped() -> None:
     assert source.reads == 1
     assert first["input_ids"][:] == again["input_ids"][:]
     assert again.cache_files[0]["filename"].endswith(".arrow")
+
+
+def test_rows_that_were_damaged_are_made_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    first = block_rows(Counted(SENTENCES, "damaged"), TOKENIZER, 8, show=False)
+    expected, file = first["input_ids"][:], Path(first.cache_files[0]["filename"])
+    for damage in (lambda data: data[:-8], lambda data: data[:400] + bytes([data[400] ^ 1]) + data[401:]):
+        file.write_bytes(damage(file.read_bytes()))
+        source = Counted(SENTENCES, "damaged")
+        assert block_rows(source, TOKENIZER, 8, show=False)["input_ids"][:] == expected and source.reads == 1
+        assert f"{file}: is not as it was written, and is made anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["texts", "length", "tokenizer", "kind"])

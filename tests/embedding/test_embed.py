@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from l2v.embedding.shards import Shards
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError, Stopped
 from l2v.models.settings import EncoderSettings
+from l2v.runs.files import machine
+from l2v.runs.locks import alone
 
 CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 TEXTS = [" ".join(SENTENCES[(row + shift) % 6] for shift in range(row % 3)) + f" {row}" for row in range(47)]
@@ -235,7 +238,7 @@ def test_a_killed_command_goes_on_where_it_was(run, tmp_path, monkeypatch, kind)
     with pytest.raises(L2VError, match="expected a finished folder of encode.py"):
         list(read_vectors(folder))
     before = {file: file.stat().st_mtime_ns for file in folder.glob("shard*")}
-    (folder / "shard-00002.parquet.tmp").write_bytes(b"half of it")
+    (folder / f"shard-00002.parquet.tmp-{machine()}-{2**22 + 1}").write_bytes(b"half of it")
     written = broken_at(monkeypatch, -1, RuntimeError())
     monkeypatch.setattr(inputs_module.Inputs, "survey", None)  # the files are known
     again = run(vector_dtype=kind)
@@ -243,7 +246,7 @@ def test_a_killed_command_goes_on_where_it_was(run, tmp_path, monkeypatch, kind)
     assert table(folder)["row"].to_pylist() == list(range(47))
     assert (stored(folder) == stored(tmp_path / "whole")).all()
     assert again["calibration"] == whole["calibration"] and (kind == "int8") == (again["calibration"] is not None)
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob("*.tmp*"))
 
 
 def test_what_is_there_is_reused(run, tmp_path, monkeypatch, capsys) -> None:
@@ -256,6 +259,52 @@ def test_what_is_there_is_reused(run, tmp_path, monkeypatch, capsys) -> None:
     written = broken_at(monkeypatch, -1, RuntimeError())
     run()
     assert written == [3] and table(tmp_path / "vectors")["row"].to_pylist() == list(range(47))
+
+
+def swapped(folder: Path) -> None:
+    one, two = folder / "shard-00001.parquet", folder / "shard-00003.parquet"
+    one.rename(folder / "aside")
+    two.rename(one)
+    (folder / "aside").rename(two)
+
+
+def flipped(file: Path) -> None:
+    """One bit in the middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "anew"),
+    [
+        (lambda folder: flipped(folder / "shard-00003.parquet"), [3]),
+        (lambda folder: (folder / "shard-00001.parquet").write_bytes(b""), [1]),
+        (lambda folder: os.truncate(folder / "shard-00001.parquet", 2000), [1]),
+        (swapped, [1, 3]),
+        (lambda folder: shutil.copy(folder / "shard-00000.parquet", folder / "shard-00001.parquet"), [1]),
+    ],
+    ids=["flipped", "empty", "truncated", "swapped", "another"],
+)
+def test_shards_that_are_not_as_they_were_written_are_written_anew(
+    run, tmp_path, monkeypatch, capsys, damage, anew, finished
+) -> None:
+    run()
+    folder = tmp_path / "vectors"
+    before = stored(folder)
+    if not finished:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "finished"}))
+    damage(folder)
+    if finished:
+        with pytest.raises(L2VError, match=rf"shard-0000{anew[0]}.parquet: is damaged .* writes it anew"):
+            list(read_vectors(folder))
+    written = broken_at(monkeypatch, -1, RuntimeError())
+    run()
+    assert written == anew and (stored(folder) == before).all()
+    assert f"shard-0000{anew[0]}.parquet: is not as it was written, and is made anew" in capsys.readouterr().err
+    assert len(list(read_vectors(folder))) == 5
 
 
 @pytest.mark.parametrize(
@@ -289,9 +338,11 @@ def test_a_folder_with_shards_of_others_is_left_alone(run, tmp_path) -> None:
 
 
 def test_two_commands_do_not_write_into_one_folder(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(encode_module, "_PATIENCE", 0)
-    other = Encoding(files=str(tmp_path / "*.jsonl"), output=str(tmp_path / "vectors"))
-    with encode_module.alone(other, 0), pytest.raises(L2VError, match="another encode.py is writing there"):
+    monkeypatch.setattr("l2v.runs.locks._PATIENCE", 0)
+    with (
+        alone(tmp_path / "vectors" / ".lock-0", ""),
+        pytest.raises(L2VError, match="another encode.py is writing there"),
+    ):
         run()
 
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -378,6 +379,20 @@ def test_after_a_stop_only_what_is_missing_is_encoded(tmp_path, tiny_model, coun
     mine(EncoderSettings(str(tiny_model)), settings(tmp_path, **how), show=False)
     assert len(counted) == 6
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole" / "out.jsonl").read_bytes()
+
+
+def test_vectors_that_were_damaged_are_encoded_anew(tmp_path, tiny_model, counted) -> None:
+    ten_pairs(tmp_path)
+    subject, how = EncoderSettings(str(tiny_model)), {"percentage_margin": None, "num_negatives": 3}
+    mine(subject, settings(tmp_path, **how), show=False)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    file = min((tmp_path / "cache" / "vectors").rglob("*.npy"))
+    rows = len(np.load(file))
+    os.truncate(file, file.stat().st_size - 2)
+    (tmp_path / "out.jsonl").unlink()
+    counted.clear()
+    mine(subject, settings(tmp_path, **how), show=False)
+    assert len(counted) == rows and (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_vectors_are_reused_with_other_thresholds_and_no_model_is_loaded(

@@ -1,5 +1,6 @@
 """Adapters of any kind of PEFT that can be merged: trained, saved, loaded, merged."""
 
+import json
 from pathlib import Path
 
 import peft
@@ -63,3 +64,25 @@ def test_modules_that_the_model_has_not_are_told(tiny_model):
     backbone = Backbone.load(str(tiny_model))
     with pytest.raises(L2VError, match="adapter.peft.target_modules=.*'query'"):
         backbone.add_adapter(peft.IA3Config(target_modules=["query"], feedforward_modules=[]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "megatron_config imports the module that it names"),
+        (
+            {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "task_type": "FEATURE_EXTRACTION"}
+            | {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a", "tokenizer_name_or_path": "theirs"},
+            "adapters of the kind PROMPT_TUNING are not part of the weights",
+        ),
+    ],
+)
+@pytest.mark.parametrize("trainable", [True, False])
+def test_an_adapter_that_brings_more_than_weights_is_refused(changes, told, trainable, tiny_model, tmp_path):
+    backbone = Backbone.load(str(tiny_model))
+    backbone.add_adapter(peft.LoraConfig(r=2, target_modules=ALL))
+    backbone.save_adapter(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(L2VError, match=told):
+        Backbone.load(str(tiny_model)).load_adapter(tmp_path / "theirs", trainable=trainable)

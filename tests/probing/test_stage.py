@@ -300,3 +300,18 @@ def test_without_a_test_part_the_validation_part_is_scored(tiny: Tiny) -> None:
 def test_a_name_says_the_task(tiny: Tiny) -> None:
     tiny.main(overrides(tiny))
     assert [run.name for run in (tiny.folder / "runs").iterdir()] == ["smollm2-135m-embedded-word-ner"]
+
+
+def test_states_that_were_damaged_are_computed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2V_CACHE", str(tmp_path / "cache"))
+    model = frozen(tmp_path / "model")
+    aligned = align([s.split() for s in SENTENCES], model.tokenizer, 64)
+    states = States.of(model, aligned, "float32")
+    compute_states(model, [(aligned, states)], [1, 2], batch_tokens=50, show=False)
+    before = states.open(1).clone()
+    damaged = bytearray(states.file(1).read_bytes())
+    damaged[100] ^= 64
+    states.file(1).write_bytes(damaged)
+    assert states.missing([1, 2]) == [1]
+    compute_states(model, [(aligned, states)], [1, 2], batch_tokens=50, show=False)
+    assert torch.equal(states.open(1), before) and not states.missing([1, 2])

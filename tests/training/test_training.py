@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 from pathlib import Path
@@ -290,19 +291,17 @@ def test_reuse_goes_on_with_a_stopped_run(tiny: Tiny) -> None:
     assert len(again.ids) == 2 and run.is_finished and run.record()["step"] == 6
 
 
-def test_a_run_that_is_being_trained_is_left_alone(tiny: Tiny) -> None:
-    run = Run(tiny.train("run", "mntp", "stage.max_steps=1"))
-    run.update(status="running", process={**run.this_process(), "pid": 1})
-    with pytest.raises(L2VError, match="process 1 is training in it"):
-        tiny.resume(run.folder, "stage.max_steps=2")
-
-
-def test_reuse_leaves_a_run_alone_that_is_being_trained(tiny: Tiny) -> None:
+def test_a_run_that_is_being_trained_is_left_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true"))
-    run.update(status="running", process={**run.this_process(), "pid": 1})
-    with pytest.raises(L2VError, match="process 1 is training in it"):
-        tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true")
-    assert run.record()["process"]["pid"] == 1
+    monkeypatch.setattr("l2v.runs.locks._PATIENCE", 0.1)
+    told = f"process {os.getpid()} of {platform.node()} is training in it"
+    with run.alone():
+        before = (run.folder / "run.json").read_text()
+        with pytest.raises(L2VError, match=told):
+            tiny.resume(run.folder, "stage.max_steps=2")
+        with pytest.raises(L2VError, match=told):
+            tiny.train("run", "mntp", "stage.max_steps=1", "reuse=true")
+        assert (run.folder / "run.json").read_text() == before
 
 
 def test_no_run_starts_from_an_unfinished_one(tiny: Tiny) -> None:
@@ -329,7 +328,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(L2VError, match=r"No space left on device.*the one before is kept"):
+    with pytest.raises(L2VError, match=r"No space left on device.*what was there before is kept"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, file)
     assert torch.equal(AtomicCheckpointIO().load_checkpoint(file)["state_dict"]["a"], torch.ones(3))
     assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
@@ -346,6 +345,15 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path)
     logger.start(1)
     assert logger.last() == {"step": 1, "time": 2.0, "train/loss": 3.0}
+
+
+@pytest.mark.parametrize("line", [b'{"step": 2, "ti', b'{"step": 2, "t\xffme": 3}', b"[2]", b'{"loss": 1}'])
+def test_metrics_with_a_broken_line_before_others_are_left_as_they_are(tmp_path: Path, line: bytes) -> None:
+    whole = b'{"step": 1, "time": 2.0}\n' + line + b'\n{"step": 3, "time": 4.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(whole)
+    with pytest.raises(L2VError, match=r"metrics.jsonl:(2: (not JSON|expected an object)| a row has no step)"):
+        RunLogger(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 
 
 def test_validation_hides_the_same_tokens_every_time(tiny: Tiny) -> None:

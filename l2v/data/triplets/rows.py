@@ -26,6 +26,7 @@ from l2v.data.triplets.split import chosen_rows, row_texts
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.files import cache_folder, draft_folder, read_json, write_json
+from l2v.runs.ledger import is_kept, seal
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, tokenize
 
@@ -126,7 +127,7 @@ class _Encoding:
 
 def _cached(one: TripletSet, encoding: _Encoding, show: bool) -> Path:
     folder = encoding.folder(one)
-    if (folder / _ROWS).exists():
+    if is_kept(folder):
         return folder
     counts = Counts()
     with draft_folder(folder) as draft:
@@ -136,6 +137,7 @@ def _cached(one: TripletSet, encoding: _Encoding, show: bool) -> Path:
             first = f"; {counts.places[0]}" if counts.places else ""
             raise L2VError(f"{one.override}.files: no row of {one.name} can be used{first}")
         write_json(draft / _COUNTS, {"name": one.name, **dataclasses.asdict(counts)})
+        seal(draft)
     if show:
         say(counts.line(one.name), style="yellow" if counts.broken else None)
     return folder
