@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt
 from l2v.embedding.actor import ShardEncoder
 from l2v.embedding.batches import sample_chunks, shard_chunks
 from l2v.embedding.compression import Ranges
-from l2v.embedding.embed import alone, finish, prepare, told
+from l2v.embedding.embed import only_writer, prepare, told
 from l2v.embedding.inputs import Row
 from l2v.embedding.job import Encoding
 from l2v.embedding.pool import Job, Pool
@@ -25,6 +25,7 @@ from l2v.errors import L2VError, Stopped, first_line
 from l2v.extras import require
 from l2v.models.settings import EncoderSettings
 from l2v.progress import say, track
+from l2v.runs.run import now
 
 _LONG_NAMES = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 """Lightning's short names of precisions."""
@@ -78,7 +79,7 @@ def encode_on_ray(
     require("engine=ray", "ray")
     trainer = _for_one_device(trainer)
     shards = Shards(encoding.folder)
-    with alone(encoding, 0):
+    with only_writer(encoding, 0):
         manifest = prepare(subject, encoding, trainer["precision"], shards, show)
         missing = shards.missing(manifest)
         if "finished" in manifest and not missing:
@@ -94,7 +95,7 @@ def encode_on_ray(
             for job, vectors in track(made, "encoding", total=len(missing), show=show):
                 kept = list(zip(*(row.kept for row in job.chunk), strict=True))
                 shards.write(job.number, job.number * encoding.shard_rows, vectors, kept, manifest["columns"])
-            return finish(shards, {**manifest, "dimension": pool.dimension})
+            return shards.update(dimension=pool.dimension, shards=shards.records(manifest), finished=now())
 
 
 def _for_one_device(trainer: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -27,9 +27,9 @@ from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
-from l2v.runs import locks
 from l2v.runs.files import remove_drafts
 from l2v.runs.hashes import source_hash
+from l2v.runs.locks import alone
 from l2v.runs.run import now
 from l2v.training.trainer import make_trainer, quiet_lightning
 
@@ -70,7 +70,7 @@ def encode(
         default_root_dir=encoding.folder,
     )
     first = rank == 0
-    with alone(encoding, rank):
+    with only_writer(encoding, rank):
         if first:
             manifest = prepare(subject, encoding, str(running.precision), shards, show)
         else:  # the first process has written it, or will have before the model is loaded
@@ -97,14 +97,14 @@ def describe(manifest: dict[str, Any]) -> str:
     )
 
 
-@contextlib.contextmanager
-def alone(encoding: Encoding, rank: int) -> Iterator[None]:
-    """No process of this number, of another command, writes to the folder meanwhile; what killed ones began is gone."""
+def only_writer(encoding: Encoding, rank: int) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile no process of this number, of another command, writes to the folder.
+
+    Raises:
+        L2VError: one does.
+    """
     taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
-    with locks.alone(encoding.folder / f".lock-{rank}", taken):
-        if rank == 0:
-            remove_drafts(encoding.folder)
-        yield
+    return alone(encoding.folder / f".lock-{rank}", taken)
 
 
 def told(shards: Shards) -> str:
@@ -125,6 +125,7 @@ def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards
     """
     if encoding.truncate_dim is not None and (dimension := known_dimension(subject)) is not None:
         check_dimension(encoding.truncate_dim, dimension, subject)
+    remove_drafts(encoding.folder)
     calibration = encoding.sample().hashes() if encoding.calibration is not None else None
     pinned = {
         "version": _VERSION,
@@ -181,15 +182,6 @@ def _check_same(known: dict[str, Any], pinned: dict[str, Any], encoding: Encodin
             raise L2VError(
                 f"output={encoding.output}: holds vectors of {what}; choose another folder, or delete this one"
             )
-
-
-def finish(shards: Shards, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write into the manifest that all shards are there. It is to have the vectors' ``dimension``.
-
-    Raises:
-        L2VError: a shard is gone.
-    """
-    return shards.update(dimension=manifest["dimension"], shards=shards.records(manifest), finished=now())
 
 
 def vectors_of(encoder: AnyEncoder, encoding: Encoding, inputs: dict[str, Any]) -> Tensor:
@@ -298,7 +290,8 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         trainer.strategy.barrier("shards")
         if trainer.is_global_zero:
-            finish(self.shards, pl_module.manifest)
+            manifest = pl_module.manifest
+            self.shards.update(dimension=pl_module.dimension, shards=self.shards.records(manifest), finished=now())
 
     def _add(self, embedder: _Embedder, batch: Batch, vectors: NDArray[np.float32]) -> None:
         if batch.shard != self._number:
