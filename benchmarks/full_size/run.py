@@ -48,6 +48,7 @@ _SHARD_BYTES = 2 * 2**30
 
 def make_model(folder: Path, size: str) -> int:
     """Write a random Llama and a small tokenizer, and return the bytes of its weights. It holds one shard at a time."""
+    import numpy as np
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -68,7 +69,7 @@ def make_model(folder: Path, size: str) -> int:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
+    numbers = np.random.default_rng(0)
     places: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     total, number = 0, 0
@@ -82,8 +83,12 @@ def make_model(folder: Path, size: str) -> int:
         shard.clear()
 
     for name, parameter in model.named_parameters():  # a tied head comes once
-        weight = torch.empty(parameter.shape, dtype=torch.bfloat16)
-        shard[name] = weight.fill_(1) if "norm" in name else weight.normal_(std=0.02, generator=generator)
+        if "norm" in name:
+            weight = torch.ones(parameter.shape, dtype=torch.bfloat16)
+        else:  # of the usual spread, 0.02; uniform, as that is ten times faster to draw
+            drawn = torch.from_numpy(numbers.integers(-128, 128, parameter.numel(), dtype=np.int8))
+            weight = (drawn.view(parameter.shape).to(torch.bfloat16) + 0.5) * (0.02 * 3**0.5 / 128)
+        shard[name] = weight
         total += weight.nbytes
         if sum(one.nbytes for one in shard.values()) > _SHARD_BYTES:
             write()

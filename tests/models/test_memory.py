@@ -1,4 +1,4 @@
-"""What a process holds of a model, measured: in a process of its own, beside one that does the same with a tiny model."""
+"""What a process holds of a model, measured in one of its own, beside one that does the same with a tiny model."""
 
 import json
 import os
