@@ -36,6 +36,24 @@ def model(tmp_path):
     return folder
 
 
+def test_a_large_file_is_hashed_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2v.runs.hashes._LARGE", 4)
+    file, small = tmp_path / "large", tmp_path / "small"
+    file.write_bytes(b"weights")
+    small.write_bytes(b"abc")
+    first = file_hash(file)
+    assert first == hashlib.sha256(b"weights").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr("l2v.runs.hashes._digest", lambda path: pytest.fail(f"read {path}"))
+        assert file_hash(file) == first
+        with pytest.raises(pytest.fail.Exception, match="small"):
+            file_hash(small)
+    times = file.stat()
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_hash(file) == hashlib.sha256(b"WEIGHTS").hexdigest()
+
+
 def test_a_model_folder_is_located(model):
     source = locate(str(model))
     assert source == Source(str(model), str(model)) and source.is_local
