@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -18,12 +18,13 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from l2v.errors import L2VError, first_line
 from l2v.kernels.linear import speed_up
 from l2v.models.quiet import quiet
+from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
@@ -94,6 +95,10 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
     """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
 
+    An adapter that was trained on a model with its output head (``...ForCausalLM``) is put on the decoder inside; what
+    it has for the head is left out, as no vector depends on it. Embeddings that were saved with it take the place of
+    the decoder's.
+
     Raises:
         L2VError: there is none, it is damaged, or it was trained on another decoder.
     """
@@ -105,15 +110,21 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pef
         config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+    weights = _on_the_inside(config, weights, decoder, folder)
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
     try:
         with quiet():
             adapted = get_peft_model(decoder, config)
     except ValueError as error:
-        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {error}") from None
+        raise L2VError(f"{folder}: the adapter does not fit {decoder.config.model_type}: {first_line(error)}") from None
+    embeddings = _saved_embeddings(adapted, weights)
+    if embeddings and trainable:
+        told = "has embeddings of its own, which cannot go on; merge it: adapter.init=new"
+        raise L2VError(f"{folder}: the adapter {told}")
     expected = {k: v.shape for k, v in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()}
     found = {k: v.shape for k, v in weights.items()}
+    expected |= {key: embeddings[key].shape for key in embeddings}
     if expected != found:
         odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise L2VError(
@@ -124,6 +135,58 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> Pef
     set_peft_model_state_dict(adapted, weights)
     speed_up(adapted)
     return cast(PeftModel, adapted.train(decoder.training))  # PEFT puts new modules into training mode
+
+
+def changes_embeddings(folder: Path) -> bool:
+    """Whether an adapter changes the input embeddings: an output head that shares them keeps those of before."""
+    file = folder / ADAPTER_WEIGHTS
+    return file.is_file() and any("embed" in key or ".wte." in key for key in load_file(file))
+
+
+_KEYS = "base_model.model."
+
+
+def _on_the_inside(
+    config: Any, weights: dict[str, Tensor], decoder: PreTrainedModel, folder: Path
+) -> dict[str, Tensor]:
+    """The tensors of an adapter by their names on the decoder without its head, and the config changed to match."""
+    config.task_type = None
+    own = f"{decoder.base_model_prefix}."
+    inside = _KEYS + own
+    if not any(key.startswith(inside) for key in weights) or hasattr(decoder, decoder.base_model_prefix):
+        return weights
+    kept = {key.replace(inside, _KEYS, 1): value for key, value in weights.items() if key.startswith(inside)}
+    if len(kept) < len(weights):
+        say(f"{folder}: the adapter's part on the output head is left out: no vector depends on it", style="yellow")
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules"):
+        names = getattr(config, name, None)
+        if names is not None and not isinstance(names, str):
+            setattr(config, name, [n.removeprefix(own) for n in names if n.rpartition(".")[2] not in _HEADS] or None)
+    for name in ("rank_pattern", "alpha_pattern"):
+        if patterns := getattr(config, name, None):
+            setattr(config, name, {key.removeprefix(own): value for key, value in patterns.items()})
+    if isinstance(getattr(config, "target_modules", None), str):  # a pattern of names with the model's own before them
+        config.target_modules = sorted({key.removeprefix(_KEYS).rpartition(".lora_")[0] for key in kept})
+    return kept
+
+
+_HEADS = ("lm_head", "embed_out", "output")
+"""What the families call their output heads."""
+
+
+def _saved_embeddings(adapted: PeftModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the tensors of an adapter, those that stand for the base's own input embeddings, and are not equal to them.
+
+    PEFT saves them beside an adapter on the embeddings, or where the vocabulary has grown. Equal ones are taken out.
+    """
+    embedding = adapted.get_input_embeddings()
+    base = getattr(embedding, "base_layer", embedding).weight
+    own = {name for name, parameter in adapted.named_parameters() if parameter is base}
+    found = {key: tensor for key, tensor in weights.items() if key in own and tensor.shape == base.shape}
+    for key, tensor in list(found.items()):
+        if torch.equal(tensor.to(base), base):
+            del found[key], weights[key]
+    return found
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from l2v.errors import L2VError, first_line
 from l2v.kernels.linear import speed_up
-from l2v.models.adapters import load_adapter
+from l2v.models.adapters import changes_embeddings, load_adapter
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.proof import Proof, prove
 from l2v.models.quantization import check_quantization, quantize
@@ -84,6 +84,8 @@ def load_decoder(
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
     set_attention(decoder, attention)
     for folder in merge:
+        if changes_embeddings(folder):
+            _part(decoder, head)
         decoder = load_adapter(decoder, folder, trainable=False).merge_and_unload()
     cast_weights(decoder, dtype)
     if settings.quantization is not None:
@@ -93,6 +95,13 @@ def load_decoder(
         head.to(device=device, dtype=dtype)
         speed_up(head)
     return LoadedDecoder(decoder, head, tokenizer)
+
+
+def _part(decoder: PreTrainedModel, head: nn.Module | None) -> None:
+    """Let the output head keep the input embeddings that it shares, before they change."""
+    decoder.config.tie_word_embeddings = False
+    if isinstance(head, nn.Linear) and head.weight is decoder.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def load_tokenizer_and_config(
