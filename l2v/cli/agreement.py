@@ -7,6 +7,7 @@ SLURM started get it through the store at which they meet anyway.
 import functools
 import json
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -97,5 +98,19 @@ def _store() -> Any:
     from torch.distributed import rendezvous
 
     os.environ.update(MASTER_ADDR=environment.main_address, MASTER_PORT=str(environment.main_port))
-    store, _, _ = next(rendezvous("env://", rank, number, timeout=_AT_MOST))
-    return store
+
+    def meet() -> Any:
+        return next(rendezvous("env://", rank, number, timeout=_AT_MOST))[0]
+
+    store = meet()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return store
+    # torchrun's store has what the processes before the restart put there, their addresses too: take one of our own
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            store.set(f"l2v/port/{attempt}", str(free.getsockname()[1]))
+    port = store.get(f"l2v/port/{attempt}").decode()
+    os.environ.update(MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE="False")
+    return meet()

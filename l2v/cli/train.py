@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -232,6 +233,9 @@ def _free_name(runs: Path) -> str:
     chosen = configs.choices()
     stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
+    taken = list(itertools.takewhile(lambda name: (runs / name).exists(), names))
+    if _is_restart() and taken:
+        return taken[-1]
     return next(name for name in names if _takes(runs / name))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
 from launch import ROOT, Tiny, hears_ctrl_c
 from omegaconf import OmegaConf
 from quick_folder import write_quick_folder
@@ -115,7 +116,8 @@ def assert_same_weights(one: Path, two: Path) -> None:
     assert all(torch.allclose(value, second[name], atol=1e-5) for name, value in first.items())
 
 
-@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_processes_train_and_go_on_as_one_with_twice_the_batch(tiny: Tiny, trainer: str) -> None:
     exact = [*EXACT, "stage.validate_every=3"]
     one = tiny.train("one", "mntp", *exact)
@@ -177,7 +179,7 @@ def test_supervised_on_two_processes_is_that_on_one(tiny: Tiny, trainer: str, se
     assert first.norm() > 0
     assert (first - second).norm() < 1e-4 * first.norm()
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), abs=1e-4)
-    for metric in ("validation/loss", "validation/accuracy", "validation/mrr/odd") if trainer == "ddp" else ():
+    for metric in ("validation/loss", "validation/accuracy", "validation/mrr/odd"):
         assert len(logged(one, metric)) == 2
         assert logged(two, metric) == pytest.approx(logged(one, metric), abs=1e-4)
 
@@ -238,6 +240,31 @@ def test_reuse_goes_on_with_two_processes_that_were_stopped(tiny: Tiny) -> None:
     finish(start(arguments))
     assert two.is_finished and two.record()["step"] == 4
     assert_same_weights(tiny.train("one", "mntp", *EXACT), two.folder)
+
+
+KILL = """
+import dataclasses, os, signal
+from lightning.pytorch.callbacks import Callback
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if trainer.global_step == 3 and os.environ["RANK"] == "1" and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+build = config.build_training
+config.build_training = lambda settings: dataclasses.replace(build(settings), callbacks=[Kill()])
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_after_a_process_was_killed_without_a_name(tiny: Tiny) -> None:
+    exact = [*EXACT, "stage.validate_every=2"]
+    killed = changed(tiny.folder / "killed.py", KILL)
+    torchrun = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.2", str(killed)]
+    program = Path(torch.distributed.run.__file__)
+    finish(start([*torchrun, *tiny.overrides("mntp", *exact, "trainer=ddp", *TWO)], program, tiny.folder))
+    (two,) = (tiny.folder / "runs").iterdir()
+    assert Run(two).is_finished and Run(two).record()["step"] == 4
+    assert_same_weights(tiny.train("one", "mntp", *exact), two)
 
 
 @pytest.mark.slow
