@@ -1,6 +1,6 @@
 """Rows a second of encode.py's engines, side by side: local processes and actors of a Ray cluster on this machine.
 
-    python benchmarks/encode_engines.py                  both models, 1 and 2 processes; 6 minutes on 2 idle cores
+    python benchmarks/encode_engines.py                  both models, 1 and 2 processes; 5 minutes on 2 idle cores
     python benchmarks/encode_engines.py --models tiny    one of them
     python benchmarks/encode_engines.py --small          few rows, to see that everything runs
 
@@ -97,7 +97,7 @@ def main() -> None:
         folder = Path(name)
         models = {
             "tiny": Work(tiny(folder / "tiny"), *((200, 20) if arguments.small else (10_000, 250))),
-            "SmolLM2-135M": Work(MODEL, *((20, 2) if arguments.small else (320, 16))),
+            "SmolLM2-135M": Work(MODEL, *((20, 2) if arguments.small else (128, 8))),
         }
         print(f"{processor()}, {os.cpu_count()} cores\n")
         print("| model | rows | processes | engine | seconds | rows/s | largest difference |")
