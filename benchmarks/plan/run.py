@@ -89,8 +89,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for one in rows:
         processes = "1" if one["sharing"] == "one" else f"2, {one['sharing']}"
         checkpointing = {True: "true", False: "", "selective": "selective"}[one["checkpointing"]]
+        trained = "LoRA" if one["lora"] else "all"
         lines.append(
-            f"| {one['parameters'] / 1e6:.0f}M | {one['stage']} | {'LoRA' if one['lora'] else 'all'} | {checkpointing} | "
+            f"| {one['parameters'] / 1e6:.0f}M | {one['stage']} | {trained} | {checkpointing} | "
             f"{processes} | {one['pass_tokens'] or ''} | {one['planned_mib']:,.0f} | {one['real_mib']:,.0f} | "
             f"{one['ratio']:.2f} |"
         )

@@ -96,7 +96,7 @@ def measure(setup: Setup) -> Needs:
         trainer = _trainer(setup, batches, watch)
         fakes.kind = "gradients"  # of what a strategy sets up: the buckets of DDP
         with (
-            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            warnings.catch_warnings(action="ignore"),
             attention_of_gpus() if setup.on_gpu else contextlib.nullcontext(),
             fakes,
         ):
