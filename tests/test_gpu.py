@@ -1,11 +1,15 @@
 """What only a GPU can show: ``pytest -m gpu``."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launch import Tiny
+from launch import ROOT, Tiny
 from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder
@@ -43,6 +47,24 @@ def test_a_stage_trains_in_bfloat16_with_gradient_checkpointing(
     tiny = Tiny(tmp_path, tiny_model, monkeypatch)
     settings = ["trainer=gpu", "trainer.precision=bf16-mixed", "model.dtype=bfloat16", "stage.max_steps=6"]
     run = tiny.train("run", stage, *settings, "model.gradient_checkpointing=true")
+    assert Run(run).is_finished
+    assert np.isfinite(Encoder.from_pretrained(run).encode(SENTENCES)).all()
+
+
+@pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
+@pytest.mark.parametrize("trainer", ["gpu", "ddp", "fsdp", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_stage_trains_under_every_trainer_on_all_gpus(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, trainer: str, stage: str
+) -> None:
+    if trainer.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    tiny = Tiny(tmp_path, tiny_model, monkeypatch)
+    settings = ["trainer.precision=bf16-mixed", "model.dtype=bfloat16", "stage.max_steps=6", "name=run"]
+    command = [sys.executable, ROOT / "train.py", *tiny.overrides(stage, f"trainer={trainer}", *settings)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("L2V_RUN")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "run"
     assert Run(run).is_finished
     assert np.isfinite(Encoder.from_pretrained(run).encode(SENTENCES)).all()
 

@@ -4,7 +4,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,17 @@ def main(tasks: dict[str, Task]) -> None:
         found: dict[str, Any] = {"steps": tasks[chosen.task](chosen.folder / "model", inputs, chosen.options)}
     except torch.cuda.OutOfMemoryError:
         found = {"error": OUT_OF_MEMORY}
-    installed = {d.metadata["Name"].replace("-", "_").lower(): d.version for d in distributions() if d.metadata["Name"]}
-    found |= {"peak_gib": _peak_gib(), "versions": {name: installed[name] for name in PACKAGES if name in installed}}
+    found |= {"peak_gib": _peak_gib(), "versions": _versions()}
     chosen.result.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that this process imports: an environment may have others further down its path."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _wait() -> None:

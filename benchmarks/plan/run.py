@@ -83,7 +83,7 @@ def row(specification: Specification) -> dict[str, Any]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| parameters | stage | trained | checkpointing | processes | passes | planned MiB | real MiB | planned / real |",
+        "| parameters | stage | trained | checkpointing | processes | passes | planned MiB | real MiB | ratio |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2v.kernels.devices import kind_of
-from l2v.kernels.dropout import dropout_mask
+from l2v.kernels.dropout import dropout_mask, masked
 
 
 class _Now(threading.local):
@@ -203,7 +203,7 @@ class _Lora(torch.autograd.Function):
             with torch.autocast(x.device.type, enabled=False):
                 cast = x.to(dtype)
                 y = _add(product(cast, weight.to(dtype)), bias)
-                low = product(cast if mask is None else cast * mask, a.to(dtype)).flatten(0, -2)
+                low = product(masked(cast, mask), a.to(dtype)).flatten(0, -2)
                 y.view(-1, y.shape[-1]).addmm_(low, b.to(dtype).T, alpha=scale)
             if _now.products is not None:
                 _now.products.append(_Product(y, low))
@@ -223,13 +223,13 @@ class _Lora(torch.autograd.Function):
             gradient, cast = gradient.to(dtype), x.to(dtype)
             rows = gradient.flatten(0, -2)
             of_low = product(rows, b.to(dtype).T).mul_(ctx.scale)
-            of_a = product(of_low.T, (cast if mask is None else cast * mask).flatten(0, -2).T)
+            of_a = product(of_low.T, masked(cast, mask).flatten(0, -2).T)
             of_b = product(low.T, rows.T).T.mul_(ctx.scale)
             of_x = None
             if ctx.needs_input_grad[0]:
                 of_x = product(gradient, weight.to(dtype).T)
                 through_a = product(of_low, a.to(dtype).T).view_as(of_x)
-                of_x.add_(through_a if mask is None else through_a.mul_(mask))
+                of_x.add_(masked(through_a, mask))
                 of_x = of_x.to(x.dtype)
         return of_x, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None, None, None
 

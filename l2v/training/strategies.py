@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 
@@ -22,3 +28,13 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         return get_model_state_dict(self.model, options=options)
+
+
+def validates_alone(strategy: Strategy) -> bool:
+    """Whether a trainer can validate before it fits and after it: not where weights are split.
+
+    Lightning ends a validation with ``module.cpu()``, and DeepSpeed does not bring back weights that it has split.
+    """
+    if isinstance(strategy, DeepSpeedStrategy):
+        return not strategy.zero_stage_3
+    return isinstance(strategy, SingleDeviceStrategy | DDPStrategy)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -21,6 +21,7 @@ from l2v.training.callbacks import GracefulStop, StageProgress
 from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
+from l2v.training.strategies import validates_alone
 from l2v.training.trainer import make_trainer, quiet_lightning
 
 
@@ -72,10 +73,10 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
     data = stage.data(training, start, trainer.strategy.root_device)
     if stage.trains_backbone and trainer.is_global_zero:
         _note_model(run, start, stage.backbone)
-    can_validate_alone = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    alone = validates_alone(trainer.strategy)
     if checkpoint is None:
         logger.start(None)
-        if can_validate_alone:
+        if alone:
             trainer.validate(stage, data, verbose=False)
     else:
         logger.start(_step(checkpoint, run))
@@ -86,7 +87,7 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
             f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
             f"python train.py resume={run.folder}",
         )
-    if stage.max_steps % min(stage.validate_every, stage.max_steps) and can_validate_alone:
+    if stage.max_steps % min(stage.validate_every, stage.max_steps) and alone:
         trainer.validate(stage, data, verbose=False)
         if trainer.is_global_zero:
             run.update(metrics=logger.last())

@@ -133,3 +133,22 @@ def test_what_begins_too_late_is_left_out(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=iter(range(0, 100_000, 60)).__next__))
     monkeypatch.setattr(run, "measure", lambda one, *_: pytest.fail(f"{one.title} was measured"))
     run.main(["--small", "--no-reference", "--minutes", "1", "--work", str(tmp_path)])
+
+
+def test_what_the_results_hold_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure is."""
+    measured: list[str] = []
+
+    def measure(one: Any, *_: Any) -> dict[str, Any]:
+        measured.append(one.title)
+        row = {"task": one.task, "side": one.side, "variant": one.variant, "options": one.options}
+        return row | {"error": "exit code 1"} if one.variant else row
+
+    monkeypatch.setattr(run, "call", lambda *_: {"steps": [{"seconds": 1.0, "flops": 1.0}]})
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run, "markdown", lambda _: "")
+    arguments = ["--small", "--no-reference", "--tasks", "simcse", "--work", str(tmp_path)]
+    run.main(arguments)
+    first = list(measured)
+    run.main([*arguments, "--missing"])
+    assert first[0] == "SimCSE, l2v" and measured[len(first) :] == first[1:]

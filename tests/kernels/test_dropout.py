@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2v.kernels.dropout import dropout_mask
+from l2v.kernels.dropout import dropout_mask, masked
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.3])
@@ -34,8 +34,20 @@ def test_dropout_masks_are_independent() -> None:
         assert abs((z[:, distance:] * z[:, :-distance]).mean()) < 5 / z.numel() ** 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_of_either_type_leave_the_same(dtype: torch.dtype) -> None:
+    x = torch.randn(31, 17, dtype=dtype)
+    mask = dropout_mask(x.shape, 0.3)[0]
+    left = masked(x, mask)
+    assert left.dtype == dtype and torch.equal(left, torch.where(mask == 1, x, 0))
+    assert torch.equal(masked(x, mask.view(torch.bool)), left)
+    assert masked(x, None) is x
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_dropout_masks_on_a_gpu() -> None:
     mask, scale = dropout_mask(torch.Size([301, 1001]), 0.3, "cuda")
     assert abs(mask.float().mean().item() * scale - 1) < 1e-2
+    x = torch.randn(301, 1001, dtype=torch.bfloat16, device="cuda")
+    assert torch.equal(masked(x, mask), torch.where(mask, x, 0))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from launch import Batches, Tiny
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from safetensors.torch import load_file
 from tiny import SENTENCES, make_tiny_model
 from transformers import AutoModelForCausalLM
@@ -32,6 +33,7 @@ from l2v.runs.run import Run
 from l2v.stages.mntp import MNTP
 from l2v.training.checkpoints import AtomicCheckpointIO
 from l2v.training.metrics import RunLogger
+from l2v.training.strategies import FullySharded, validates_alone
 
 
 @pytest.fixture
@@ -486,3 +488,12 @@ def test_stage_settings_that_exclude_each_other() -> None:
         MNTP(**settings, schedule_steps=5, schedule_epochs=3)
     with pytest.raises(L2VError, match="warmup_steps"):
         MNTP(**settings, warmup_steps=10)
+
+
+def test_nothing_is_validated_before_training_where_weights_are_split() -> None:
+    """ZeRO-3 found its weights on the CPU after that, on a GPU."""
+    assert validates_alone(DDPStrategy()) and not validates_alone(FullySharded())
+    for stage, alone in ((2, True), (3, False)):
+        strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # its __init__ needs deepspeed
+        strategy.config = {"zero_optimization": {"stage": stage}}
+        assert validates_alone(strategy) == alone
