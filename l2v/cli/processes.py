@@ -1,5 +1,9 @@
-"""A program of l2v in a process of its own, which hears of Ctrl-C and SIGTERM through the one that waits for it."""
+"""A program of l2v in a process of its own, which hears of Ctrl-C and SIGTERM through the one that waits for it.
 
+And what the processes that torchrun starts tell each other before they train.
+"""
+
+import os
 import signal
 import subprocess
 import sys
@@ -44,3 +48,28 @@ def run_program(name: str, arguments: Sequence[str], what: str) -> None:
             raise Stopped(number, "stopped; the same command goes on from here")
     if code != 0:
         raise L2VError(f"{what} failed (exit code {code}); its message is above")
+
+
+def tell_others(key: str, value: str) -> None:
+    """Say something to the other processes of torchrun; elsewhere, do nothing."""
+    if (store := _store()) is not None:
+        store.set(_of_this_start(key), value)
+
+
+def told_by_first(key: str) -> str | None:
+    """What the first process of torchrun says, once it does; None elsewhere."""
+    store = _store()
+    return None if store is None else store.get(_of_this_start(key)).decode()
+
+
+def _store() -> Any:
+    """The store that torchrun keeps for its processes; None where they were not started by it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    from torch.distributed import TCPStore
+
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+
+
+def _of_this_start(key: str) -> str:
+    return f"{key}/{os.environ['TORCHELASTIC_RUN_ID']}/{os.environ['TORCHELASTIC_RESTART_COUNT']}"

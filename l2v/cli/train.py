@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from l2v import config as configs
-from l2v.cli.processes import run_program
+from l2v.cli.processes import run_program, tell_others, told_by_first
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.initialization import Initialization, config_hash
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _RUN_DIR = "L2V_RUN_DIR"
 _RESUMES = "L2V_RESUMES"
 """Set by the first process for those that it starts: where the run is, and whether it goes on from a checkpoint."""
+
+
+_NAME = "l2v/name"
+"""What torchrun's processes tell each other."""
 
 
 def main(composed: DictConfig) -> float | None:
@@ -184,11 +188,15 @@ def _free_name(runs: Path) -> str:
     if configs.process_rank() > 0:
         if _RUN_DIR in os.environ:
             return os.path.relpath(os.environ[_RUN_DIR], runs)
-        raise L2VError("name: must be given when torchrun or SLURM starts the processes, so that they share a folder")
+        if (name := told_by_first(_NAME)) is not None:
+            return name
+        raise L2VError("name: must be given when the processes are started from outside, so that they share a folder")
     chosen = configs.choices()
     stem = "-".join(chosen[group] for group in ("model", "stage", "task") if chosen.get(group))
     names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
-    return next(name for name in names if _takes(runs / name))
+    name = next(name for name in names if _takes(runs / name))
+    tell_others(_NAME, name)
+    return name
 
 
 def _takes(folder: Path) -> bool:

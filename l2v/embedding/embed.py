@@ -21,7 +21,7 @@ from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
 from l2v.encoders.load import AnyEncoder, known_dimension, load_encoder
-from l2v.errors import L2VError, Stopped
+from l2v.errors import L2VError, Stopped, Terminated
 from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
@@ -81,7 +81,7 @@ def encode(
         try:
             running.predict(_Embedder(subject, encoding, shards, show and first), return_predictions=False)
         except SystemExit as error:  # Lightning's answer to Ctrl-C and SIGTERM
-            number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+            number = signal.SIGTERM if isinstance(error, (SIGTERMException, Terminated)) else signal.SIGINT
             raise Stopped(number, told(shards)) from None
         return shards.manifest() or {}
 
