@@ -104,11 +104,13 @@ def program(tiny: Tiny, cells: list[Cell]) -> None:
         split = [*suite, *cell.passes, f"trainer={cell.trainer}", *TWO, f"name={cell.name}"]
         begin = tiny.overrides(cell.stage, *cell.settings(), *split)
         again = [*begin, "reuse=true"] if cell.adapter == "lora" else [f"resume={runs / cell.name}"]
-        jobs += [Job(begin, stop_at=STOPPED_AT), Job(again)]
+        number = signal.SIGTERM if cell.adapter == "lora" else signal.SIGUSR1
+        jobs += [Job(begin, stop_at=STOPPED_AT, signal=number), Job(again)]
     outcomes = run_pair(tiny.folder / "pair", jobs)
     ones: dict[tuple[str, str], Path] = {}
     for cell, stopped, resumed in zip(cells, outcomes[::2], outcomes[1::2], strict=True):
-        assert [(one.error or "").split(":")[0] for one in stopped] == ["Stopped"] * 2, stopped
+        number = "SIGTERM" if cell.adapter == "lora" else "SIGUSR1"
+        assert [(one.error or "").split(":")[0] for one in stopped] == [f"stopped by {number}"] * 2, stopped
         assert [one.error for one in resumed] == [None] * 2, cell
         run = Run(runs / cell.name)
         assert run.is_finished and run.record()["step"] == 6
