@@ -1,4 +1,4 @@
-"""A program of l2v in a process of its own, which hears of Ctrl-C and other signals through the one that waits for it."""
+"""A program of l2v in a process of its own, which hears of Ctrl-C and other signals through the one that waits."""
 
 import signal
 import subprocess
