@@ -27,7 +27,7 @@ TIME_smoke := a minute or two
 RECIPE := $(RECIPE_$(DEMO))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo known-demo test test-all bench growth docs lint format clean
+.PHONY: help setup demo known-demo test test-all torture bench growth docs lint format clean
 
 help:
 	@echo "l2v: a decoder-only language model becomes a text encoder"
@@ -38,6 +38,7 @@ help:
 	@echo "  make demo DEMO=smoke   the same recipe in a few steps, to see that it runs; $(TIME_smoke)"
 	@echo "  make test              set up, then run the tests but the slow ones (more arguments: ARGS=\"-k pooling\")"
 	@echo "  make test-all          set up, then run every test: whole runs and every model, too"
+	@echo "  make torture           set up, then kill, starve, damage and deceive every program (docs/reliability.md); 20 minutes"
 	@echo "  make bench             set up, then speed and memory beside the peers (docs/performance.md); 19 GiB of memory"
 	@echo "  make growth            set up, then cost against length, batch, rank, corpus, processes; 25 minutes on 2 idle cores"
 	@echo "  make docs              the page of the public names, from their docstrings, into site/; seconds"
@@ -92,6 +93,9 @@ test: setup
 test-all: setup
 	@echo "Tests, all of them."
 	@$(PYTEST) $(ARGS)
+
+torture: setup
+	@$(BIN)/python benchmarks/reliability/run.py $(ARGS)
 
 bench: setup
 	@$(BIN)/python benchmarks/speed/run.py --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(ARGS)

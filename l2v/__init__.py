@@ -11,6 +11,7 @@ from l2v.process import level_of
 if TYPE_CHECKING:
     from l2v.data.texts import FileTexts
     from l2v.embedding import read_vectors
+    from l2v.encoders.batch_encoder import BatchEncoder
     from l2v.encoders.encoder import Encoder
     from l2v.encoders.load import load_encoder
     from l2v.errors import L2VError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "BatchEncoder",
     "Encoder",
     "EncoderSettings",
     "FileTexts",
@@ -37,6 +39,7 @@ __all__ = [
 
 _MODULES = {
     "Backbone": "l2v.models.backbone",
+    "BatchEncoder": "l2v.encoders.batch_encoder",
     "Encoder": "l2v.encoders.encoder",
     "EncoderSettings": "l2v.models.settings",
     "FileTexts": "l2v.data.texts",

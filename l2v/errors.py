@@ -1,6 +1,7 @@
 """The one exception a user is meant to read."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 
@@ -55,3 +56,10 @@ class Stopped(Exception):
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+class Terminated(SystemExit):
+    """SIGTERM in the middle of something, as KeyboardInterrupt is Ctrl-C: what is unfinished is cleaned up."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)

@@ -14,6 +14,7 @@ _EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "ray": "ray",
     "sentence_transformers": "sentence-transformers",
     "tensorboard": "tensorboard",
 }

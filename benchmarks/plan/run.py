@@ -83,14 +83,15 @@ def row(specification: Specification) -> dict[str, Any]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "| parameters | stage | trained | checkpointing | processes | passes | planned MiB | real MiB | planned / real |",
+        "| parameters | stage | trained | checkpointing | processes | passes | planned MiB | real MiB | ratio |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
         processes = "1" if one["sharing"] == "one" else f"2, {one['sharing']}"
         checkpointing = {True: "true", False: "", "selective": "selective"}[one["checkpointing"]]
+        trained = "LoRA" if one["lora"] else "all"
         lines.append(
-            f"| {one['parameters'] / 1e6:.0f}M | {one['stage']} | {'LoRA' if one['lora'] else 'all'} | {checkpointing} | "
+            f"| {one['parameters'] / 1e6:.0f}M | {one['stage']} | {trained} | {checkpointing} | "
             f"{processes} | {one['pass_tokens'] or ''} | {one['planned_mib']:,.0f} | {one['real_mib']:,.0f} | "
             f"{one['ratio']:.2f} |"
         )

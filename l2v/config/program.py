@@ -3,6 +3,7 @@
 import functools
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,8 @@ from l2v.config.messages import no_such_option, one_line
 from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import check_recipe, take_allowed_modules
 from l2v.config.typed import as_typed, take_texts
-from l2v.errors import L2VError, Stopped, first_line, panics_told
-from l2v.process import set_up_process
+from l2v.errors import L2VError, Stopped, Terminated, first_line, panics_told
+from l2v.process import find_home, set_up_process
 from l2v.progress import say
 
 
@@ -42,6 +43,8 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
         models: whether the task runs models; see :func:`l2v.process.set_up_process`.
     """
     set_up_process(models=False)
+    if (homeless := find_home()) and process_rank() == 0:
+        say(homeless, style="yellow")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors instead of printing them
@@ -69,6 +72,7 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
             _tell(error, name, " ".join(point_overrides(typed)))
             raise PointFailed(first_line(error)) from None
 
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.argv[1:] = with_model_of_init(take_allowed_modules(typed))
         check_recipe(sys.argv[1:], name)
@@ -78,6 +82,10 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
     except KeyboardInterrupt:
         say("interrupted; what was saved before is kept")
         sys.exit(130)
+    except Terminated:
+        if process_rank() == 0:
+            say("stopped; what was saved before is kept")
+        raise
     except SystemExit:
         if not failures:
             raise
@@ -90,12 +98,18 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
         failures.append(error)
         if not isinstance(error, PointFailed):
             _tell(error, name)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if failures:
         sys.exit(1)
 
 
 class PointFailed(Exception):
     """A point of a sweep failed and said why, perhaps in another process: Hydra's launcher hands it on."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 def _refuse_bases(name: str) -> None:

@@ -1,12 +1,12 @@
 """The batches of one process, of which all processes have as many."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
-from l2v.embedding.inputs import Row, chunks
+from l2v.embedding.inputs import Inputs, Row, chunks
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import count_shards
 from l2v.encoders.preparation import Preparation
@@ -32,6 +32,46 @@ class Batch(NamedTuple):
     size: int
     places: list[int]
     kept: list[tuple[Any, ...]]
+
+
+def batches_of(chunk: list[Row], shard: int, preparation: Preparation, most: int) -> Iterator[Batch]:
+    """The batches of a shard, of at most so many texts each, the longest first."""
+    items = preparation.items([row.text for row in chunk])
+    order = sorted(range(len(chunk)), key=lambda place: -preparation.length(items[place]))
+    for begin in range(0, len(order), most):
+        places = order[begin : begin + most]
+        inputs = preparation.collate([items[place] for place in places])
+        yield Batch(inputs, shard, len(chunk), places, [chunk[place].kept for place in places])
+
+
+def shard_chunks(encoding: Encoding, rows: int, wanted: list[int]) -> Iterator[tuple[int, list[Row]]]:
+    """The rows of the ``wanted`` shards, in ascending order, with their numbers.
+
+    Args:
+        encoding: what is encoded.
+        rows: of all files.
+        wanted: numbers of shards, ascending.
+
+    Raises:
+        L2VError: the files do not have so many rows any more.
+    """
+    return _checked(encoding, encoding.inputs(), rows, frozenset(wanted), wanted[-1] + 1 if wanted else 0)
+
+
+def sample_chunks(encoding: Encoding, rows: int) -> Iterator[tuple[int, list[Row]]]:
+    """The first ``rows`` of what gives the ranges of int8, in parts as large as a shard; see :func:`shard_chunks`."""
+    parts = range(math.ceil(rows / encoding.shard_rows))
+    return _checked(encoding, encoding.sample(), rows, parts, len(parts))
+
+
+def _checked(
+    encoding: Encoding, inputs: Inputs, rows: int, wanted: Container[int], count: int
+) -> Iterator[tuple[int, list[Row]]]:
+    size = encoding.shard_rows
+    for number, chunk in chunks(inputs.rows(), size, wanted, count):
+        if len(chunk) != min(size, rows - number * size):
+            raise L2VError(f"files={encoding.files}: changed since the first look at them; delete output= first")
+        yield number, chunk
 
 
 class Batches(IterableDataset):
@@ -67,20 +107,15 @@ class Batches(IterableDataset):
         return sum(self._of_sample()) + self._most()
 
     def __iter__(self) -> Iterator[Batch]:
-        size = self.encoding.shard_rows
         rounds = self._of_sample()
-        sample = chunks(self.encoding.sample().rows(), size, range(len(rounds)), len(rounds))
-        for (number, chunk), batches in zip(sample, rounds, strict=True):
-            self._check(chunk, min(size, self.sample - number * size))
-            own = list(self._batches(chunk, CALIBRATION))[self.rank :: self.world_size]
+        for (_, chunk), batches in zip(sample_chunks(self.encoding, self.sample), rounds, strict=True):
+            own = list(batches_of(chunk, CALIBRATION, self.preparation, self.encoding.batch_size))
+            own = own[self.rank :: self.world_size]
             yield from own
             yield from self._fillers(batches - len(own))
         made = 0
-        own_shards = self._own(self.rank)
-        count = own_shards[-1] + 1 if own_shards else 0
-        for number, chunk in chunks(self.encoding.inputs().rows(), size, frozenset(own_shards), count):
-            self._check(chunk, self._size(number))
-            for batch in self._batches(chunk, number):
+        for number, chunk in shard_chunks(self.encoding, self.rows, self._own(self.rank)):
+            for batch in batches_of(chunk, number, self.preparation, self.encoding.batch_size):
                 made += 1
                 yield batch
         yield from self._fillers(self._most() - made)
@@ -103,18 +138,6 @@ class Batches(IterableDataset):
 
     def _count(self, rows: int) -> int:
         return math.ceil(rows / self.encoding.batch_size)
-
-    def _check(self, chunk: list[Row], expected: int) -> None:
-        if len(chunk) != expected:
-            raise L2VError(f"files={self.encoding.files}: changed since the first look at them; delete output= first")
-
-    def _batches(self, chunk: list[Row], shard: int) -> Iterator[Batch]:
-        items = self.preparation.items([row.text for row in chunk])
-        order = sorted(range(len(chunk)), key=lambda place: -self.preparation.length(items[place]))
-        for begin in range(0, len(order), self.encoding.batch_size):
-            places = order[begin : begin + self.encoding.batch_size]
-            inputs = self.preparation.collate([items[place] for place in places])
-            yield Batch(inputs, shard, len(chunk), places, [chunk[place].kept for place in places])
 
     def _fillers(self, count: int) -> Iterator[Batch]:
         for _ in range(count):

@@ -1,5 +1,6 @@
 """Files of texts to shards of vectors, through Lightning's predict: in order, in flat memory, stopped any time."""
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterable
@@ -20,8 +21,8 @@ from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
 from l2v.encoders.external import is_theirs
-from l2v.encoders.load import known_dimension, load_encoder
-from l2v.errors import L2VError, Stopped
+from l2v.encoders.load import AnyEncoder, known_dimension, load_encoder
+from l2v.errors import L2VError, Stopped, Terminated
 from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.models.sharding import shard as shard_weights
@@ -69,11 +70,9 @@ def encode(
         default_root_dir=encoding.folder,
     )
     first = rank == 0
-    taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
-    with alone(encoding.folder / f".lock-{rank}", taken):
+    with only_writer(encoding, rank):
         if first:
-            remove_drafts(encoding.folder)
-            manifest = _prepare(subject, encoding, str(running.precision), shards, show)
+            manifest = prepare(subject, encoding, str(running.precision), shards, show)
         else:  # the first process has written it, or will have before the model is loaded
             manifest = shards.manifest() or {}
         if "finished" in manifest and not shards.missing(manifest):
@@ -83,8 +82,8 @@ def encode(
         try:
             running.predict(_Embedder(subject, encoding, shards, show and first), return_predictions=False)
         except SystemExit as error:  # Lightning's answer to Ctrl-C and SIGTERM
-            number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
-            raise Stopped(number, _told(shards)) from None
+            number = signal.SIGTERM if isinstance(error, (SIGTERMException, Terminated)) else signal.SIGINT
+            raise Stopped(number, told(shards)) from None
         return shards.manifest() or {}
 
 
@@ -98,7 +97,17 @@ def describe(manifest: dict[str, Any]) -> str:
     )
 
 
-def _told(shards: Shards) -> str:
+def only_writer(encoding: Encoding, rank: int) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile no process of this number, of another command, writes to the folder.
+
+    Raises:
+        L2VError: one does.
+    """
+    taken = f"output={encoding.output}: another encode.py is writing there; wait for its end"
+    return alone(encoding.folder / f".lock-{rank}", taken)
+
+
+def told(shards: Shards) -> str:
     manifest = shards.manifest()
     done = count_shards(manifest) - len(shards.missing(manifest)) if manifest else 0
     of = f" of {count_shards(manifest)}" if manifest else ""
@@ -108,16 +117,15 @@ def _told(shards: Shards) -> str:
 # what is to be done
 
 
-def _prepare(
-    subject: EncoderSettings, encoding: Encoding, precision: str, shards: Shards, show: bool
-) -> dict[str, Any]:
+def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards: Shards, show: bool) -> dict[str, Any]:
     """The folder's manifest, after a survey of the files where there is none yet.
 
     Raises:
         L2VError: the folder is of other settings.
     """
     if encoding.truncate_dim is not None and (dimension := known_dimension(subject)) is not None:
-        _check_dimension(encoding.truncate_dim, dimension, subject)
+        check_dimension(encoding.truncate_dim, dimension, subject)
+    remove_drafts(encoding.folder)
     calibration = encoding.sample().hashes() if encoding.calibration is not None else None
     pinned = {
         "version": _VERSION,
@@ -159,7 +167,7 @@ def _prepare(
     )
 
 
-def _check_dimension(truncate_dim: int, dimension: int, subject: EncoderSettings) -> None:
+def check_dimension(truncate_dim: int, dimension: int, subject: EncoderSettings) -> None:
     if truncate_dim > dimension:
         raise L2VError(f"truncate_dim={truncate_dim}: expected at most the {dimension} dimensions of {subject.source}")
 
@@ -174,6 +182,18 @@ def _check_same(known: dict[str, Any], pinned: dict[str, Any], encoding: Encodin
             raise L2VError(
                 f"output={encoding.output}: holds vectors of {what}; choose another folder, or delete this one"
             )
+
+
+def vectors_of(encoder: AnyEncoder, encoding: Encoding, inputs: dict[str, Any]) -> Tensor:
+    """Vectors (texts, dimension) of a batch, cut and scaled as they are wanted."""
+    vectors = encoder.embed(inputs)[:, : encoding.truncate_dim]
+    return torch.nn.functional.normalize(vectors, dim=-1) if encoding.normalize else vectors
+
+
+def check_finite(vectors: NDArray[np.float32]) -> None:
+    """Raise an L2VError where a vector is none."""
+    if not np.isfinite(vectors).all():
+        raise L2VError("a vector is not finite; use dtype=float32 or dtype=bfloat16")
 
 
 class _Embedder(L.LightningModule):
@@ -194,7 +214,7 @@ class _Embedder(L.LightningModule):
         self.encoder = load_encoder(self.subject, device=torch.device("meta") if is_split else strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
-            _check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
+            check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
         self.dimension = self.encoding.truncate_dim or self.encoder.dimension
         self.manifest = {**manifest, "dimension": self.dimension}
         self.batches = Batches(
@@ -224,8 +244,7 @@ class _Embedder(L.LightningModule):
         return batch._replace(inputs=moved)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        vectors = self.encoder.embed(batch.inputs)[:, : self.dimension]
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.encoding.normalize else vectors
+        return vectors_of(self.encoder, self.encoding, batch.inputs)
 
 
 class _Writer(Callback):
@@ -258,7 +277,7 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         vectors = outputs.float().cpu().numpy()
         if batch.shard == CALIBRATION:
-            self._check(vectors)
+            check_finite(vectors)
             self.ranges = Ranges.of(vectors).join(self.ranges)
         elif batch.shard != FILLER:
             self._add(pl_module, batch, vectors)
@@ -279,7 +298,7 @@ class _Writer(Callback):
             self._number, self._left = batch.shard, batch.size
             self._vectors = np.empty((batch.size, vectors.shape[1]), np.float32)
             self._kept = [()] * batch.size
-        self._check(vectors)
+        check_finite(vectors)
         self._vectors[batch.places] = vectors
         for place, kept in zip(batch.places, batch.kept, strict=True):
             self._kept[place] = kept
@@ -305,8 +324,3 @@ class _Writer(Callback):
         if trainer.is_global_zero:
             self.shards.update(calibration=self.ranges.record())
         trainer.strategy.barrier("ranges")
-
-    @staticmethod
-    def _check(vectors: NDArray[np.float32]) -> None:
-        if not np.isfinite(vectors).all():
-            raise L2VError("a vector is not finite; use dtype=float32 or dtype=bfloat16")

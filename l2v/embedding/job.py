@@ -39,7 +39,7 @@ class Encoding:
     batch_size: Annotated[int, Ge(1)] = 32
     """Texts in a batch on each process."""
     workers: Literal[0, 1] = 0
-    """1: a process beside each reads and tokenizes ahead."""
+    """1: a process (on Ray a thread) beside each reads and tokenizes ahead."""
     reading: Reading = AS_USUAL
     """How rows of files are read that leave a choice."""
 

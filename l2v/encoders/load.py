@@ -7,6 +7,8 @@ from l2v.encoders.external import SentenceTransformersEncoder, is_theirs
 from l2v.models.loading import load_tokenizer_and_config
 from l2v.models.settings import EncoderSettings
 
+AnyEncoder = Encoder | SentenceTransformersEncoder
+
 
 def known_dimension(settings: EncoderSettings) -> int | None:
     """The length of a vector, where a model's config tells it without loading the weights."""
@@ -19,7 +21,7 @@ def known_dimension(settings: EncoderSettings) -> int | None:
 
 def load_encoder(
     settings: EncoderSettings, *, with_head: bool = False, device: str | torch.device | None = None
-) -> Encoder | SentenceTransformersEncoder:
+) -> AnyEncoder:
     """Load the encoder that settings describe.
 
     Example:

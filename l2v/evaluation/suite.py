@@ -138,6 +138,8 @@ def _in_processes(jobs: list[_Job], loading: _Loading, count: int) -> tuple[list
             raise L2VError("a process of the evaluation died, perhaps for want of memory; set devices lower") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():  # else this one waits for the end of their tasks
+                process.terminate()
             raise
     return [entries for entries, _ in done], done[0][1]
 

@@ -55,6 +55,7 @@ def stack_adapters(folders: Sequence[Path], target: Path) -> None:
         for folder, one, tensors in zip(folders, configs_of, weights_of, strict=True):
             odd = [key for key, plain in _PLAIN_LORA.items() if one.get(key) not in (*plain, [])]
             odd += [key for key in tensors if not key.endswith((_LORA_A, _LORA_B))][:1]
+            odd += ["a model with its output head"] if _tops(tensors).isdisjoint(_tops(weights)) else []
             if odd or not isinstance(one["target_modules"], list):
                 what = odd[0] if odd else "target_modules"
                 raise L2VError(
@@ -67,6 +68,11 @@ def stack_adapters(folders: Sequence[Path], target: Path) -> None:
         config = {**config, "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": targets}
     save_file(weights, target / ADAPTER_WEIGHTS, {"format": "pt"})
     write_json(target / ADAPTER_CONFIG, {**config, "inference_mode": True})
+
+
+def _tops(tensors: dict[str, Tensor]) -> set[str]:
+    """The parts of a model that an adapter changes: layers, embed_tokens; or the whole decoder beside a head."""
+    return {key.split(".")[2] for key in tensors}
 
 
 def _divisor(config: dict[str, Any]) -> float:

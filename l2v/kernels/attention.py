@@ -51,11 +51,11 @@ def _sdpa(
     plain = not torch.compiler.is_compiling() and all(kind_of(x.device) == "cpu" for x in (query, key, value))
     if dropout == 0 and plain and dtype.itemsize < 4 and torch.is_grad_enabled() and query.requires_grad:
         with torch.autocast("cpu", enabled=False):
-            wide = (x.float() for x in (query, key, value))
-            mask = attention_mask
-            if mask is not None and mask.is_floating_point():
-                mask = mask.float()
-            output, _ = sdpa_attention_forward(module, *wide, mask, 0.0, scaling, is_causal, **kwargs)
+            if attention_mask is not None and attention_mask.is_floating_point():
+                attention_mask = attention_mask.float()
+            output, _ = sdpa_attention_forward(
+                module, query.float(), key.float(), value.float(), attention_mask, 0.0, scaling, is_causal, **kwargs
+            )
         return output.to(dtype), None
     own = (
         plain

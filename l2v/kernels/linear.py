@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -114,7 +114,7 @@ class LeanLora(PeftLinear):
         names = self.active_adapters
         if args or kwargs or len(names) != 1 or not self._is_plain(names[0], x):
             return super().forward(x, *args, **kwargs)
-        name, base = names[0], self.base_layer
+        name, base = names[0], cast(FastLinear, self.base_layer)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         dropout: Any = self.lora_dropout[name]  # nn.Identity for a probability of 0
@@ -122,7 +122,7 @@ class LeanLora(PeftLinear):
         mask, scale = dropout_mask(x.shape, dropout.p, x.device) if drops else (None, 1.0)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         weight = base.weight_for(dtype)
-        return _Lora.apply(x, _cast(x, dtype), weight, base.bias, a, b, mask, self.scaling[name] * scale)
+        return _Lora.apply(x, _shared_cast(x, dtype), weight, base.bias, a, b, mask, self.scaling[name] * scale)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self._drop_copy()
@@ -171,7 +171,7 @@ class _Cast:
         return self._source() is x and self._version == x._version and self.copy.dtype == dtype
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in a dtype, without its gradient. Layers that follow each other on one input share the copy."""
     if x.dtype == dtype:
         return x.detach()

@@ -31,8 +31,11 @@ def release_pages(tensor: Tensor) -> None:
     The file stays mapped as long as another tensor lies in it, and with it all pages that were ever read. Elsewhere
     than on Linux, and for any other tensor, this does nothing.
     """
+    # one of a subclass (DTensor, FakeTensor) has no memory of its own
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or not _MAPS.exists():
+        return
     begin = tensor.data_ptr()
-    if tensor.device.type != "cpu" or not _MAPS.exists() or not _is_in_a_file(begin):
+    if not _is_in_a_file(begin):
         return
     size = mmap.PAGESIZE
     # pages at its ends hold other tensors too

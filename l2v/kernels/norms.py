@@ -39,9 +39,12 @@ def speed_up_norms(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FastNorm) or not _looks_like_a_norm(module):
             continue
-        form = _form(type(module), _Sample(module))
+        kind: Any = type(module)
+        if kind not in _forms:
+            _forms[kind] = _form(module)
+        form = _forms[kind]
         if form is not None:
-            module.__class__ = _fast(type(module), form)
+            module.__class__ = _fast(kind, form)
 
 
 class _Norm(torch.autograd.Function):
@@ -95,29 +98,19 @@ def _looks_like_a_norm(module: nn.Module) -> bool:
     )
 
 
-class _Sample:
-    """A module that the cache of its class does not tell apart from others."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Sample)
+_forms: dict[Any, Form | None] = {}
+"""By class: which form it was seen to compute."""
 
 
-@functools.cache
-def _form(kind: type[nn.Module], sample: _Sample) -> Form | None:
-    """Which form a class of norm computes, as seen on random numbers; None: another."""
-    norm = copy.copy(sample.module)
+def _form(module: nn.Module) -> Form | None:
+    """Which form a norm computes, as seen on random numbers; None: another."""
+    norm = copy.copy(module)
     width = cast(Tensor, norm.weight).numel()
     with with_numbers():
         generator = torch.Generator().manual_seed(0)
         weight, x = (torch.randn(rows, width, generator=generator) for rows in (1, 3))
         norm._parameters = {"weight": nn.Parameter(weight[0])}
-        expected = kind.forward(norm, x)
+        expected = norm(x)
         forms: tuple[Form, ...] = ("weight", "1 + weight")
         for form in forms:
             found = _Norm.apply(x, weight[0], _epsilon(norm), form)
@@ -127,5 +120,5 @@ def _form(kind: type[nn.Module], sample: _Sample) -> Form | None:
 
 
 @functools.cache
-def _fast(kind: type[nn.Module], form: Form) -> type[nn.Module]:
+def _fast(kind: Any, form: Form) -> type[nn.Module]:
     return type(f"Fast{kind.__name__}", (FastNorm, kind), {"form": form})

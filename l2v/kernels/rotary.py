@@ -22,7 +22,8 @@ def speed_up_rotary(model: nn.Module) -> None:
     """Have the attention modules that call a function proven to rotate halves call the one of this module."""
     for module in model.modules():
         if not issubclass(type(module), FastRotary):
-            fast = _with_fast_rotary(type(module))
+            kind: Any = type(module)
+            fast = _with_fast_rotary(kind)
             if fast is not None:
                 module.__class__ = fast
 
@@ -32,7 +33,7 @@ class FastRotary:
 
 
 @functools.cache
-def _with_fast_rotary(kind: type[nn.Module]) -> type[nn.Module] | None:
+def _with_fast_rotary(kind: Any) -> type[nn.Module] | None:
     forward: Any = kind.forward
     if not inspect.isfunction(forward) or _NAME not in forward.__code__.co_names:
         return None

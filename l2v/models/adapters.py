@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from l2v.errors import L2VError, first_line
 from l2v.kernels.speed import speed_up
 from l2v.models.quiet import quiet
+from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
@@ -154,6 +155,10 @@ _SECONDS = 10
 def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
     """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
 
+    An adapter that was trained on a model with its output head (``...ForCausalLM``) is put on the decoder inside; what
+    it has for the head is left out, as no vector depends on it. Embeddings that were saved with it take the place of
+    the decoder's.
+
     Raises:
         L2VError: there is none, it is damaged, or it was trained on another decoder.
     """
@@ -186,10 +191,11 @@ def with_saved(decoder: PreTrainedModel, adapters: Sequence[Saved], trainable: b
     """A decoder with saved adapters on it, the first under PEFT's name ``default``."""
     adapted: Any = None
     for number, saved in enumerate(adapters):
-        config, name = saved.config, f"adapter-{number}" if number else "default"
-        _check_kind(config, str(saved.folder))
-        _check_sizes(config, saved.weights, saved.folder)
-        _check_patterns(config, decoder, saved.folder)
+        config, folder, name = saved.config, saved.folder, f"adapter-{number}" if number else "default"
+        _check_kind(config, str(folder))
+        _check_sizes(config, saved.weights, folder)
+        _check_patterns(config, decoder, folder)
+        weights = _on_the_inside(config, saved.weights, decoder, folder)
         config.inference_mode = not trainable
         config.base_model_name_or_path = None  # where it was trained is in the lineage; PEFT warns of another path
         try:
@@ -200,19 +206,75 @@ def with_saved(decoder: PreTrainedModel, adapters: Sequence[Saved], trainable: b
                     adapted.add_adapter(name, config)
         except Exception as error:  # its config may say anything
             kind = decoder.config.model_type
-            raise L2VError(f"{saved.folder}: the adapter does not fit {kind}: {first_line(error)}") from None
+            raise L2VError(f"{folder}: the adapter does not fit {kind}: {first_line(error)}") from None
+        embeddings = _saved_embeddings(adapted, weights)
+        if embeddings and trainable:
+            told = "has embeddings of its own, which cannot go on; merge it: adapter.init=new"
+            raise L2VError(f"{folder}: the adapter {told}")
         own = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
-        expected = {k: v.shape for k, v in own.items()}
-        found = {k: v.shape for k, v in saved.weights.items()}
+        expected = {k: v.shape for k, v in own.items()} | {k: v.shape for k, v in embeddings.items()}
+        found = {k: v.shape for k, v in weights.items()}
         if expected != found:
             odd = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
             raise L2VError(
-                f"{saved.folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} "
-                f"tensors are missing, unexpected or of another shape, e.g. {odd[0]} (expected "
+                f"{folder}: the adapter does not fit the base model: {len(odd)} of {len(expected | found)} tensors are "
+                f"missing, unexpected or of another shape, e.g. {odd[0]} (expected "
                 f"{_shape(expected.get(odd[0]))}, found {_shape(found.get(odd[0]))})"
             )
-        set_peft_model_state_dict(adapted, saved.weights, adapter_name=name)
+        set_peft_model_state_dict(adapted, weights, adapter_name=name)
     return cast(PeftModel, adapted)
+
+
+def changes_embeddings(folder: Path) -> bool:
+    """Whether an adapter changes the input embeddings: an output head that shares them keeps those of before."""
+    file = folder / ADAPTER_WEIGHTS
+    return file.is_file() and any("embed" in key or ".wte." in key for key in load_file(file))
+
+
+_KEYS = "base_model.model."
+
+
+def _on_the_inside(
+    config: Any, weights: dict[str, Tensor], decoder: PreTrainedModel, folder: Path
+) -> dict[str, Tensor]:
+    """The tensors of an adapter by their names on the decoder without its head, and the config changed to match."""
+    config.task_type = None
+    own = f"{decoder.base_model_prefix}."
+    inside = _KEYS + own
+    if not any(key.startswith(inside) for key in weights) or hasattr(decoder, decoder.base_model_prefix):
+        return weights
+    kept = {key.replace(inside, _KEYS, 1): value for key, value in weights.items() if key.startswith(inside)}
+    if len(kept) < len(weights):
+        say(f"{folder}: the adapter's part on the output head is left out: no vector depends on it", style="yellow")
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules"):
+        names = getattr(config, name, None)
+        if names is not None and not isinstance(names, str):
+            setattr(config, name, [n.removeprefix(own) for n in names if n.rpartition(".")[2] not in _HEADS] or None)
+    for name in ("rank_pattern", "alpha_pattern"):
+        if patterns := getattr(config, name, None):
+            setattr(config, name, {key.removeprefix(own): value for key, value in patterns.items()})
+    if isinstance(getattr(config, "target_modules", None), str):  # a pattern of names with the model's own before them
+        config.target_modules = sorted({key.removeprefix(_KEYS).rpartition(".lora_")[0] for key in kept})
+    return kept
+
+
+_HEADS = ("lm_head", "embed_out", "output")
+"""What the families call their output heads."""
+
+
+def _saved_embeddings(adapted: PeftModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the tensors of an adapter, those that stand for the base's own input embeddings, and are not equal to them.
+
+    PEFT saves them beside an adapter on the embeddings, or where the vocabulary has grown. Equal ones are taken out.
+    """
+    embedding = adapted.get_input_embeddings()
+    base = getattr(embedding, "base_layer", embedding).weight
+    own = {name for name, parameter in adapted.named_parameters() if parameter is base}
+    found = {key: tensor for key, tensor in weights.items() if key in own and tensor.shape == base.shape}
+    for key, tensor in list(found.items()):
+        if torch.equal(tensor.to(base), base):
+            del found[key], weights[key]
+    return found
 
 
 def _shape(shape: torch.Size | None) -> str:

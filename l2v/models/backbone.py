@@ -158,7 +158,8 @@ class Backbone(nn.Module):
         def run(_: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
             return self(ids, mask, position_ids(mask)).float()
 
-        decoder = cast(PreTrainedModel, self.decoder)
+        adapted = self.decoder
+        decoder = cast(PreTrainedModel, adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted)
         self.proof = choose_attn_implementation(decoder, wanted, self.attention, partial, run)
         self._unfinished = None
 

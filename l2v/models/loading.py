@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from l2v.errors import L2VError, first_line, panics_told
 from l2v.kernels.speed import speed_up
+from l2v.models.adapters import changes_embeddings
 from l2v.models.bidirectional import Attention, set_attention
 from l2v.models.merging import Unmerged
 from l2v.models.proof import Proof, Run, prove
@@ -87,6 +88,8 @@ def load_decoder(
             if missing:
                 raise _missing_weights(unpacked, missing, "expected all the weights of its config")
     set_attention(decoder, attention)
+    if any(changes_embeddings(folder) for folder in merge):
+        _part(decoder, head)
     unmerged = Unmerged(decoder, head, merge, dtype)
     whole: list[nn.Module] = [decoder] if head is None else [decoder, head]
     if torch.device(device).type != "meta":
@@ -99,6 +102,13 @@ def load_decoder(
     if head is not None:
         speed_up(head)
     return LoadedDecoder(decoder, head, tokenizer, unmerged)
+
+
+def _part(decoder: PreTrainedModel, head: nn.Module | None) -> None:
+    """Let the output head keep the input embeddings that it shares, before they change."""
+    decoder.config.tie_word_embeddings = False
+    if isinstance(head, nn.Linear) and head.weight is decoder.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def load_tokenizer_and_config(

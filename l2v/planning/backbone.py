@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from l2v.errors import L2VError, first_line
-from l2v.kernels.linear import keep_products, speed_up
+from l2v.kernels.linear import keep_products
+from l2v.kernels.speed import speed_up
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import set_attention
 from l2v.models.loading import set_attention_dropout

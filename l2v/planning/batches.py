@@ -30,8 +30,11 @@ def longest_batch(stage: Stage, vocabulary: int, text_tokens: int | None = None)
         ]
     elif isinstance(stage, ContrastiveStage):
         length = min(text_tokens or stage.max_length, stage.max_length)
-        make = _triplet if isinstance(stage, Supervised) else _text
-        rows = [(make(stage, length - (row == 0), row, vocabulary), row) for row in range(stage.batch_size)]
+        negatives = stage.negatives if isinstance(stage, Supervised) else None
+        texts = [_ids(length - (row == 0), row, vocabulary) for row in range(stage.batch_size)]
+        rows = [
+            (_text(ids) if negatives is None else _triplet(ids, row, negatives), row) for row, ids in enumerate(texts)
+        ]
     else:
         raise L2VError(f"stage={stage.name}: plans are of mntp, simcse and supervised")
     return stage.collator(training=True)(rows)
@@ -43,17 +46,18 @@ def _ids(length: int, seed: int, vocabulary: int) -> list[int]:
     return [first + (seed * 7919 + place) % (vocabulary - first) for place in range(max(length, 1))]
 
 
-def _text(stage: Any, length: int, row: int, vocabulary: int) -> dict[str, Any]:
-    return {"input_ids": _ids(length, row, vocabulary), "text_begin": 0}
+def _text(ids: list[int]) -> dict[str, Any]:
+    return {"input_ids": ids, "text_begin": 0}
 
 
-def _triplet(stage: Supervised, length: int, row: int, vocabulary: int) -> dict[str, Any]:
-    count = 1 + stage.negatives
+def _triplet(ids: list[int], row: int, negatives: int) -> dict[str, Any]:
+    """A query and documents of the same tokens, which count as different texts."""
+    count = 1 + negatives
     return {
-        "query": _ids(length, row, vocabulary),
+        "query": ids,
         "query_begin": 0,
         "query_hash": -1 - row,
-        "documents": [_ids(length, row * count + number, vocabulary) for number in range(count)],
+        "documents": [ids] * count,
         "document_begins": [0] * count,
         "document_hashes": [row * count + number for number in range(count)],
         "document_scores": [float("nan")] * count,

@@ -70,7 +70,7 @@ class Fakes(TorchDispatchMode):
             ledger.resize(storage)
             return result
 
-        torch.UntypedStorage.resize_ = noted  # type: ignore[method-assign]  # FSDP2 frees weights so; no operation tells
+        torch.UntypedStorage.resize_ = noted  # type: ignore[assignment,method-assign]  # FSDP2 frees weights so; no operation tells
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from l2v.errors import L2VError
 from l2v.models.adapters import Lora
+from l2v.planning.layers import quick_needs
 from l2v.planning.measure import Needs
 from l2v.planning.room import Room
 from l2v.planning.setup import Setup
-from l2v.planning.zero import needs_of
 from l2v.progress import say
 from l2v.stages.mntp import MNTP
 from l2v.stages.supervised import Supervised
@@ -52,7 +52,7 @@ def largest(setup: Setup, room: Room) -> Largest | None:
     whole = setup.stage.batch_size * row
 
     def needs(units: int) -> Needs:
-        return needs_of(_with_pass(setup, units * text) if passes else _with_rows(setup, units))
+        return quick_needs(_with_pass(setup, units * text) if passes else _with_rows(setup, units))
 
     most = max(1, whole // text) if passes else 64 * setup.stage.batch_size
     found = _most_units(lambda units: needs(units).peak, room.tensors, most)
@@ -92,7 +92,7 @@ def first_that_fits(setup: Setup, room: Room) -> str | None:
     """The overrides of the first remedy that suffices."""
     for overrides, changed in remedies(setup, room):
         say(f"trying {overrides}")
-        if fits(needs_of(changed), room):
+        if fits(quick_needs(changed), room):
             return overrides
     return None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from l2v.kernels.devices import planned_for
 from l2v.models.adapters import trainable_parameters
@@ -96,11 +96,11 @@ def measure(setup: Setup) -> Needs:
         trainer = _trainer(setup, batches, watch)
         fakes.kind = "gradients"  # of what a strategy sets up: the buckets of DDP
         with (
-            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            warnings.catch_warnings(action="ignore"),
             attention_of_gpus() if setup.on_gpu else contextlib.nullcontext(),
             fakes,
         ):
-            trainer.fit(stage, DataLoader([batch] * (_STEPS * batches), batch_size=None))
+            trainer.fit(stage, DataLoader(_Same(batch, _STEPS * batches), batch_size=None))
     whole = setup.trainer.get("accumulate_grad_batches", 1)
     return Needs(
         memory=watch.memory,
@@ -145,8 +145,21 @@ def _trainer(setup: Setup, batches: int, watch: "_Watch") -> L.Trainer:
         limit_val_batches=0,
     )
     # what the first process tells the others it has
-    trainer.strategy.broadcast = lambda one, src=0: one  # type: ignore[method-assign]
+    trainer.strategy.broadcast = lambda obj, src=0: obj  # type: ignore[method-assign]
     return trainer
+
+
+class _Same(Dataset[dict[str, Any]]):
+    """A batch, as often as it is read."""
+
+    def __init__(self, batch: dict[str, Any], count: int) -> None:
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.batch
 
 
 class _Watch(Callback):

@@ -5,10 +5,10 @@ from typing import Any
 
 from l2v.errors import L2VError
 from l2v.planning.fit import Largest, first_that_fits, fits, largest
+from l2v.planning.layers import quick_needs
 from l2v.planning.measure import Needs
 from l2v.planning.room import GIB, Room
 from l2v.planning.setup import Setup
-from l2v.planning.zero import needs_of
 from l2v.progress import say
 
 _LIBRARIES = GIB
@@ -37,6 +37,11 @@ class Plan:
     """Of an optimizer step; None: the device's rate is not known."""
 
     @property
+    def peak_gib(self) -> float:
+        """Of a device, with what is kept free."""
+        return self.needs.peak * (1 + self.room.fragmentation) / GIB + self.room.reserve_gib
+
+    @property
     def steps_per_hour(self) -> float | None:
         return None if not self.seconds else 3600 / self.seconds
 
@@ -56,7 +61,7 @@ def plan(setup: Setup, room: Room, *, search: bool = True) -> Plan:
         L2VError: parts that do not go together.
     """
     say(f"planning stage={setup.stage.name} of {setup.model.source} on {setup.processes} device(s)")
-    needs = needs_of(setup)
+    needs = quick_needs(setup)
     fitting = fits(needs, room)
     width = 2 if setup.model.dtype in ("bfloat16", "float16") else 4
     return Plan(
@@ -71,13 +76,18 @@ def plan(setup: Setup, room: Room, *, search: bool = True) -> Plan:
     )
 
 
+def first_change(setup: Setup, made: Plan) -> str | None:
+    """The setting to change where a stage does not fit; None: none of those that were tried suffices."""
+    return first_that_fits(setup, made.room)
+
+
 def refuse(setup: Setup, made: Plan, *, search: bool = True) -> L2VError:
     """What to tell where a stage does not fit: the setting to change, which ``search`` looks for."""
-    needs, room = made.needs, made.room
-    takes = f"{needs.peak * (1 + room.fragmentation) / GIB + room.reserve_gib:.1f} GiB"
-    where = "while it loads" if needs.loading > needs.training else "at the peak"
-    found = first_that_fits(setup, room) if search else None
-    way = f"it fits with {found}" if found else "no setting that was tried makes it fit; choose a smaller model="
-    if not search:
-        way = "search=true looks for the setting to change"
-    return L2VError(f"does not fit: {takes} a device {where}, and it has {room.memory_gib:.1f} GiB; {way}")
+    where = "while it loads" if made.needs.loading > made.needs.training else "at the peak"
+    way = "search=true looks for the setting to change"
+    if search:
+        found = first_change(setup, made)
+        way = f"it fits with {found}" if found else "no setting that was tried makes it fit; choose a smaller model="
+    return L2VError(
+        f"does not fit: {made.peak_gib:.1f} GiB a device {where}, and it has {made.room.memory_gib:.1f} GiB; {way}"
+    )

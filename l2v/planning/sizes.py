@@ -30,7 +30,8 @@ def model_config(source: str, *, trust_remote_code: bool = False) -> PretrainedC
     if not place.is_local or place.gguf_file:
         known = ", ".join(file.stem for file in sorted(SIZES.glob("*.json")))
         raise L2VError(
-            f"model.source={source}: its sizes are not in l2v; name a folder with its config.json, or model= one of {known}"
+            f"model.source={source}: its sizes are not in l2v; name a folder with its config.json, or model= one of "
+            f"{known}"
         )
     try:
         return AutoConfig.from_pretrained(place.path, local_files_only=True, trust_remote_code=trust_remote_code)

@@ -34,8 +34,7 @@ def print_plan(setup: Setup, plan: Plan) -> None:
     made.add_section()
     made.add_row("while training", _gib(needs.training), "[dim]all of them at the moment when most is alive")
     made.add_row("while loading", _gib(needs.loading), "[dim]before the first step")
-    reserved = needs.peak * (1 + room.fragmentation) + room.reserve_gib * GIB
-    made.add_row("[bold]peak", f"[bold]{_gib(reserved)}", f"[dim]with what is kept free, of {room.memory_gib:.1f}")
+    made.add_row("[bold]peak", f"[bold]{plan.peak_gib:,.2f}", f"[dim]with what is kept free, of {room.memory_gib:.1f}")
     made.add_section()
     made.add_row("host, a machine", _gib(plan.host), f"[dim]{setup.devices} process(es), while they load")
     made.add_row("disk, checkpoints", _gib(plan.checkpoints), "[dim]last and best: what is trained, and its moments")

@@ -168,10 +168,29 @@ def _read_suite(file: Path) -> dict[str, Any]:
 
 
 def _read_contamination(file: Path) -> dict[str, Any]:
+    """What ``l2v contamination`` wrote.
+
+    Raises:
+        L2VError: it is none, or of another version.
+    """
     check = _read_object(file)
-    if not {"data", "n", "training", "tasks"} <= check.keys():
-        raise L2VError(f"{file}: not a file of l2v.contamination; expected data, n, training and tasks")
+    training, tasks = check.get("training"), check.get("tasks")
+    whole = isinstance(training, dict) and isinstance(training.get("words"), int) and {"data", "n"} <= check.keys()
+    if not (whole and isinstance(tasks, dict) and all(map(_is_share, tasks.values()))):
+        raise L2VError(
+            f"{file}: not a file of l2v contamination of this version; delete it, or write it anew with that command"
+        )
     return check
+
+
+def _is_share(task: Any) -> bool:
+    """Whether it says of a task what the page shows."""
+    if not isinstance(task, dict) or not isinstance(task.get("label"), str):
+        return False
+    shares = [task.get(key, "") for key in ("share", "grams_share")]
+    return all(isinstance(task.get(key), int) for key in ("texts", "too_short")) and all(
+        share is None or isinstance(share, int | float) for share in shares
+    )
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], str]:

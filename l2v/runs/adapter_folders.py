@@ -121,7 +121,7 @@ def adapter_folder(name: str, revision: str | None = None, override: str = "mode
     """
     path = Path(name).expanduser()
     if path.exists() or name.startswith("package:"):
-        return path if (path / ADAPTER_CONFIG).exists() else None
+        return path if (path / ADAPTER_CONFIG).exists() else _only_adapter_inside(path, f"{override}={name}")
     place = locate(name, revision, override)
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -141,6 +141,21 @@ def adapter_folder(name: str, revision: str | None = None, override: str = "mode
             f"{override}={name}: no such folder, and not found on the hub or the hub cannot be reached "
             f"({first_line(error)})"
         ) from None
+
+
+def _only_adapter_inside(folder: Path, where: str) -> Path | None:
+    """Of a folder that is neither model nor adapter, the one adapter in it, as PEFT writes one that has a name.
+
+    Raises:
+        L2VError: there are several.
+    """
+    if not folder.is_dir() or any((folder / name).exists() for name in ("config.json", "modules.json", "run.json")):
+        return None
+    inside = sorted(file.parent for file in folder.glob(f"*/{ADAPTER_CONFIG}"))
+    if len(inside) > 1:
+        names = ", ".join(adapter.name for adapter in inside)
+        raise L2VError(f"{where}: a folder with several adapters ({names}); name one: {inside[0]}")
+    return inside[0] if inside else None
 
 
 def _base_of(adapter: Path) -> Source:

@@ -25,8 +25,15 @@ _JUST_MADE, _DAY = 60, 86_400
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what is made once is kept: $L2V_CACHE, else ~/.cache/l2v."""
-    return Path(os.environ.get("L2V_CACHE") or "~/.cache/l2v").expanduser() / kind
+    """Where what is made once is kept: $L2V_CACHE, else ~/.cache/l2v.
+
+    Raises:
+        L2VError: the user has no home.
+    """
+    try:
+        return Path(os.environ.get("L2V_CACHE") or "~/.cache/l2v").expanduser() / kind
+    except RuntimeError:
+        raise L2VError("this user has no home folder: set HOME, or L2V_CACHE, to a folder") from None
 
 
 @functools.cache
@@ -56,12 +63,12 @@ def draft_folder(folder: Path) -> Iterator[Path]:
             make_readable(files, draft)
             for file in files:
                 _through(file)
-            if folder.exists():
-                folder.rename(old)
             try:
+                if folder.exists():
+                    folder.rename(old)
                 draft.rename(folder)
-            except OSError:
-                if old.exists():
+            except BaseException:  # Ctrl-C too
+                if old.exists() and not folder.exists():
                     old.rename(folder)
                 raise
     except (OSError, SafetensorError) as error:

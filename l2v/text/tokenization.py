@@ -50,8 +50,8 @@ def tokenize(
 
     What stands around a text is found by character offsets in the whole prompt, so a token that the tokenizer makes
     across the border counts as text. Only the text is cut: what a template or the tokenizer puts after it stays. An
-    empty prompt becomes one special token (BOS, else EOS, else the padding token), and an empty text after an instruction
-    is represented by its instruction.
+    empty prompt becomes one special token (BOS, else EOS, else the padding token), and an empty text after an
+    instruction is represented by its instruction.
 
     Args:
         texts: without their instructions.

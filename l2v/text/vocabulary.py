@@ -16,8 +16,8 @@ def settle(tokenizer: PreTrainedTokenizerBase, embeddings: int | None) -> None:
     """Pad on the right, with a token that the model has, and remember how many it has.
 
     A padding token that is missing, or lies outside of the embeddings, is replaced by the end of a text, its beginning
-    or an unknown token; where there is none of them, by a token that no text has as it is written. Padding is masked, so
-    that any does, but sentence-transformers and others look its embedding up.
+    or an unknown token; where there is none of them, by a token that no text has as it is written. Padding is masked,
+    so that any does, but sentence-transformers and others look its embedding up.
 
     Args:
         tokenizer: changed in place.
@@ -57,8 +57,8 @@ def check_ids(texts: Sequence[str], rows: Iterable[Sequence[int]], tokenizer: Pr
             shown = text if len(text) <= 60 else f"{text[:60]}..."
             raise L2VError(
                 f"the text {shown!r}: its token {tokenizer.convert_ids_to_tokens(odd[0])!r} has the number {odd[0]}, "
-                f"and the model has embeddings for 0 to {most - 1}: the tokenizer was grown and the model was not; take "
-                "the token out of the text, or resize the embeddings (model.resize_token_embeddings) and train them"
+                f"and the model has embeddings for 0 to {most - 1}: the tokenizer was grown and the model was not; "
+                "take the token out of the text, or resize the embeddings (model.resize_token_embeddings) and train"
             )
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from l2v.errors import Stopped
+from l2v.errors import Stopped, Terminated
 from l2v.evaluation.periodic import EvaluationCallback
 from l2v.models.adapters import trainable_parameters
 from l2v.models.backbone import Backbone
@@ -51,10 +51,14 @@ def train(training: Training, run: Run, start: Initialization, *, resume: bool =
             run.update(status="stopped")
         raise
     except SystemExit as error:  # Lightning's answer to Ctrl-C and SIGTERM outside of its training steps
-        number = signal.SIGTERM if isinstance(error, SIGTERMException) else signal.SIGINT
+        number = signal.SIGTERM if isinstance(error, (SIGTERMException, Terminated)) else signal.SIGINT
         if _is_first():
             run.update(status="stopped")
         raise Stopped(number, f"stopped; what {run.folder} had saved before is kept") from None
+    except KeyboardInterrupt:
+        if _is_first():
+            run.update(status="stopped")
+        raise
     except BaseException as error:
         if _is_first():
             run.update(status="failed", error=str(error) or type(error).__name__)

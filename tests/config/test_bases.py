@@ -49,7 +49,8 @@ def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_every_group_composes(group: str) -> None:
     for option in options(group, [CONF]):
-        config = composed("recipe" if group == "recipe" else "train", [f"{group}={option}"])
+        program = {"recipe": "recipe", "gpu": "plan"}.get(group, "train")
+        config = composed(program, [f"{group}={option}"])
         assert config.stages if group == "recipe" else config.stage.name
 
 

@@ -111,11 +111,14 @@ def test_the_copy_of_a_frozen_weight_follows_the_weight() -> None:
 
 def test_layers_on_one_input_share_its_copy() -> None:
     x = torch.randn(3, 4)
-    copy = linear._cast(x, torch.bfloat16)
-    assert linear._cast(x, torch.bfloat16) is copy and linear._cast(x, torch.float32).data_ptr() == x.data_ptr()
+    copy = linear._shared_cast(x, torch.bfloat16)
+    assert (
+        linear._shared_cast(x, torch.bfloat16) is copy
+        and linear._shared_cast(x, torch.float32).data_ptr() == x.data_ptr()
+    )
     x.mul_(2)
-    assert torch.equal(linear._cast(x, torch.bfloat16), x.bfloat16())
-    assert linear._cast(torch.zeros(3, 4), torch.bfloat16).sum() == 0
+    assert torch.equal(linear._shared_cast(x, torch.bfloat16), x.bfloat16())
+    assert linear._shared_cast(torch.zeros(3, 4), torch.bfloat16).sum() == 0
 
 
 def test_compiled_in_one_graph(library: bool) -> None:

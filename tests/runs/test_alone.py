@@ -146,6 +146,26 @@ def test_a_draft_is_its_process_until_that_is_killed(tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_signal_between_two_renames_loses_neither_folder(tmp_path: Path, monkeypatch, at: int) -> None:
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "old").touch()
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == at + 1:
+            if at == 0:
+                rename(self, target)  # it comes right after
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), draft_folder(tmp_path / "encoder"):
+        pass
+    assert names(tmp_path) == {"encoder"} and names(tmp_path / "encoder") == {"old"}
+
+
 def test_a_run_takes_its_drafts_away_when_it_starts(run: Run) -> None:
     run.checkpoints.mkdir()
     for folder in (run.folder, run.checkpoints):

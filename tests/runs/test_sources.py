@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -10,6 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from l2v.errors import L2VError
+from l2v.process import find_home
 from l2v.runs.files import cache_folder, draft_folder, read_json, write_json, write_text
 from l2v.runs.hashes import file_hash, folder_hash, source_hash
 from l2v.runs.lineage import AdapterRecord, Lineage
@@ -34,6 +36,24 @@ def model(tmp_path):
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
+
+
+def test_a_large_file_is_hashed_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2v.runs.hashes._LARGE", 4)
+    file, small = tmp_path / "large", tmp_path / "small"
+    file.write_bytes(b"weights")
+    small.write_bytes(b"abc")
+    first = file_hash(file)
+    assert first == hashlib.sha256(b"weights").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr("l2v.runs.hashes._digest", lambda path: pytest.fail(f"read {path}"))
+        assert file_hash(file) == first
+        with pytest.raises(pytest.fail.Exception, match="small"):
+            file_hash(small)
+    times = file.stat()
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_hash(file) == hashlib.sha256(b"WEIGHTS").hexdigest()
 
 
 def test_a_model_folder_is_located(model):
@@ -194,6 +214,36 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("L2V_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such user"])
+    with pytest.raises(L2VError, match="this user has no home folder: set HOME, or L2V_CACHE, to a folder"):
+        cache_folder("tokens")
+
+
+@pytest.mark.parametrize("home", [None, "/proc"])
+def test_programs_of_a_user_without_a_home_keep_things_in_a_folder_of_theirs(monkeypatch, tmp_path, home):
+    if home is None:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", lambda _: {}["no such user"])
+    else:
+        monkeypatch.setenv("HOME", home)
+        monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(home))
+    monkeypatch.delenv("L2V_CACHE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"l2v-{os.getuid()}"
+    told = find_home()
+    assert told is not None and f"goes to {folder}; set HOME" in told
+    assert cache_folder("tokens").is_relative_to(folder) and folder.stat().st_mode & 0o777 == 0o700
+    assert find_home() is None
+
+
+def test_a_user_with_a_home_is_told_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_home() is None
 
 
 def test_a_drafted_folder_appears_only_when_it_is_whole(tmp_path):

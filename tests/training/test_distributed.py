@@ -285,6 +285,50 @@ def test_a_signal_before_the_first_step_ends_training_in_one_line(tiny: Tiny) ->
         assert "train/loss" not in (run.folder / "metrics.jsonl").read_text()
 
 
+SIGTERM_WHILE = """
+import importlib, os, signal
+module = importlib.import_module(MODULE)
+def killed(*arguments, **settings):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise SystemExit("the signal was not heard")
+setattr(module, NAME, killed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name"), [("l2v.data.tokens", "write_rows"), ("l2v.runs.initialization", "config_hash")]
+)
+def test_sigterm_before_training_is_as_ctrl_c(tiny: Tiny, monkeypatch, module: str, name: str) -> None:
+    monkeypatch.setenv("L2V_CACHE", str(tiny.folder / "cache"))
+    module, name = ("l2v.cli.train", name) if name == "config_hash" else (module, name)
+    program = changed(tiny.folder / "program.py", f"MODULE, NAME = {module!r}, {name!r}\n{SIGTERM_WHILE}")
+    errors = finish(start(tiny.overrides("mntp", "name=run"), program), code=143)
+    assert errors.strip() in (
+        "stopped; what was saved before is kept",
+        f"stopped; what {tiny.folder / 'runs' / 'run'} had saved before is kept",
+    )
+    assert not list(tiny.folder.rglob("*.tmp-*"))
+    if name == "write_rows":
+        assert Run(tiny.folder / "runs" / "run").record()["status"] == "stopped"
+    else:
+        assert not (tiny.folder / "runs" / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_needs_no_name(tiny: Tiny) -> None:
+    settings = [*tiny.overrides("mntp", "stage.max_steps=2"), "trainer=ddp", "trainer.accelerator=cpu"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(ROOT / "train.py"), *settings, "trainer.devices=2"],
+        capture_output=True, text=True, timeout=240, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [run] = (tiny.folder / "runs").iterdir()
+    assert Run(run).is_finished
+
+
 @pytest.mark.slow
 def test_a_sweep_without_a_name_makes_a_run_for_each_value(tiny: Tiny) -> None:
     arguments = tiny.overrides("mntp", "stage.max_steps=1", "stage.learning_rate=1e-3,1e-4", "-m")
