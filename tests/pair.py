@@ -24,7 +24,8 @@ class Job:
 
     arguments: list[str]
     stop_at: int | None = None
-    """Optimizer step in which the first process gets SIGTERM."""
+    """Optimizer step in which the first process gets the signal."""
+    signal: int = signal.SIGTERM
     gathers: bool = False
     """Whether gathers of weights are counted, in each training step."""
 
@@ -128,12 +129,14 @@ def _run(job: Job, patch: Any) -> Outcome:
 
     callbacks: list[Callback] = [Count()] if job.gathers else []
     if job.stop_at is not None and os.environ["RANK"] == "0":
-        callbacks.append(SignalAt(job.stop_at, signal.SIGTERM))
+        callbacks.append(SignalAt(job.stop_at, job.signal))
     error = None
     try:
         train_here(job.arguments, patch, callbacks)
-    except (L2VError, Stopped, SystemExit) as raised:
+    except (L2VError, SystemExit) as raised:
         error = f"{type(raised).__name__}: {raised}"
+        if isinstance(raised, Stopped):
+            error = f"stopped by {signal.Signals(raised.signal).name}: {raised}"
     return Outcome(error, gathers)
 
 

@@ -31,7 +31,7 @@ def agree(what: str, decide: Callable[[], _T]) -> _T:
         decide: called by the first process; gives what JSON can hold.
 
     Raises:
-        L2VError: the first process is gone.
+        L2VError: the first process is gone, or SLURM does not say how many a node has.
     """
     variable, store = _VARIABLE + what, _store()
     if process_rank() > 0:
@@ -89,6 +89,11 @@ def _store() -> Any:
     if TorchElasticEnvironment.detect():
         environment = TorchElasticEnvironment()
     elif SLURMEnvironment.detect():
+        if os.environ["SLURM_NTASKS"] != "1" and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise L2VError(
+                f"--ntasks={os.environ['SLURM_NTASKS']} of SLURM does not say how many processes a node has: give "
+                "--ntasks-per-node, one a GPU, instead (examples/slurm/train.sbatch)"
+            )
         environment = SLURMEnvironment()
     else:
         return None

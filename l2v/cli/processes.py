@@ -1,4 +1,4 @@
-"""A program of l2v in a process of its own, which hears of Ctrl-C and SIGTERM through the one that waits for it."""
+"""A program of l2v in a process of its own, which hears of Ctrl-C and other signals through the one that waits."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 
 from l2v.errors import L2VError, Stopped
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def run_program(name: str, arguments: Sequence[str], what: str) -> None:

@@ -4,6 +4,7 @@ import signal
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from rich.progress import TaskID
 
@@ -97,9 +98,9 @@ class ValidateAtEnds(Callback):
 
 
 class GracefulStop(Callback):
-    """Ctrl-C and SIGTERM end training after the batch at hand, on all ranks, with a checkpoint.
+    """Ctrl-C, SIGTERM and SIGUSR1 end training after the batch at hand, on all ranks, with a checkpoint.
 
-    A second signal stops at once.
+    A second signal stops at once. SIGUSR1 is what SLURM is asked to send before a job's end.
     """
 
     def __init__(self) -> None:
@@ -107,7 +108,7 @@ class GracefulStop(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -115,7 +116,8 @@ class GracefulStop(Callback):
         if batches % trainer.accumulate_grad_batches:
             return  # gradients of a half-done step would be lost
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
-            self.signal = self.signal or signal.SIGTERM
+            received = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            self.signal = int(trainer.strategy.reduce(received, reduce_op=torch.distributed.ReduceOp.MAX))
             trainer.should_stop = True
             if batches % int(trainer.val_check_batch or 1):
                 trainer.limit_val_batches = 0  # Lightning would validate once more before it stops

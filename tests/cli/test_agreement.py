@@ -8,6 +8,7 @@ import pytest
 from pair import elastic_environments
 
 from l2v.cli import agreement
+from l2v.errors import L2VError
 
 PROGRAM = """
 import sys
@@ -46,3 +47,13 @@ def test_processes_that_lightning_starts_inherit_what_was_decided(monkeypatch: p
     monkeypatch.setenv("L2V_AGREED_name", inherited["L2V_AGREED_name"])
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert agreement.agree("name", lambda: "b") == "a"
+
+
+def test_slurm_has_to_say_how_many_processes_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "l2v"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    agreement._store.cache_clear()
+    with pytest.raises(L2VError, match="--ntasks=2 of SLURM .* give --ntasks-per-node, one a GPU, instead"):
+        agreement.agree("name", lambda: "a")
+    agreement._store.cache_clear()

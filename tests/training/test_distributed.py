@@ -342,7 +342,9 @@ def test_a_sweep_without_a_name_makes_a_run_for_each_value(tiny: Tiny) -> None:
     assert rates == [1e-3, 1e-4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(of, marks=pytest.mark.slow) for of in (signal.SIGTERM, signal.SIGUSR1))]
+)
 def test_a_signal_ends_training_with_a_checkpoint(tiny: Tiny, number: signal.Signals) -> None:
     run = Run(tiny.folder / "runs" / "stopped")
     process = start(tiny.overrides("mntp", "stage.max_steps=5000", "name=stopped"))

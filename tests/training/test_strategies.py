@@ -81,6 +81,14 @@ def logged(run: Path, metric: str) -> dict[int, float]:
     return dict(found)
 
 
+def assert_same_weights(one: Path, two: Path) -> None:
+    first, second = trained(one), trained(two)
+    assert first.keys() == second.keys()
+    apart = torch.cat([(value - second[name]).abs().flatten() for name, value in first.items()])
+    # AdamW makes a step of a gradient that is all rounding, too: of one weight in 30,000
+    assert (apart > 1e-5).sum() <= len(apart) / 10_000 and apart.max() < 1e-4
+
+
 def assert_same_training(cell: Cell, one: Path, two: Path) -> None:
     # a text of SimCSE's validation has the others of its process's batch as negatives
     alone = ["validation/loss"] if cell.stage != "simcse" else []
@@ -88,9 +96,7 @@ def assert_same_training(cell: Cell, one: Path, two: Path) -> None:
         expected = logged(one, metric)
         assert expected and logged(two, metric) == pytest.approx(expected, abs=1e-4), metric
     assert list(logged(two, "validation/loss")) == [0, 4, 6]
-    first, second = trained(one), trained(two)
-    assert first.keys() == second.keys()
-    assert max((value - second[name]).abs().max().item() for name, value in first.items()) < 1e-5
+    assert_same_weights(one, two)
 
 
 def program(tiny: Tiny, cells: list[Cell]) -> None:
@@ -104,11 +110,13 @@ def program(tiny: Tiny, cells: list[Cell]) -> None:
         split = [*suite, *cell.passes, f"trainer={cell.trainer}", *TWO, f"name={cell.name}"]
         begin = tiny.overrides(cell.stage, *cell.settings(), *split)
         again = [*begin, "reuse=true"] if cell.adapter == "lora" else [f"resume={runs / cell.name}"]
-        jobs += [Job(begin, stop_at=STOPPED_AT), Job(again)]
+        number = signal.SIGTERM if cell.adapter == "lora" else signal.SIGUSR1
+        jobs += [Job(begin, stop_at=STOPPED_AT, signal=number), Job(again)]
     outcomes = run_pair(tiny.folder / "pair", jobs)
     ones: dict[tuple[str, str], Path] = {}
     for cell, stopped, resumed in zip(cells, outcomes[::2], outcomes[1::2], strict=True):
-        assert [(one.error or "").split(":")[0] for one in stopped] == ["Stopped"] * 2, stopped
+        number = "SIGTERM" if cell.adapter == "lora" else "SIGUSR1"
+        assert [(one.error or "").split(":")[0] for one in stopped] == [f"stopped by {number}"] * 2, stopped
         assert [one.error for one in resumed] == [None] * 2, cell
         run = Run(runs / cell.name)
         assert run.is_finished and run.record()["step"] == 6
@@ -201,8 +209,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes_and_another_strat
     ]:
         if Run(runs / name).record()["status"] == "stopped":
             go_on(tiny, runs / name)
-        expected, found = trained(runs / f"straight-{kind}"), trained(runs / name)
-        assert max((value - found[key]).abs().max().item() for key, value in expected.items()) < 1e-5, name
+        assert_same_weights(runs / f"straight-{kind}", runs / name)
 
 
 @pytest.mark.slow
@@ -223,10 +230,9 @@ def test_offload_and_hybrid_sharding_train_as_one_process_does(tiny: Tiny) -> No
     hybrid = tiny.overrides("mntp", *Cell("", "mntp", "lora").settings(), *groups, "name=hybrid")
     (of_hybrid,) = run_pair(tiny.folder / "four", [Job(hybrid)], processes=4)
     assert [one.error for one in of_hybrid] == [None] * 4
-    expected = trained(tiny.train("one", "mntp", *Cell("", "mntp", "lora").settings()))
+    one = tiny.train("one", "mntp", *Cell("", "mntp", "lora").settings())
     for name in (*(cell.name for cell in cells), "hybrid"):
-        found = trained(tiny.folder / "runs" / name)
-        assert max((value - found[key]).abs().max().item() for key, value in expected.items()) < 1e-5, name
+        assert_same_weights(one, tiny.folder / "runs" / name)
 
 
 @pytest.mark.slow
