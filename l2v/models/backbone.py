@@ -1,5 +1,6 @@
 """The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
 from l2v.kernels.linear import keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
 from l2v.kernels.speed import speed_up
-from l2v.models.adapters import Lora, load_adapter, new_adapter
+from l2v.models.adapters import Lora, Saved, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
 from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
-from l2v.models.merging import Unmerged, merge_and_unload
+from l2v.models.merging import Unmerged, is_plain, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
 from l2v.models.quiet import quiet
@@ -317,11 +318,22 @@ class Backbone(nn.Module):
 
     def add_adapter(self, adapter: Lora | PeftConfig) -> None:
         """Put a new adapter on the decoder and freeze everything else of it."""
-        self.decoder = new_adapter(cast(PreTrainedModel, self.decoder), adapter)
+        with self._ready_for(adapter.config() if isinstance(adapter, Lora) else adapter):
+            self.decoder = new_adapter(cast(PreTrainedModel, self.decoder), adapter)
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
         """Put a saved adapter on the decoder. Its keys must fit exactly."""
-        self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable)
+        with self._ready_for(Saved.read(folder).config):
+            self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable)
+
+    def _ready_for(self, adapter: PeftConfig) -> contextlib.AbstractContextManager[None]:
+        """Let an adapter find the weights that it would find, were nothing left to be done to them."""
+        if self._unfinished is None:
+            return contextlib.nullcontext()
+        if is_plain(adapter):
+            return self._unfinished.unmerged.presented()
+        self.settle(self)
+        return contextlib.nullcontext()
 
     def merge_adapter(self) -> None:
         """Merge the adapter into the decoder's weights, in float32, and take it off."""

@@ -1,8 +1,9 @@
 """Adapters merged into a decoder's weights in float32, one module at a time."""
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -51,7 +52,7 @@ class Unmerged:
         self._layers: dict[nn.Parameter, list[BaseTunerLayer]] = {}
         self._names: list[str] = []
         saved = [Saved.read(folder) for folder in folders]
-        if not _by_module(one.config for one in saved):
+        if not _by_module([one.config for one in saved]):
             for one in saved:
                 cast_weights(decoder.parameters(), torch.float32)
                 with_saved(decoder, [one], trainable=False).merge_and_unload()
@@ -65,6 +66,19 @@ class Unmerged:
                     self._layers.setdefault(weight, []).append(layer)
         self._weights = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
 
+    @contextlib.contextmanager
+    def presented(self) -> Iterator[None]:
+        """Meanwhile the weights look as they will be, of the dtype at the end, with nothing in them."""
+        kept = {weight: weight.data for weight in self._weights}
+        for weight, data in kept.items():
+            dtype = self.dtype if data.is_floating_point() else data.dtype
+            weight.data = torch.zeros((), dtype=dtype, device=data.device).expand(data.shape)
+        try:
+            yield
+        finally:
+            for weight, data in kept.items():
+                weight.data = data
+
     def settle(self, part: nn.Module) -> None:
         """Merge and cast the weights in a part of the model; those of an adapter that it got since stay."""
         weights = [weight for weight in part.parameters() if weight in self._weights]
@@ -75,7 +89,7 @@ class Unmerged:
 
 def merge_and_unload(adapted: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     """Merge the adapter on a decoder into its weights, in float32, take it off, and give the weights a dtype."""
-    if _by_module(adapted.peft_config.values()):
+    if _by_module(list(adapted.peft_config.values())):
         for layer in _tuner_layers(adapted):
             _merge(layer, list(adapted.peft_config), dtype)
         decoder = adapted.unload()
@@ -85,15 +99,23 @@ def merge_and_unload(adapted: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     return cast(PreTrainedModel, decoder)
 
 
-def _by_module(configs: Iterable[PeftConfig]) -> bool:
-    """Whether these adapters, one after the other, change each module by itself."""
-    kinds = list(configs)
-    if not all(type(kind) is LoraConfig and kind.init_lora_weights in _INDEPENDENT for kind in kinds):
+def is_plain(config: PeftConfig, besides: Collection[str] = ()) -> bool:
+    """Whether an adapter is LoRA that neither reads nor changes the weights that it is put on.
+
+    Args:
+        config: of the adapter.
+        besides: settings that it may have all the same.
+    """
+    if type(config) is not LoraConfig or config.init_lora_weights not in _INDEPENDENT:
         return False
     plain = LoraConfig()
-    names = [field.name for field in dataclasses.fields(LoraConfig) if field.name != "init_lora_weights"]
-    set_ = {name for kind in kinds for name in names if getattr(kind, name) != getattr(plain, name)}
-    return set_ <= _PLAIN | (_ALONE if len(kinds) == 1 else set())
+    names = {field.name for field in dataclasses.fields(LoraConfig)} - {"init_lora_weights", *_PLAIN, *besides}
+    return all(getattr(config, name) == getattr(plain, name) for name in names)
+
+
+def _by_module(configs: Sequence[PeftConfig]) -> bool:
+    """Whether these adapters, one after the other, change each module by itself."""
+    return all(is_plain(config, _ALONE if len(configs) == 1 else ()) for config in configs)
 
 
 def _tuner_layers(adapted: PeftModel) -> Iterator[BaseTunerLayer]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from tiny import make_tiny_decoder, make_tiny_tokenizer
@@ -44,17 +45,27 @@ def adapter_of(model: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_what_is_merged_and_split_layer_by_layer_is_the_whole(mesh, model, tmp_path, dtype):
+KINDS = {
+    "lora": Lora(rank=2),
+    "dora": peft.LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "o_proj"]),
+    "pissa": peft.LoraConfig(r=2, init_lora_weights="pissa", target_modules=["q_proj", "o_proj"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "adapter"), [("bfloat16", "lora"), ("float32", "lora"), ("float32", "dora"), ("float32", "pissa")]
+)
+def test_what_is_merged_and_split_layer_by_layer_is_the_whole(mesh, model, tmp_path, dtype, adapter):
     merge = [adapter_of(model, tmp_path / name) for name in ("first", "second")]
     whole, split = (
         Backbone.load(str(model), merge=merge, dtype=dtype, with_head=True, device=device) for device in ("cpu", "meta")
     )
     for backbone in (whole, split):
         with torch.random.fork_rng():
-            backbone.add_adapter(Lora(rank=2))
+            backbone.add_adapter(KINDS[adapter])
     shard(split, mesh)
-    assert split.proof == whole.proof
+    assert split.proof.attn_implementation == whole.proof.attn_implementation and not split.proof.causal_layers
+    assert split.proof.backward_change == pytest.approx(whole.proof.backward_change, rel=1e-5)
     ours, theirs = dict(split.named_parameters()), dict(whole.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, weight in theirs.items():
