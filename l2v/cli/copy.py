@@ -9,7 +9,7 @@ from l2v.config.search import groups, options, search_path
 from l2v.errors import L2VError
 from l2v.progress import say
 
-_PROGRAMS = {"recipe": "recipe", "evaluation": "evaluate"}
+_PROGRAMS = {"recipe": "recipe", "evaluation": "evaluate", "gpu": "plan"}
 """Group -> the program that it is chosen in; train for all others."""
 
 

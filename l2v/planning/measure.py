@@ -89,7 +89,7 @@ def measure(setup: Setup) -> Needs:
     stage.log = lambda *_, **__: None  # type: ignore[method-assign]  # Lightning copies what it logs
     vocabulary = text_config(setup.config).vocab_size
     fakes.is_scores = _scores_of(setup, vocabulary)
-    batch = longest_batch(stage, vocabulary, setup.text_tokens)
+    batch = setup.batch or longest_batch(stage, vocabulary, setup.text_tokens)
     batches = min(setup.trainer.get("accumulate_grad_batches", 1), 2)
     watch = _Watch(fakes, on_gpu=setup.on_gpu)
     with _processes(setup), planned_for("cuda" if setup.on_gpu else "cpu"), _gathers_are_told(fakes):

@@ -38,6 +38,7 @@ class Setup:
         nodes: machines.
         on_gpu: whether the devices are GPUs.
         text_tokens: tokens a text; None: as many as the stage reads at most.
+        batch: of one process; None: the longest that there can be.
         trained_dtype: of weights that are all trained.
     """
 
@@ -52,6 +53,7 @@ class Setup:
     nodes: int = 1
     on_gpu: bool = True
     text_tokens: int | None = None
+    batch: dict[str, Any] | None = None
     trained_dtype: DType = "float32"
 
     @property

@@ -75,7 +75,7 @@ def test_what_a_config_says_first_is_its_meaning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_copied_option_composes_as_it_is(group: str, tmp_path: Path) -> None:
-    program = {"recipe": "recipe", "evaluation": "evaluate"}.get(group, "train")
+    program = {"recipe": "recipe", "evaluation": "evaluate", "gpu": "plan"}.get(group, "train")
     for option in options(group, [CONF]):
         copy(f"{group}/{option}", tmp_path / group / f"my-{option}.yaml")
         theirs, mine = (composed(program, tmp_path, f"{group}={name}") for name in (option, f"my-{option}"))
