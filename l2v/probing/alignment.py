@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
 from l2v.progress import track
-from l2v.text.tokenization import clean
+from l2v.text.tokenization import clean, special_tokens_around
 
 Shift = Literal["same_token", "next_token"]
 _CHUNK = 1000
@@ -122,10 +122,7 @@ def _tokens(
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What stands before and after a text; something stands before it always."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    begin = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
-    prefix, suffix = whole[:begin], whole[begin + len(plain) :]
+    prefix, suffix = special_tokens_around(tokenizer)
     if not prefix:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if first is None:
