@@ -58,9 +58,7 @@ def encode(
         L2VError: a row cannot be read, the folder holds other vectors, or the encoder cannot be loaded.
         Stopped: by a signal.
     """
-    rank = getattr(rank_zero_only, "rank", 0)
-    shards = Shards(encoding.folder, rank)
-    writer = _Writer(shards)
+    writer = _Writer()
     running = make_trainer(
         trainer,
         callbacks=[writer],
@@ -69,7 +67,9 @@ def encode(
         enable_progress_bar=False,
         default_root_dir=encoding.folder,
     )
+    rank = getattr(rank_zero_only, "rank", 0)
     first = rank == 0
+    writer.shards = shards = Shards(encoding.folder, rank)
     with only_writer(encoding, rank):
         if first:
             manifest = prepare(subject, encoding, str(running.precision), shards, show)
@@ -109,7 +109,7 @@ def only_writer(encoding: Encoding, rank: int) -> contextlib.AbstractContextMana
 
 def told(shards: Shards) -> str:
     manifest = shards.manifest()
-    done = count_shards(manifest) - len(shards.missing(manifest)) if manifest else 0
+    done = len(shards.written(manifest)) if manifest else 0
     of = f" of {count_shards(manifest)}" if manifest else ""
     return f"stopped; {done}{of} shards are in {shards.folder}; the same command goes on"
 
@@ -250,8 +250,10 @@ class _Embedder(L.LightningModule):
 class _Writer(Callback):
     """Collects the vectors of one shard at a time, and writes it once it is whole."""
 
-    def __init__(self, shards: Shards) -> None:
-        self.shards = shards
+    shards: Shards
+    """Where they go."""
+
+    def __init__(self) -> None:
         self.ranges: Ranges | None = None
         self._calibrating = False
         self._number = FILLER

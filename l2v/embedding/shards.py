@@ -56,15 +56,18 @@ class Shards:
         Raises:
             L2VError: one is not there, or another file.
         """
-        records = []
-        rows, ledger = manifest["shard_rows"], Ledger(self.folder)
+        hashes, rows, records = self.written(manifest), manifest["shard_rows"], []
         for number in range(count_shards(manifest)):
             file = self.file(number)
-            if (noted := ledger.hash_of(file)) is None:
+            if file not in hashes:
                 raise L2VError(f"{file}: was written and is gone; the same command goes on")
             own = min(rows, manifest["rows"] - number * rows)
-            records.append({"file": file.name, "rows": own, "bytes": file.stat().st_size, "sha256": noted})
+            records.append({"file": file.name, "rows": own, "bytes": file.stat().st_size, "sha256": hashes[file]})
         return records
+
+    def written(self, manifest: Mapping[str, Any]) -> dict[Path, str]:
+        """The shards that are there by name and size, with the hashes that they were written with."""
+        return Ledger(self.folder).noted(map(self.file, range(count_shards(manifest))))
 
     def write(
         self,

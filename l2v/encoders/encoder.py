@@ -145,6 +145,7 @@ class Encoder:
                 template=settings.get("template"),
                 separator=settings.get("separator", SEPARATOR),
                 pooled_tokens=settings.get("pooled_tokens", "after_prompt"),
+                special_tokens=settings.get("special_tokens", "tokens"),
             ),
         )
 

@@ -37,6 +37,7 @@ class Merge:
 
 _TAKEN = (
     *("pooling", "max_length", "text_max_length", "template", "separator", "pooled_tokens"),
+    "special_tokens",
     *("dtype", "attn_implementation", "partial", "trust_remote_code"),
 )
 """Settings of an encoder that a run can be exported with."""

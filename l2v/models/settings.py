@@ -15,7 +15,7 @@ from l2v.runs.adapter_folders import Assembly, assemble, put_on
 from l2v.runs.hashes import folder_hash, source_hash
 from l2v.runs.lineage import check_encoder
 from l2v.runs.run import Run
-from l2v.text.prompts import PooledTokens
+from l2v.text.prompts import PooledTokens, SpecialTokens
 
 DType = Literal["float32", "bfloat16", "float16"]
 Kind = Literal["decoder", "encoder"]
@@ -35,6 +35,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "library": get_args(Library),
     "pooling": POOLINGS,
     "pooled_tokens": get_args(PooledTokens),
+    "special_tokens": get_args(SpecialTokens),
 }
 
 
@@ -92,6 +93,8 @@ class EncoderSettings:
     """Between an instruction and its text; else ``":\\n"``."""
     pooled_tokens: PooledTokens | None = None
     """after_prompt, text or all, see :class:`~l2v.text.prompts.Prompt`; else after_prompt."""
+    special_tokens: SpecialTokens | None = None
+    """What a special token that stands in a text is: tokens, or text; else tokens."""
     library: Library | None = None
     """What loads it; None: l2v, unless ``source`` is a folder or repository of sentence-transformers that only that
     library can load (an encoder such as BERT, or with modules that l2v has not)."""
@@ -143,7 +146,7 @@ class EncoderSettings:
 
     def usage(self, saved: dict[str, Any]) -> dict[str, Any]:
         """How texts become vectors: the settings that are given here, and for the others those that were saved."""
-        names = ("pooling", "max_length", "text_max_length", "template", "separator", "pooled_tokens")
+        names = ("pooling", "max_length", "text_max_length", "template", "separator", "pooled_tokens", "special_tokens")
         given = {name: getattr(self, name) for name in names}
         return saved | {name: value for name, value in given.items() if value is not None}
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
 from l2v.progress import track
-from l2v.text.tokenization import clean
+from l2v.text.tokenization import clean, special_tokens_around
 from l2v.text.vocabulary import check_ids, lone_token
 
 Shift = Literal["same_token", "next_token"]
@@ -124,10 +124,7 @@ def _tokens(
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What stands before and after a text; something stands before it always."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    begin = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
-    prefix, suffix = whole[:begin], whole[begin + len(plain) :]
+    prefix, suffix = special_tokens_around(tokenizer)
     if not prefix:
         prefix = [lone_token(tokenizer)]
     return prefix, suffix

@@ -48,13 +48,17 @@ class Ledger:
         """Of the files that were noted."""
         return list(self._notes())
 
-    def hash_of(self, file: Path) -> str | None:
-        """The hash that was noted for a file, told by its name and size; None where it is not there."""
-        noted = self._notes().get(file.name, set())
-        of_size = {known for size, known in noted if file.is_file() and size == file.stat().st_size}
-        if len(of_size) > 1:  # written more than once
-            of_size &= {file_hash(file)}
-        return next(iter(of_size), None)
+    def noted(self, files: Iterable[Path]) -> dict[Path, str]:
+        """The hashes of those of the files that are there by name and size; they are not computed again."""
+        notes, found = self._notes(), {}
+        for file in files:
+            size = file.stat().st_size if file.is_file() else None
+            hashes = {known for one, known in notes.get(file.name, ()) if one == size}
+            if len(hashes) > 1:  # it was written more than once
+                hashes &= {file_hash(file)}
+            for known in hashes:
+                found[file] = known
+        return found
 
     def _notes(self) -> dict[str, set[tuple[int, str]]]:
         """File -> bytes and hash, of each time that it was written. A line that was cut off tells nothing."""
@@ -81,7 +85,8 @@ def is_kept(folder: Path) -> bool:
         return False
     ledger = Ledger(folder)
     files = [folder / name for name in ledger.names()]
-    damaged = [file for file in files if file not in ledger.sealed(files)]
+    whole = ledger.sealed(files)
+    damaged = [file for file in files if file not in whole]
     if files and not damaged:
         return True
     say(f"{damaged[0] if damaged else folder}: is not as it was written, and is made anew", style="yellow")
@@ -94,8 +99,8 @@ def check_hash(file: Path, wanted: str, remedy: str) -> None:
     Raises:
         L2VError: with what mends it.
     """
-    if file_hash(file) != wanted:
-        raise L2VError(f"{file}: is damaged (its hash is another than was noted); {remedy}")
+    if not file.is_file() or file_hash(file) != wanted:
+        raise L2VError(f"{file}: is damaged (its hash is another than was noted) or gone; {remedy}")
 
 
 def _is_there(file: Path, noted: set[tuple[int, str]]) -> bool:

@@ -10,7 +10,7 @@ from l2v.errors import L2VError
 from l2v.models.backbone import Backbone
 from l2v.pooling import Pooling, PoolingName
 from l2v.stages.stage import Stage
-from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt
+from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt, SpecialTokens
 
 
 class ContrastiveStage(Stage):
@@ -21,6 +21,7 @@ class ContrastiveStage(Stage):
         pooling: mean, weighted_mean, last_token, bos, or that of ``model.pooling``, whose weights are trained.
         template: around instruction and text, see :class:`~l2v.text.prompts.Prompt`; None: nothing.
         pooled_tokens: after_prompt, text or all.
+        special_tokens: in a text: tokens or text.
         micro_batch_tokens: split a forward pass into passes of at most that many tokens, rows sorted by length: less
             padding to compute. None runs one pass. Split weights (FSDP2) are gathered for each.
         grad_cache: go through the backward pass one micro-batch at a time too: the memory of one of them, whatever the
@@ -37,6 +38,7 @@ class ContrastiveStage(Stage):
         pooling: PoolingName | Pooling | None = "mean",
         template: str | None = None,
         pooled_tokens: PooledTokens = "after_prompt",
+        special_tokens: SpecialTokens = "tokens",
         micro_batch_tokens: Annotated[int, Ge(1)] | None = None,
         grad_cache: bool = False,
         **settings: Any,
@@ -51,13 +53,18 @@ class ContrastiveStage(Stage):
         self.pooling: PoolingName | Pooling = pooling or "mean"
         self.template = template
         self.pooled_tokens: PooledTokens = pooled_tokens
+        self.special_tokens: SpecialTokens = special_tokens
         self.micro_batch_tokens = micro_batch_tokens
         self.grad_cache = grad_cache
 
     def prompt(self, separator: str = SEPARATOR) -> Prompt:
         """What stands around a text, and ``separator`` between an instruction and it."""
         return Prompt.of(
-            self.backbone.tokenizer, template=self.template, separator=separator, pooled_tokens=self.pooled_tokens
+            self.backbone.tokenizer,
+            template=self.template,
+            separator=separator,
+            pooled_tokens=self.pooled_tokens,
+            special_tokens=self.special_tokens,
         )
 
     def attach(self, backbone: Backbone, seed: int) -> None:

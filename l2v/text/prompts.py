@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PooledTokens = Literal["after_prompt", "text", "all"]
+SpecialTokens = Literal["tokens", "text"]
 POOLED_TOKENS: tuple[str, ...] = get_args(PooledTokens)
 TEXT = "{text}"
 CHAT = "chat"
@@ -64,6 +65,10 @@ class Prompt:
     - ``text``: the same, and a beginning-of-text token is never pooled, as in LLM2Vec;
     - ``all``: every token.
     """
+    special_tokens: SpecialTokens = "tokens"
+    """What ``</s>`` or a chat marker in a text, or in an instruction, is: the special token, as with transformers and
+    sentence-transformers, or plain text, so that texts of others cannot end or open a message. The template's own, and
+    what the tokenizer puts around a text, are special tokens always."""
 
     def __post_init__(self) -> None:
         if self.template.count(TEXT) != 1:
@@ -73,6 +78,8 @@ class Prompt:
             )
         if self.pooled_tokens not in POOLED_TOKENS:
             raise L2VError(f"model.pooled_tokens must be one of {', '.join(POOLED_TOKENS)}, got {self.pooled_tokens!r}")
+        if self.special_tokens not in get_args(SpecialTokens):
+            raise L2VError(f"model.special_tokens must be one of tokens, text, got {self.special_tokens!r}")
 
     @staticmethod
     def of(
@@ -81,11 +88,12 @@ class Prompt:
         template: str | None = None,
         separator: str = SEPARATOR,
         pooled_tokens: PooledTokens = "after_prompt",
+        special_tokens: SpecialTokens = "tokens",
     ) -> "Prompt":
         """A prompt with the template written out: None stands for no template, ``chat`` for the tokenizer's own."""
         if template == CHAT:
             template = chat_template(tokenizer)
-        return Prompt(template or TEXT, separator, pooled_tokens)
+        return Prompt(template or TEXT, separator, pooled_tokens, special_tokens)
 
     def not_portable(self, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """What sentence-transformers reads otherwise: it knows no templates, and skips no more than its prompts."""
@@ -93,6 +101,8 @@ class Prompt:
         starts_with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         if self.pooled_tokens == "all" or (self.pooled_tokens == "text" and starts_with_bos):
             found.append(f"pooled_tokens={self.pooled_tokens}")
+        if self.special_tokens == "text":
+            found.append("special_tokens=text")
         if not self.stays_apart(tokenizer):
             found.append(f"separator={self.separator!r}, which has other tokens before a text than alone")
         return found

@@ -1,14 +1,14 @@
 """From strings to padded batches: the one tokenizer path."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from l2v.errors import L2VError, panics_told
-from l2v.text.prompts import Framed, Prompt
+from l2v.text.prompts import TEXT, Framed, Prompt
 from l2v.text.vocabulary import check_ids, lone_token, token_count
 
 _PLAIN = Prompt()
@@ -70,15 +70,20 @@ def tokenize(
     framed = [prompt.frame(clean(text), i and clean(i)) for text, i in zip(texts, wanted, strict=True)]
     framed_at_all = any(before or after for before, _, after in framed)
     # the tokenizer's own cut takes from the end, whatever stands there
-    by_offsets = framed_at_all or text_max_length is not None
+    as_text = prompt.special_tokens == "text"
+    by_offsets = framed_at_all or text_max_length is not None or as_text
     with panics_told():
-        encoded = tokenizer(
-            ["".join(parts) for parts in framed],
-            truncation=not by_offsets,
-            max_length=None if by_offsets else max_length,
-            return_offsets_mapping=by_offsets,
-            return_attention_mask=False,
-            verbose=False,
+        encoded: Any = (
+            _with_plain_texts(framed, prompt, tokenizer)
+            if as_text
+            else tokenizer(
+                ["".join(parts) for parts in framed],
+                truncation=not by_offsets,
+                max_length=None if by_offsets else max_length,
+                return_offsets_mapping=by_offsets,
+                return_attention_mask=False,
+                verbose=False,
+            )
         )
     check_ids(texts, encoded["input_ids"], tokenizer)
     bos = tokenizer.bos_token_id
@@ -96,6 +101,36 @@ def tokenize(
             begin = 1
         tokens.append(Tokens(ids, begin))
     return tokens
+
+
+def _with_plain_texts(
+    framed: Sequence[Framed], prompt: Prompt, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[list[Any]]]:
+    """Ids and character offsets in which the only special tokens are those of the template and of the tokenizer.
+
+    What the template puts before and after is tokenized apart from instruction and text.
+    """
+    head, _, tail = prompt.template.partition(TEXT)
+    settings = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    own = tokenizer([head, tail], **settings)
+    inner = [frame.before[len(head) :] + frame.text for frame in framed]
+    texts = tokenizer(inner, split_special_tokens=True, **settings)
+    begin, end = special_tokens_around(tokenizer)
+    made: dict[str, list[list[Any]]] = {"input_ids": [], "offset_mapping": []}
+    for text, ids, spans in zip(inner, texts["input_ids"], texts["offset_mapping"], strict=True):
+        made["input_ids"].append([*begin, *own["input_ids"][0], *ids, *own["input_ids"][1], *end])
+        parts = ((0, own["offset_mapping"][0]), (len(head), spans), (len(head) + len(text), own["offset_mapping"][1]))
+        moved = [(first + by, last + by) for by, part in parts for first, last in part]
+        made["offset_mapping"].append([*[(0, 0)] * len(begin), *moved, *[(0, 0)] * len(end)])
+    return made
+
+
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    begin = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+    return whole[:begin], whole[begin + len(plain) :]
 
 
 def _cut(

@@ -73,7 +73,13 @@ class Model(EncoderSettings):
         """What stands around a text, with the tokenizer's chat template written out where it was asked for."""
         separator = SEPARATOR if self.separator is None else self.separator
         pooled_tokens = self.pooled_tokens or "after_prompt"
-        return Prompt.of(tokenizer, template=self.template, separator=separator, pooled_tokens=pooled_tokens)
+        return Prompt.of(
+            tokenizer,
+            template=self.template,
+            separator=separator,
+            pooled_tokens=pooled_tokens,
+            special_tokens=self.special_tokens or "tokens",
+        )
 
 
 @dataclass(frozen=True)

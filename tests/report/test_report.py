@@ -203,6 +203,16 @@ def test_labels_grow_until_they_differ(tmp_path: Path) -> None:
             '{"scores": {"lee": 1}}',
             r"demo\.json: scores\.lee: expected an object, found int",
         ),
+        (
+            "contamination/demo.json",
+            '{"data": "x", "n": 13, "training": {"texts": 1}, "tasks": {"sts": {"label": "sts"}}}',
+            r"demo\.json: not a file of l2v contamination of this version; delete it, or write it anew",
+        ),
+        (
+            "contamination/demo.json",
+            '{"data": "x", "n": 13, "training": {"texts": 1, "words": 2}, "tasks": {"sts": {"label": "sts"}}}',
+            r"demo\.json: not a file of l2v contamination of this version; delete it, or write it anew",
+        ),
     ],
 )
 def test_broken_files_are_named(

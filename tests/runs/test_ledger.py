@@ -23,7 +23,7 @@ def test_a_file_is_there_as_it_was_written_whichever_process_wrote_it(file: Path
         draft.write_bytes(b"ghi")
     ledger = Ledger(file.parent)
     assert ledger.sealed([file, other, file.with_name("c.bin")]) == [file, other]
-    assert ledger.hash_of(file) == file_hash(file) and set(ledger.names()) == {"a.bin", "b.bin"}
+    assert ledger.noted([file]) == {file: file_hash(file)} and set(ledger.names()) == {"a.bin", "b.bin"}
 
 
 @pytest.mark.parametrize("damaged", [b"abcdeg", b"abc", b""])
@@ -35,7 +35,7 @@ def test_a_file_that_was_damaged_is_not_there(file: Path, damaged: bytes) -> Non
 def test_a_file_that_was_written_again_is_the_newer_one(file: Path) -> None:
     with Ledger(file.parent, process=1).draft(file) as draft:
         draft.write_bytes(b"fedcba")
-    assert Ledger(file.parent).sealed([file]) == [file] and Ledger(file.parent).hash_of(file) == file_hash(file)
+    assert Ledger(file.parent).sealed([file]) == [file] and Ledger(file.parent).noted([file]) == {file: file_hash(file)}
 
 
 def test_a_file_that_is_there_and_was_not_noted_is_not_there(file: Path) -> None:
@@ -68,3 +68,5 @@ def test_damage_is_told_with_its_remedy(file: Path) -> None:
     check_hash(file, file_hash(file), "")
     with pytest.raises(L2VError, match=r"a.bin: is damaged .*; write it anew"):
         check_hash(file, "0" * 64, "write it anew")
+    with pytest.raises(L2VError, match=r"b.bin: is damaged .* or gone; write it anew"):
+        check_hash(file.with_name("b.bin"), "0" * 64, "write it anew")

@@ -262,3 +262,32 @@ def test_the_mask_token_is_found_in_the_vocabulary(tokenizer):
 def test_a_mask_token_that_is_no_single_token_is_refused(tokenizer):
     with pytest.raises(L2VError, match=r"stage.mask_token='<mask>' is not one token .* choose another, e.g. '_'"):
         mask_token_id(tokenizer, "<mask>")
+
+
+def test_special_tokens_in_a_text_are_plain_text_where_that_is_wanted() -> None:
+    tokenizer = make_tiny_tokenizer(bos=True)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    text, template = "A cat</s><s>a dog", "<s>{text}</s>"
+    [read], [plain] = (
+        tokenize([text], tokenizer, max_length=64, prompt=Prompt(special_tokens=kind)) for kind in ("tokens", "text")
+    )
+    assert read.input_ids.count(bos) == 2 and read.input_ids.count(eos) == 1
+    assert plain.input_ids.count(bos) == 1 and plain.input_ids[0] == bos and eos not in plain.input_ids
+    assert tokenizer.decode(plain.input_ids[1:]) == text
+    [framed] = tokenize(
+        [text], tokenizer, max_length=64, instructions=["Find</s>"], prompt=Prompt(template, special_tokens="text")
+    )
+    assert framed.input_ids[:2] == [bos, bos] and framed.input_ids[-1] == eos and framed.input_ids.count(eos) == 1
+    assert tokenizer.decode(framed.input_ids[framed.text_begin : -1]) == text
+    [again] = tokenize([text], tokenizer, max_length=64)
+    assert again == read  # the tokenizer is left as it was
+
+
+@pytest.mark.parametrize("template", ["{text}", "<s>[{text}]</s>"])
+@pytest.mark.parametrize("length", [8, 64])
+def test_texts_without_special_tokens_are_the_same_either_way(template: str, length: int) -> None:
+    tokenizer = make_tiny_tokenizer(bos=True)
+    prompts = [Prompt(template, special_tokens=kind) for kind in ("tokens", "text")]
+    how = {"max_length": length, "text_max_length": 5}
+    one, two = (tokenize([*SENTENCES, ""], tokenizer, prompt=prompt, **how) for prompt in prompts)
+    assert one == two
