@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +14,9 @@ from l2v.progress import say
 from l2v.runs.initialization import Initialization, config_hash
 from l2v.runs.locations import Source, locate
 from l2v.runs.run import LAST, Run
+
+if TYPE_CHECKING:
+    from l2v.training.settings import Training
 
 _RUN_DIR = "L2V_RUN_DIR"
 _RESUMES = "L2V_RESUMES"
@@ -84,8 +87,9 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
             run.take_over(text, {})
             start = Initialization.of(run)
         else:
-            run.create(text, _record(config, wanted, data))
+            run.create(text, _record(config, wanted, data) | _templates(config, start))
             start = start.settle(run)
+    training = _with_templates(training, config, run, start)
     from l2v.training.train import train
 
     os.environ.update({_RUN_DIR: str(run.folder), _RESUMES: str(resume)})
@@ -101,6 +105,44 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
             else f"scores are in {run.folder / 'evaluation'}"
         )
         say(f"finished {run.folder}; its {made}")
+
+
+_TEMPLATES = "chat_template"
+"""In a run's record: what the tokenizer's chat template wrote when the run began. It may write the date."""
+
+
+def _templates(config: dict[str, Any], start: Initialization) -> dict[str, str]:
+    """What to record of a chat template, where the model or the stage asks for it."""
+    from l2v.models.loading import load_tokenizer_and_config
+    from l2v.text.prompts import CHAT, chat_template
+
+    model = config["model"]
+    if CHAT not in (model.get("template"), config["stage"].get("template")):
+        return {}
+    tokenizer, _ = load_tokenizer_and_config(
+        start.base, kind=model["kind"], trust_remote_code=model["trust_remote_code"]
+    )
+    return {_TEMPLATES: chat_template(tokenizer)}
+
+
+def _with_templates(training: "Training", config: dict[str, Any], run: Run, start: Initialization) -> "Training":
+    """The training with the chat template that was written out when the run began."""
+    written = run.record().get(_TEMPLATES) or _templates(config, start).get(_TEMPLATES)
+    if written is None:
+        return training
+    if configs.process_rank() == 0 and _TEMPLATES not in run.record():
+        run.update(**{_TEMPLATES: written})  # of a run that began without
+    settled = {
+        **config,
+        **{part: _settled(config[part], written) for part in ("model", "stage")},
+    }
+    return configs.build_training(settled)
+
+
+def _settled(settings: dict[str, Any], written: str) -> dict[str, Any]:
+    from l2v.text.prompts import CHAT
+
+    return {**settings, "template": written} if settings.get("template") == CHAT else settings
 
 
 def _starts_processes(trainer: DictConfig) -> bool:

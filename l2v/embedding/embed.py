@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -21,7 +22,8 @@ from l2v.embedding.batches import CALIBRATION, FILLER, Batch, Batches, as_it_is
 from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
-from l2v.encoders.load import known_dimension, load_encoder
+from l2v.encoders.finite import check_finite, check_stored
+from l2v.encoders.load import known_dimension, load_encoder, with_template
 from l2v.errors import L2VError, Stopped
 from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
@@ -160,6 +162,7 @@ def _prepare(
     return shards.update(
         encoder=subject.source,
         base=source_hash(subject.parts().base),
+        template=with_template(subject).template,
         rows=rows,
         shard_rows=encoding.shard_rows,
         settings=encoding.settings(),
@@ -199,7 +202,9 @@ class _Embedder(L.LightningModule):
         strategy = self.trainer.strategy
         manifest: dict[str, Any] = strategy.broadcast(self.shards.manifest() or {})
         missing = strategy.broadcast(self.shards.missing(manifest))
-        self.encoder = load_encoder(self.subject, device=strategy.root_device)
+        # as it was written out when the first shard was made
+        subject = replace(self.subject, template=manifest.get("template", self.subject.template))
+        self.encoder = load_encoder(subject, device=strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
             _check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
@@ -267,7 +272,7 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         vectors = outputs.float().cpu().numpy()
         if batch.shard == CALIBRATION:
-            self._check(vectors)
+            check_finite(vectors, _narrowest(pl_module))
             self.ranges = Ranges.of(vectors).join(self.ranges)
         elif batch.shard != FILLER:
             self._add(pl_module, batch, vectors)
@@ -303,7 +308,7 @@ class _Writer(Callback):
             self._number, self._left = batch.shard, batch.size
             self._vectors = np.empty((batch.size, vectors.shape[1]), np.float32)
             self._kept = [()] * batch.size
-        self._check(vectors)
+        check_finite(vectors, _narrowest(embedder))
         self._vectors[batch.places] = vectors
         for place, kept in zip(batch.places, batch.kept, strict=True):
             self._kept[place] = kept
@@ -311,10 +316,12 @@ class _Writer(Callback):
         if not self._left:
             types = embedder.manifest["columns"]
             kind = embedder.encoding.vector_dtype
+            values = stored(self._vectors, kind, self.ranges)
+            check_stored(values, self._vectors, f"vector_dtype={kind}")
             self.shards.write(
                 batch.shard,
                 batch.shard * embedder.encoding.shard_rows,
-                stored(self._vectors, kind, self.ranges),
+                values,
                 list(zip(*self._kept, strict=True)),
                 types,
             )
@@ -330,7 +337,7 @@ class _Writer(Callback):
             self.shards.update(calibration=self.ranges.record())
         trainer.strategy.barrier("ranges")
 
-    @staticmethod
-    def _check(vectors: NDArray[np.float32]) -> None:
-        if not np.isfinite(vectors).all():
-            raise L2VError("a vector is not finite; use dtype=float32 or dtype=bfloat16")
+
+def _narrowest(embedder: _Embedder) -> torch.dtype:
+    """What vectors were computed in: the weights' dtype, or the trainer's precision."""
+    return torch.float16 if embedder.trainer.precision in ("16-mixed", "16-true") else embedder.encoder.dtype
