@@ -80,7 +80,8 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
             return
         from l2v.training.train import train
 
-        train(training, run, Initialization.of(run, whole=False), resume=way == "resume")
+        start = Initialization.of(run, whole=False)
+        train(_with_templates(training, config, run, start), run, start, resume=way == "resume")
     if configs.process_rank() == 0:
         made = {
             "encoder": f"; its encoder is {run.encoder}",
@@ -118,7 +119,7 @@ def _settle(
     if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
         run.take_over(text, {})
         return "resume"
-    run.create(text, _record(config, wanted, data))
+    run.create(text, _record(config, wanted, data) | _templates(config, start))
     start.settle(run)
     return "begin"
 
@@ -126,6 +127,44 @@ def _settle(
 def _is_restart() -> bool:
     """Whether ``torchrun --max-restarts`` has started the processes again after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+_TEMPLATES = "chat_template"
+"""In a run's record: what the tokenizer's chat template wrote when the run began. It may write the date."""
+
+
+def _templates(config: dict[str, Any], start: Initialization) -> dict[str, str]:
+    """What to record of a chat template, where the model or the stage asks for it."""
+    from l2v.models.loading import load_tokenizer_and_config
+    from l2v.text.prompts import CHAT, chat_template
+
+    model = config["model"]
+    if CHAT not in (model.get("template"), config["stage"].get("template")):
+        return {}
+    tokenizer, _ = load_tokenizer_and_config(
+        start.base, kind=model["kind"], trust_remote_code=model["trust_remote_code"]
+    )
+    return {_TEMPLATES: chat_template(tokenizer)}
+
+
+def _with_templates(training: "Training", config: dict[str, Any], run: Run, start: Initialization) -> "Training":
+    """The training with the chat template that was written out when the run began."""
+    written = run.record().get(_TEMPLATES) or _templates(config, start).get(_TEMPLATES)
+    if written is None:
+        return training
+    if configs.process_rank() == 0 and _TEMPLATES not in run.record():
+        run.update(**{_TEMPLATES: written})  # of a run that began without
+    settled = {
+        **config,
+        **{part: _settled(config[part], written) for part in ("model", "stage")},
+    }
+    return configs.build_training(settled)
+
+
+def _settled(settings: dict[str, Any], written: str) -> dict[str, Any]:
+    from l2v.text.prompts import CHAT
+
+    return {**settings, "template": written} if settings.get("template") == CHAT else settings
 
 
 def _starts_processes(trainer: DictConfig) -> bool:

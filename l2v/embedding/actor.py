@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from l2v.embedding.batches import batches_of
 from l2v.embedding.compression import Ranges, stored
-from l2v.embedding.embed import check_dimension, check_finite, vectors_of
+from l2v.embedding.embed import check_dimension, narrowest, vectors_of
 from l2v.embedding.inputs import Row
 from l2v.embedding.job import Encoding
+from l2v.encoders.finite import check_finite, check_stored
 from l2v.encoders.load import load_encoder
 from l2v.errors import L2VError
 from l2v.models.settings import EncoderSettings
@@ -72,7 +73,10 @@ class ShardEncoder:
         Raises:
             L2VError: a vector is not finite.
         """
-        return stored(self._vectors(texts), self.encoding.vector_dtype, ranges)
+        vectors, kind = self._vectors(texts), self.encoding.vector_dtype
+        values = stored(vectors, kind, ranges)
+        check_stored(values, vectors, f"vector_dtype={kind}")
+        return values
 
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         chunk = [Row(text, ()) for text in texts]
@@ -85,5 +89,5 @@ class ShardEncoder:
                     for name, value in batch.inputs.items()
                 }
                 vectors[batch.places] = vectors_of(self._encoder, self.encoding, moved).float().cpu().numpy()
-        check_finite(vectors)
+        check_finite(vectors, narrowest(self._encoder, str(self._precision.precision)))
         return vectors

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt
 from l2v.embedding.actor import ShardEncoder
 from l2v.embedding.batches import sample_chunks, shard_chunks
 from l2v.embedding.compression import Ranges
-from l2v.embedding.embed import only_writer, prepare, told
+from l2v.embedding.embed import as_written, only_writer, prepare, told
 from l2v.embedding.inputs import Row
 from l2v.embedding.job import Encoding
 from l2v.embedding.pool import Job, Pool
@@ -86,7 +86,7 @@ def encode_on_ray(
             say(f"{encoding.folder}: reused, nothing has changed")
             return manifest
         with _stopping(lambda: told(shards)), _connected(cluster):
-            pool = _pool(subject, encoding, trainer, cluster, max(1, len(missing)))
+            pool = _pool(as_written(subject, manifest), encoding, trainer, cluster, max(1, len(missing)))
             if encoding.vector_dtype == "int8" and manifest["calibration"] is None and missing:
                 manifest = shards.update(calibration=_ranges(pool, encoding, manifest).record())
             ranges = Ranges.read(manifest["calibration"]) if manifest["calibration"] else None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -21,7 +22,8 @@ from l2v.embedding.compression import Ranges, stored
 from l2v.embedding.job import Encoding
 from l2v.embedding.shards import Shards, count_shards
 from l2v.encoders.external import is_theirs
-from l2v.encoders.load import AnyEncoder, known_dimension, load_encoder
+from l2v.encoders.finite import check_finite, check_stored
+from l2v.encoders.load import AnyEncoder, known_dimension, load_encoder, with_template
 from l2v.errors import L2VError, Stopped, Terminated
 from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
@@ -107,6 +109,11 @@ def only_writer(encoding: Encoding, rank: int) -> contextlib.AbstractContextMana
     return alone(encoding.folder / f".lock-{rank}", taken)
 
 
+def as_written(subject: EncoderSettings, manifest: dict[str, Any]) -> EncoderSettings:
+    """The encoder with its chat template as it was written out when the folder was begun."""
+    return replace(subject, template=manifest.get("template", subject.template))
+
+
 def told(shards: Shards) -> str:
     manifest = shards.manifest()
     done = len(shards.written(manifest)) if manifest else 0
@@ -157,6 +164,7 @@ def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards
     return shards.update(
         encoder=subject.source,
         base=source_hash(subject.parts().base),
+        template=with_template(subject).template,
         rows=rows,
         shard_rows=encoding.shard_rows,
         settings=encoding.settings(),
@@ -184,16 +192,15 @@ def _check_same(known: dict[str, Any], pinned: dict[str, Any], encoding: Encodin
             )
 
 
+def narrowest(encoder: AnyEncoder, precision: str) -> torch.dtype:
+    """What vectors are computed in: the weights' dtype, or the trainer's precision."""
+    return torch.float16 if precision in ("16-mixed", "16-true") else encoder.dtype
+
+
 def vectors_of(encoder: AnyEncoder, encoding: Encoding, inputs: dict[str, Any]) -> Tensor:
     """Vectors (texts, dimension) of a batch, cut and scaled as they are wanted."""
     vectors = encoder.embed(inputs)[:, : encoding.truncate_dim]
     return torch.nn.functional.normalize(vectors, dim=-1) if encoding.normalize else vectors
-
-
-def check_finite(vectors: NDArray[np.float32]) -> None:
-    """Raise an L2VError where a vector is none."""
-    if not np.isfinite(vectors).all():
-        raise L2VError("a vector is not finite; use dtype=float32 or dtype=bfloat16")
 
 
 class _Embedder(L.LightningModule):
@@ -211,7 +218,8 @@ class _Embedder(L.LightningModule):
         is_split = self.device_mesh is not None
         if is_split and is_theirs(self.subject):
             raise L2VError("trainer=fsdp: an encoder of another library is not split; choose trainer=ddp or gpu")
-        self.encoder = load_encoder(self.subject, device=torch.device("meta") if is_split else strategy.root_device)
+        subject = as_written(self.subject, manifest)
+        self.encoder = load_encoder(subject, device=torch.device("meta") if is_split else strategy.root_device)
         self.model = self.encoder.module
         if self.encoding.truncate_dim is not None:
             check_dimension(self.encoding.truncate_dim, self.encoder.dimension, self.subject)
@@ -279,7 +287,7 @@ class _Writer(Callback):
         assert isinstance(pl_module, _Embedder)
         vectors = outputs.float().cpu().numpy()
         if batch.shard == CALIBRATION:
-            check_finite(vectors)
+            check_finite(vectors, narrowest(pl_module.encoder, str(trainer.precision)))
             self.ranges = Ranges.of(vectors).join(self.ranges)
         elif batch.shard != FILLER:
             self._add(pl_module, batch, vectors)
@@ -300,7 +308,7 @@ class _Writer(Callback):
             self._number, self._left = batch.shard, batch.size
             self._vectors = np.empty((batch.size, vectors.shape[1]), np.float32)
             self._kept = [()] * batch.size
-        check_finite(vectors)
+        check_finite(vectors, narrowest(embedder.encoder, str(embedder.trainer.precision)))
         self._vectors[batch.places] = vectors
         for place, kept in zip(batch.places, batch.kept, strict=True):
             self._kept[place] = kept
@@ -308,10 +316,12 @@ class _Writer(Callback):
         if not self._left:
             types = embedder.manifest["columns"]
             kind = embedder.encoding.vector_dtype
+            values = stored(self._vectors, kind, self.ranges)
+            check_stored(values, self._vectors, f"vector_dtype={kind}")
             self.shards.write(
                 batch.shard,
                 batch.shard * embedder.encoding.shard_rows,
-                stored(self._vectors, kind, self.ranges),
+                values,
                 list(zip(*self._kept, strict=True)),
                 types,
             )

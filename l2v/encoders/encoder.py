@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TokenPreparation
 from l2v.encoders.saved_settings import pooling_of, saved_settings, write_settings
 from l2v.encoders.texts import TextInput, cosines, split_pairs
@@ -55,6 +56,7 @@ class Encoder:
         text_max_length: int | None = None,
         prompt: Prompt | None = None,
         padding_side: str = "right",
+        normalized: bool = False,
     ) -> None:
         if not isinstance(pooling, Pooling):
             check_choice("pooling", pooling, POOLINGS)
@@ -69,6 +71,8 @@ class Encoder:
         self.text_max_length = text_max_length
         self.prompt = prompt or Prompt()
         self.padding_side = padding_side
+        self.normalized = normalized
+        """Whether vectors always have length 1, as the folder says that it was loaded from."""
 
     @classmethod
     def from_pretrained(
@@ -147,12 +151,18 @@ class Encoder:
                 pooled_tokens=settings.get("pooled_tokens", "after_prompt"),
                 special_tokens=settings.get("special_tokens", "tokens"),
             ),
+            normalized=settings.get("normalize", False),
         )
 
     @property
     def dimension(self) -> int:
         """Length of a vector."""
         return self.backbone.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.backbone.decoder.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +201,7 @@ class Encoder:
             float32, (texts, dimension), in the order of ``texts``; (dimension,) for a single string.
 
         Raises:
-            L2VError: an entry is no string, or a setting is out of range.
+            L2VError: an entry is no string, a setting is out of range, or a vector is not finite.
         """
         if isinstance(texts, str):
             return self.encode([texts], instruction=instruction, max_length=max_length, normalize=normalize,
@@ -229,6 +239,7 @@ class Encoder:
                 if normalize:
                     output = torch.nn.functional.normalize(output, dim=-1)
                 vectors[rows] = output.cpu().numpy()
+                check_finite(vectors[rows], self.dtype)
         finally:
             self.backbone.train(was_training)
         return vectors
@@ -260,7 +271,8 @@ class Encoder:
 
     def embed(self, batch: dict[str, Any]) -> torch.Tensor:
         """Vectors (texts, dimension), float32, of a batch of :meth:`preparation` on the encoder's device."""
-        return self.backbone.embed(**batch, pooling=self.pooling)
+        vectors = self.backbone.embed(**batch, pooling=self.pooling)
+        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalized else vectors
 
     def similarity(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarity of every row of ``a`` with every row of ``b``."""
@@ -304,6 +316,7 @@ class Encoder:
             "text_max_length": self.text_max_length,
             **asdict(self.prompt),
             "partial": attention == "bidirectional" and bool(self.backbone.proof.causal_layers),
+            **({"normalize": True} if self.normalized else {}),
         }
         if isinstance(pooling, Pooling):
             save_pooling(pooling, folder / POOLING_FOLDER)

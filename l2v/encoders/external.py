@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TextPreparation
-from l2v.encoders.saved_settings import unknown_modules
+from l2v.encoders.saved_settings import beyond_l2v
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError, first_line
 from l2v.extras import require
@@ -90,6 +91,11 @@ class SentenceTransformersEncoder:
         return self.model
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def dimension(self) -> int:
         """Length of a vector."""
         return int(self.model.get_embedding_dimension())
@@ -126,7 +132,7 @@ class SentenceTransformersEncoder:
         """Encode texts to vectors; see :meth:`l2v.encoders.encoder.Encoder.encode`.
 
         Raises:
-            L2VError: an entry is no string.
+            L2VError: an entry is no string, or a vector is not finite.
         """
         if isinstance(texts, str):
             one: Sequence[str] = [texts]
@@ -147,6 +153,7 @@ class SentenceTransformersEncoder:
                 show_progress_bar=show_progress_bar,
                 **prompt,
             )
+        check_finite(vectors, self.dtype)
         return vectors
 
     def similarity(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,7 +162,7 @@ class SentenceTransformersEncoder:
 
 
 def is_theirs(settings: EncoderSettings) -> bool:
-    """Whether only sentence-transformers can load an encoder: it says so, and l2v has not what it is made of."""
+    """Whether only sentence-transformers can load an encoder: its files say so, or more than l2v does."""
     if settings.library is not None:
         return settings.library == "sentence-transformers"
     if settings.is_run or settings.kind == "encoder" or settings.adapters:
@@ -168,4 +175,4 @@ def is_theirs(settings: EncoderSettings) -> bool:
         return False
     config = model_file(place, "config.json", "encoder")
     model_type = read_json(config).get("model_type") if config is not None else None
-    return bool(unknown_modules(modules)) or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(beyond_l2v(place)) or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

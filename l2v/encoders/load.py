@@ -1,11 +1,14 @@
 """An encoder from its description, whichever library it is of."""
 
+from dataclasses import replace
+
 import torch
 
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.external import SentenceTransformersEncoder, is_theirs
 from l2v.models.loading import load_tokenizer_and_config
 from l2v.models.settings import EncoderSettings
+from l2v.text.prompts import CHAT, chat_template
 
 AnyEncoder = Encoder | SentenceTransformersEncoder
 
@@ -17,6 +20,18 @@ def known_dimension(settings: EncoderSettings) -> int | None:
     place = settings.parts().base
     _, config = load_tokenizer_and_config(place, kind=settings.kind, trust_remote_code=settings.trust_remote_code)
     return int(config.get_text_config().hidden_size)
+
+
+def with_template(settings: EncoderSettings) -> EncoderSettings:
+    """The settings with the tokenizer's chat template written out, where they ask for it.
+
+    A template is a program, and may write the date: what goes on another day has to go on with what it wrote first.
+    """
+    if settings.template != CHAT or is_theirs(settings):
+        return settings
+    place = settings.parts().base
+    tokenizer, _ = load_tokenizer_and_config(place, kind=settings.kind, trust_remote_code=settings.trust_remote_code)
+    return replace(settings, template=chat_template(tokenizer))
 
 
 def load_encoder(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from l2v.errors import L2VError
-from l2v.pooling import POOLINGS, Pooling, PoolingName, load_pooling, load_weights
+from l2v.pooling import Pooling, PoolingName, load_pooling, load_weights
 from l2v.runs.adapter_folders import POOLING_FOLDER, POOLING_WEIGHTS, SETTINGS_FILE
 from l2v.runs.files import read_json, write_json
 from l2v.runs.locations import Source, model_file
@@ -14,6 +14,7 @@ _TRANSFORMER, _POOLING = "sentence_transformers.models.Transformer", "sentence_t
 _BIDIRECTIONAL_ADAPTED = "l2v.export.sentence_transformers.BidirectionalTransformer"
 _OWN_POOLING = "l2v.export.sentence_transformers.OwnPooling"
 """Classes by the names under which sentence-transformers imports them."""
+_NORMALIZE = "sentence_transformers.models.Normalize"
 _SENTENCE_TRANSFORMERS_POOLING: dict[str, PoolingName] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_weightedmean_tokens": "weighted_mean",
@@ -26,42 +27,101 @@ _NEWER_POOLING: dict[str, PoolingName] = {
     "lasttoken": "last_token",
     "cls": "bos",
 }
+_MODE = "pooling_mode_"
 
 
 def saved_settings(place: Source) -> dict[str, Any]:
     """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
-    sentence-transformers."""
+    sentence-transformers.
+
+    Raises:
+        L2VError: sentence-transformers' files say what l2v does not do.
+    """
     model = model_file(place, "config.json")
     if own := model_file(place, SETTINGS_FILE):
         if not isinstance(found := read_json(own), dict):
             raise L2VError(f"{own}: expected an object of settings, found {type(found).__name__}")
         return found
-    modules = model_file(place, "modules.json")
-    if modules and (odd := unknown_modules(modules)):
-        raise L2VError(f"{modules}: {', '.join(odd)}: a module that l2v does not have; expected Transformer, Pooling")
-    pooling_file = model_file(place, "1_Pooling/config.json")
-    if pooling_file is None:
+    if model_file(place, "modules.json") is None and model_file(place, f"{POOLING_FOLDER}/config.json") is None:
         return {}
-    config = read_json(pooling_file)
-    modes: list[PoolingName] = [ours for key, ours in _SENTENCE_TRANSFORMERS_POOLING.items() if config.get(key)]
-    if config.get("pooling_mode") in _NEWER_POOLING:
-        modes = [_NEWER_POOLING[config["pooling_mode"]]]
-    if len(modes) != 1:
-        raise L2VError(f"{pooling_file}: no pooling that l2v knows; choose one of {', '.join(POOLINGS)}")
-    settings: dict[str, Any] = {"pooling": modes[0]}
-    lengths = model_file(place, "sentence_bert_config.json")
-    if lengths and (length := read_json(lengths).get("max_seq_length")):
+    if odd := beyond_l2v(place):
+        raise L2VError(
+            f"{place.name}: {', '.join(odd)}: what l2v does not do; library=sentence-transformers loads it (evaluate, "
+            "encode, mine, load_encoder)"
+        )
+    pooling = _pooling_config(place)
+    settings: dict[str, Any] = {"pooling": _NEWER_POOLING[_modes(pooling)[0]] if pooling else "mean"}
+    # without the key sentence-transformers pools the prompt
+    settings["pooled_tokens"] = "all" if pooling.get("include_prompt", True) else "after_prompt"
+    settings["normalize"] = _kinds(place)[-1:] == ["Normalize"]
+    if (length := _longest(place)) is not None:
         settings["max_length"] = length
     if model and read_json(model).get("is_causal") is not False:
         settings["attention"] = "causal"
     return settings
 
 
-def unknown_modules(file: Path) -> list[str]:
-    """The modules of sentence-transformers' ``modules.json`` that l2v has not, by the names of their classes."""
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in read_json(file)]
-    # a final Normalize changes no cosine; encode(normalize=True) does the same
-    return [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+def beyond_l2v(place: Source) -> list[str]:
+    """What the files of a folder of sentence-transformers say that l2v does not do: modules and settings by name."""
+    odd = [kind for kind in _kinds(place)[:-1] if kind not in ("Transformer", "Pooling")]
+    odd += [kind for kind in _kinds(place)[-1:] if kind not in ("Transformer", "Pooling", "Normalize")]
+    if odd:
+        return odd
+    modes = _modes(_pooling_config(place))
+    if len(modes) > 1 or any(mode not in _NEWER_POOLING for mode in modes):
+        odd.append(f"pooling {'+'.join(modes)}")
+    general = _config(place, "config_sentence_transformers.json")
+    name = general.get("default_prompt_name")
+    if name is not None and general.get("prompts", {}).get(name):
+        odd.append(f"default_prompt_name={name}")
+    if general.get("truncate_dim") is not None:
+        odd.append(f"truncate_dim={general['truncate_dim']}")
+    if _config(place, "sentence_bert_config.json").get("do_lower_case"):
+        odd.append("do_lower_case=true")
+    return odd
+
+
+def _kinds(place: Source) -> list[str]:
+    """The modules of sentence-transformers' ``modules.json``, by the names of their classes."""
+    file = model_file(place, "modules.json")
+    modules = read_json(file) if file else []
+    return [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+
+
+def _config(place: Source, name: str) -> dict[str, Any]:
+    file = model_file(place, name)
+    found = read_json(file) if file else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _pooling_config(place: Source) -> dict[str, Any]:
+    """What the module of pooling was saved with, in its own folder."""
+    file = model_file(place, "modules.json")
+    modules = read_json(file) if file else []
+    folders = [str(m.get("path")) for m in modules if str(m.get("type", "")).endswith(".Pooling")]
+    return _config(place, f"{(folders or [POOLING_FOLDER])[0]}/config.json")
+
+
+def _modes(pooling: Mapping[str, Any]) -> list[str]:
+    """The poolings whose vectors stand one after the other."""
+    newer = pooling.get("pooling_mode")
+    if newer is not None:
+        return [newer] if isinstance(newer, str) else [str(mode) for mode in newer]
+    older = {"mean_tokens": "mean", "weightedmean_tokens": "weightedmean", "cls_token": "cls", "max_tokens": "max"}
+    found = [key.removeprefix(_MODE) for key, value in pooling.items() if key.startswith(_MODE) and value is True]
+    return [older.get(key, key) for key in found] or ["mean"]
+
+
+def _longest(place: Source) -> int | None:
+    """Tokens of a text: as saved, else what the tokenizer and the model allow."""
+    saved = _config(place, "sentence_bert_config.json").get("max_seq_length")
+    if saved is not None:
+        return int(saved)
+    known = (
+        _config(place, "tokenizer_config.json").get("model_max_length"),
+        _config(place, "config.json").get("max_position_embeddings"),
+    )
+    return min((int(length) for length in known if isinstance(length, int | float)), default=None)
 
 
 def pooling_of(settings: Mapping[str, Any], hidden_size: int, place: Source | None) -> PoolingName | Pooling:
@@ -109,6 +169,7 @@ def write_settings(
     modules = [
         ("0", "", _BIDIRECTIONAL_ADAPTED if by_l2v else _TRANSFORMER),
         ("1", POOLING_FOLDER, _POOLING if isinstance(pooling, str) else _OWN_POOLING),
+        *([("2", "2_Normalize", _NORMALIZE)] if settings.get("normalize") else []),
     ]
     write_json(
         folder / "modules.json", [{"idx": int(i), "name": i, "path": path, "type": kind} for i, path, kind in modules]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2v.encoders.load import load_encoder
+from l2v.encoders.load import load_encoder, with_template
 from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.mining.search import top_k
@@ -89,6 +89,7 @@ def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict
     begin = time.monotonic()
     output = Path(mining.output).expanduser()
     summary_file = output.with_suffix(".summary.json")
+    subject = with_template(subject)
     encoder_print = _hashed(subject.fingerprint())
     fingerprint = _hashed([encoder_print, mining.fingerprint()])
     if output.exists() and summary_file.exists():

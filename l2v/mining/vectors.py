@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from l2v.encoders.finite import check_finite
 from l2v.encoders.text_encoder import TextEncoder
-from l2v.errors import L2VError
 from l2v.mining.texts import Texts
 from l2v.progress import track
 from l2v.runs.files import remove_drafts
@@ -103,8 +103,7 @@ def encode_texts(
                     [chunk[row] for row in rows], instruction=instruction, batch_size=batch_size, normalize=True
                 )
                 yield
-            if not np.isfinite(made).all():
-                raise L2VError(f"{title}: a vector is not finite; use dtype=float32 or dtype=bfloat16")
+            check_finite(made, None)
             with Ledger(folder).draft(vectors.file(number)) as draft, draft.open("wb") as file:
                 np.save(file, made)
 

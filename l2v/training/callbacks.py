@@ -117,7 +117,7 @@ class GracefulStop(Callback):
             return  # gradients of a half-done step would be lost
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             received = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
-            self.signal = int(trainer.strategy.reduce(received, reduce_op=torch.distributed.ReduceOp.MAX))
+            self.signal = int(trainer.strategy.reduce(received, reduce_op="max"))
             trainer.should_stop = True
             if batches % int(trainer.val_check_batch or 1):
                 trainer.limit_val_batches = 0  # Lightning would validate once more before it stops

@@ -443,7 +443,7 @@ def test_an_instruction_without_room_for_a_text_is_an_error(run) -> None:
 def test_vectors_that_are_not_finite_are_not_written(run, tmp_path, monkeypatch) -> None:
     embed = encode_module._Embedder.predict_step
     monkeypatch.setattr(encode_module._Embedder, "predict_step", lambda *given: embed(*given) * float("nan"))
-    refused("a vector is not finite; use dtype=float32", run)
+    refused("vectors are not finite, in dtype=float32: the model's weights or states are not", run)
     assert not list((tmp_path / "vectors").glob("*.parquet"))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from l2v.data.datamodule import evenly
 from l2v.data.texts import TextSource
+from l2v.encoders.finite import check_finite
 from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.evaluation.results import Entries, ResultStore, entry
 from l2v.evaluation.task import Task
@@ -72,6 +73,7 @@ class AttentionStates(Task):
             missing = len(texts) - mask.shape[1]
             total = total + np.pad(cosines.cpu().numpy(), ((0, 0), (0, missing)))
             texts += np.pad(mask.sum(dim=0).cpu().numpy(), (0, missing))
+        check_finite(np.asarray(total), model.dtype)
         table, begins = binned(total / texts, self.columns)
         layers = (np.asarray(total).sum(axis=1) / texts.sum()).tolist()
         details = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from l2v.data.files import content, find
 from l2v.data.readers import records, text_of
 from l2v.encoders.encoder import Encoder
+from l2v.encoders.finite import check_finite
 from l2v.encoders.text_encoder import TextEncoder, with_backbone
 from l2v.errors import L2VError
 from l2v.evaluation.results import Entries, ResultStore, entry
@@ -135,6 +136,7 @@ class PrefixTriples(Task):
             end = min(begin + self.batch_size, len(triples))
             groups = [tokens[3 * row : 3 * row + 3] for row in range(begin, end)]
             vectors = _prefix_vectors(encoder, groups, triples[begin:end])
+            check_finite(vectors.flatten(0, 1).float().cpu().numpy(), encoder.dtype)
             query, *others = torch.nn.functional.normalize(vectors.double(), dim=-1).unbind(dim=1)
             found[begin:end] = torch.stack([(query * other).sum(dim=-1) for other in others], dim=1).cpu().numpy()
         return found

@@ -1,5 +1,6 @@
 """How well a model fills in hidden tokens: what MNTP teaches, measured the same way for every model."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -71,4 +72,6 @@ class MaskedAccuracy(Task):
             loss += masked_token_loss(logits, targets, torch.ones(())).item()
             correct += (logits.argmax(dim=-1) == targets).sum().item()
             count += len(targets)
+        if not math.isfinite(loss):
+            raise L2VError(f"{self.label}: the loss is not finite; use dtype=float32 or dtype=bfloat16")
         return {"accuracy": correct / count, "loss": loss / count, "tokens": count}
