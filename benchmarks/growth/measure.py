@@ -175,6 +175,9 @@ class _Reads:
     def train(self) -> "_Reads":
         return self
 
+    def check_length(self, tokens: int, setting: str) -> None:
+        """Any length."""
+
 
 def data(spec: Spec, work: Path) -> Found:
     """A stage's data from a user's file, as ``train.py data=files`` reads them.

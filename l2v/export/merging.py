@@ -72,7 +72,7 @@ def stack_adapters(folders: Sequence[Path], target: Path) -> None:
 
 def _tops(tensors: dict[str, Tensor]) -> set[str]:
     """The parts of a model that an adapter changes: layers, embed_tokens; or the whole decoder beside a head."""
-    return {key.split(".")[2] for key in tensors}
+    return {part for key in tensors for part in key.split(".")[2:3]}
 
 
 def _divisor(config: dict[str, Any]) -> float:

@@ -12,6 +12,8 @@ _planned: ContextVar[str | None] = ContextVar("planned", default=None)
 
 def kind_of(device: torch.device | str) -> str:
     """cpu, cuda, ...: which of the ways of these kernels is taken."""
+    if torch.compiler.is_compiling():
+        return torch.device(device).type
     return _planned.get() or torch.device(device).type
 
 

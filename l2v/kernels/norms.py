@@ -54,8 +54,7 @@ class _Norm(torch.autograd.Function):
     @torch.autocast("cpu", enabled=False)
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, form: Form) -> Tensor:
         wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        scale = wide.square().mean(dim=-1, keepdim=True).add_(epsilon).rsqrt_()
         y = wide * scale
         ctx.save_for_backward(x, weight, scale)
         ctx.form = form

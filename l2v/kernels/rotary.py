@@ -80,6 +80,8 @@ def rotate(
         # some families rotate a part of each head
         and cos.dim() == 3
         and cos.shape[-1] == query.shape[-1] == key.shape[-1]
+        # in 16 bits the family's own rounds more often, and so do those who load the model elsewhere
+        and torch.promote_types(query.dtype, cos.dtype).itemsize >= 4
         and not (cos.requires_grad or sin.requires_grad or torch.compiler.is_compiling())
     )
     if not plain:

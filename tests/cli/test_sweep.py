@@ -164,7 +164,7 @@ def test_points_side_by_side_take_different_names(tmp_path, monkeypatch):
 
 
 def test_a_sweeper_is_told_of_a_metric_that_is_not_there(tmp_path, monkeypatch):
-    (tmp_path / "run.json").write_text('{"metrics": {"validation/loss": 2.5}}')
+    (tmp_path / "run.json").write_text('{"status": "finished", "metrics": {"validation/loss": 2.5}}')
     for sweeper in ("basic", "optuna"):
         monkeypatch.setattr(train.configs, "sweeper", lambda sweeper=sweeper: sweeper)
         assert train._value(Run(tmp_path), "validation/loss") == 2.5

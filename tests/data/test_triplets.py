@@ -148,8 +148,8 @@ def test_a_line_that_is_not_utf_8_is_told_with_its_number(tmp_path: Path) -> Non
 
 
 def test_a_table_without_the_column_is_refused_also_where_broken_rows_are_skipped(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("query,answer\nq,p\n")
-    with pytest.raises(L2VError, match=r"a.csv: no column 'positive'; it has query, answer; name the column with"):
+    (tmp_path / "a.csv").write_text("query,note\nq,p\n")
+    with pytest.raises(L2VError, match=r"a.csv: no column 'positive'; it has query, note; name the column with"):
         read(mix(tmp_path / "a.csv", on_error="skip"))
 
 
