@@ -98,8 +98,8 @@ class _Rotation(torch.autograd.Function):
         y = x * cos
         (low, high), (of_low, of_high) = x.chunk(2, dim=-1), sin.chunk(2, dim=-1)
         first, second = y.chunk(2, dim=-1)
-        first.addcmul_(high.to(y.dtype), of_low, value=-1)
-        second.addcmul_(low.to(y.dtype), of_high)
+        first.sub_(high * of_low)
+        second.add_(low * of_high)
         return y
 
     @staticmethod
