@@ -142,7 +142,7 @@ def _templates(config: dict[str, Any], start: Initialization) -> dict[str, str]:
     if CHAT not in (model.get("template"), config["stage"].get("template")):
         return {}
     tokenizer, _ = load_tokenizer_and_config(
-        start.base, kind=model["kind"], trust_remote_code=model["trust_remote_code"]
+        start.base, kind=model.get("kind", "decoder"), trust_remote_code=model.get("trust_remote_code", False)
     )
     return {_TEMPLATES: chat_template(tokenizer)}
 

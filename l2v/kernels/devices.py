@@ -35,5 +35,5 @@ def planned_for(kind: str) -> Iterator[None]:
 @contextlib.contextmanager
 def with_numbers() -> Iterator[None]:
     """Meanwhile new tensors have numbers, in a plan too: to try out what a class or a library computes."""
-    with torch.no_grad(), _disable_current_modes():
+    with torch.no_grad(), _disable_current_modes(), torch.device("cpu"):
         yield
