@@ -52,7 +52,7 @@ def new_backbone(setup: Setup, device: str = "meta") -> Backbone:
         if checkpointing := model.gradient_checkpointing:
             kept = {"context_fn": keep_products} if checkpointing == "selective" else {}
             decoder.gradient_checkpointing_enable({"use_reentrant": False, **kept})
-        proof = Proof(attention, implementation, backward_change=0, padding_change=0, eager_change=0)
+        proof = Proof(attention, implementation, backward_change=0.0, padding_change=0.0, eager_change=0.0)
         source = Source(name=model.source, path=model.source)
         backbone = Backbone(decoder, words_tokenizer(), head=head, source=source, proof=proof, attention=attention)
         if setup.adapter is not None:

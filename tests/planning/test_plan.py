@@ -24,7 +24,7 @@ from l2v.planning.setup import Setup
 from l2v.planning.sizes import SIZES, model_config
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "plan"))
-from specification import Specification  # noqa: E402
+from specification import Specification
 
 MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml") if file.stem != "base")
 TINY = {"hidden": 64, "layers": 2, "vocabulary": 96, "rows": 2, "length": 8}
