@@ -110,7 +110,8 @@ def test_the_largest_pass_fits_and_the_next_does_not() -> None:
     assert found is not None and found.setting == "stage.micro_batch_tokens" and not found.whole
     for tokens, fitting in ((found.value, True), (2 * found.value, False)):
         changed = Specification(**TINY | {"rows": 64}, pass_tokens=tokens).setup()
-        assert fits(measure(changed), room) == fitting
+        # the search's batches have two passes; token ids of all rows are 1% here
+        assert fits(measure(changed), dataclasses.replace(room, memory_gib=1.02 * room.memory_gib)) == fitting
     assert largest(setup, dataclasses.replace(room, memory_gib=10)).whole
     assert largest(setup, dataclasses.replace(room, memory_gib=1e-6)) is None
 
@@ -157,15 +158,14 @@ def test_what_does_not_fit_ends_in_one_line(tiny_model: Path) -> None:
     [
         (["trainer=fsdp"], "trainer.devices=auto: say how many there will be"),
         (["task=ner"], "plans are of stages that train a model"),
-        (["utilisation=2"], "utilisation=2: "),
-        (["trainer.devices=4"], "trainer.strategy=auto: for 4 processes choose trainer=ddp or fsdp"),
-        (["gpu.memory=4"], "gpu.memory: no such setting"),
+        (["trainer=gpu", "utilisation=2"], "utilisation=2: "),
+        (["trainer=gpu", "trainer.devices=4"], "trainer.strategy=auto: for 4 processes choose trainer=ddp or fsdp"),
+        (["trainer=gpu", "+gpu.memory=4"], "gpu.memory: no such setting"),
     ],
 )
 def test_settings_that_cannot_be_planned_are_told(overrides: list[str], message: str) -> None:
     with pytest.raises(L2VError, match=re.escape(message)):
-        given = [f"+{one}" if one.startswith("gpu.memory=") else one for one in overrides]
-        planned("model=llama3-8b", "trainer=gpu", *given)
+        planned("model=llama3-8b", *overrides)
 
 
 def test_zero_keeps_shares_of_what_is_trained() -> None:
