@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from l2v.kernels.memory import release_pages
 from l2v.models.adapters import Saved, with_saved
 from l2v.models.weights import cast_weights
 
@@ -64,6 +65,8 @@ class Unmerged:
             for layer in _tuner_layers(adapted):
                 for weight in layer.get_base_layer().parameters():
                     self._layers.setdefault(weight, []).append(layer)
+        for weight in decoder.parameters():  # PEFT froze them
+            weight.requires_grad_(weight.is_floating_point())
         self._weights = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
 
     @contextlib.contextmanager
@@ -85,6 +88,7 @@ class Unmerged:
         for layer in dict.fromkeys(layer for weight in weights for layer in self._layers.pop(weight, [])):
             _merge(layer, self._names, self.dtype)
         cast_weights(weights, self.dtype)
+        self._weights.difference_update(weights)  # a part that is split lets go of them
 
 
 def merge_and_unload(adapted: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -124,6 +128,12 @@ def _tuner_layers(adapted: PeftModel) -> Iterator[BaseTunerLayer]:
 
 def _merge(layer: BaseTunerLayer, names: list[str], dtype: torch.dtype) -> None:
     weights = list(layer.get_base_layer().parameters())
+    # made before what is freed again, so that it leaves no holes in the heap
+    ends = [torch.empty_like(weight.data, dtype=dtype) if dtype != torch.float32 else None for weight in weights]
     cast_weights(weights, torch.float32)
     layer.merge(adapter_names=names)
-    cast_weights(weights, dtype)
+    for weight, end in zip(weights, ends, strict=True):
+        if end is not None:
+            merged = weight.data
+            weight.data = end.copy_(merged)
+            release_pages(merged)

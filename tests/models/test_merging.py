@@ -90,6 +90,13 @@ def assert_merged(tmp_path, kinds, stored, dtype):
         assert torch.equal(backbone(IDS, MASK), states)
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_merged_decoder_can_be_trained_whole(tmp_path, kind):
+    model = folder_of(tmp_path / "model")
+    merged = Backbone.load(str(model), merge=[saved_adapter(model, KINDS[kind](), tmp_path / "adapter")])
+    assert trainable_parameters(merged).keys() == dict(merged.decoder.named_parameters(prefix="decoder")).keys()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32"])
 def test_every_family_is_loaded_and_merged_as_a_whole(tmp_path, family, dtype):
