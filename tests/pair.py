@@ -133,7 +133,7 @@ def _run(job: Job, patch: Any) -> Outcome:
     error = None
     try:
         train_here(job.arguments, patch, callbacks)
-    except (L2VError, SystemExit) as raised:
+    except (L2VError, Stopped, SystemExit) as raised:
         error = f"{type(raised).__name__}: {raised}"
         if isinstance(raised, Stopped):
             error = f"stopped by {signal.Signals(raised.signal).name}: {raised}"
