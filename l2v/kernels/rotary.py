@@ -40,11 +40,20 @@ def _with_fast_rotary(kind: Any) -> type[nn.Module] | None:
     own = forward.__globals__.get(_NAME)
     if own is None or not _rotates_halves(own):
         return None
-    names = {**forward.__globals__, _NAME: functools.partial(rotate, own=own)}
+
+    def rotated(*given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        return rotate(*given, own=own, **named)
+
+    names = {**forward.__globals__, _NAME: rotated}
     made = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     made.__kwdefaults__ = forward.__kwdefaults__
-    functools.update_wrapper(made, forward)
-    return type(f"Fast{kind.__name__}", (FastRotary, kind), {"forward": made})
+
+    @functools.wraps(forward)
+    def fast(*given: Any, **named: Any) -> Any:
+        # torch's compiler looks names up in the family's module
+        return forward(*given, **named) if torch.compiler.is_compiling() else made(*given, **named)
+
+    return type(f"Fast{kind.__name__}", (FastRotary, kind), {"forward": fast})
 
 
 def _rotates_halves(own: Callable[..., Any]) -> bool:

@@ -29,6 +29,7 @@ for value in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_agree_training_after_training() -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", PROGRAM, "a", "fail", "b"], env=environment, stdout=subprocess.PIPE)

@@ -81,6 +81,7 @@ def test_nothing_is_left_of_a_plan_in_the_process() -> None:
     assert torch.empty(3).sum().isfinite() and type(torch.empty(3)) is torch.Tensor
 
 
+@pytest.mark.slow
 def test_checkpointing_passes_and_the_gradient_cache_save_what_they_save() -> None:
     large = TINY | {"layers": 4, "rows": 8, "length": 32}
     plain = measure(Specification(**large).setup())
@@ -102,6 +103,7 @@ def test_a_tall_model_takes_what_short_ones_say(sharing: Any) -> None:
     assert with_layers(model_config("google/gemma-3-1b-it"), 6).layer_types[-1] == "full_attention"
 
 
+@pytest.mark.slow
 def test_the_largest_pass_fits_and_the_next_does_not() -> None:
     setup = Specification(**TINY | {"rows": 64}).setup()
     everything = measure(setup).training
@@ -116,6 +118,7 @@ def test_the_largest_pass_fits_and_the_next_does_not() -> None:
     assert largest(setup, dataclasses.replace(room, memory_gib=1e-6)) is None
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_the_setting_that_makes_it_fit() -> None:
     setup = Specification(**TINY | {"layers": 6, "rows": 8, "length": 64}).setup()
     plain, checkpointed = (
@@ -179,6 +182,7 @@ def test_zero_keeps_shares_of_what_is_trained() -> None:
     assert two.memory["optimizer"] == three.memory["optimizer"] == 12 * two.trained // 8
 
 
+@pytest.mark.slow
 def test_planned_and_real_memory_agree(tmp_path: Path) -> None:
     """benchmarks/plan has more of them; here one that takes a second."""
     specification = Specification(hidden=256, layers=4, vocabulary=2000, rows=16, length=128)

@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import transformers.utils.chat_template_utils as theirs
 from launch import SignalAt, Tiny, checkpoint
 from tiny import SENTENCES, make_tiny_model, make_tiny_tokenizer
 
@@ -17,26 +16,31 @@ from l2v.encoders.load import with_template
 from l2v.errors import Stopped
 from l2v.models.settings import EncoderSettings
 from l2v.runs.run import Run
+from l2v.text import rendering
+
+ANOTHER_CLOCK = """
+import transformers.utils.chat_template_utils as theirs
+class Clock(theirs.datetime):
+    def strftime(self, _):
+        return {!r}
+theirs.datetime = Clock
+"""
 
 
 class Day:
     """What the templates are told of the date: ``strftime_now`` is what transformers gives them."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.patch = patch
+        self.patch, self.program = patch, rendering._PROGRAM
         self.set("Monday")
 
     def set(self, name: str) -> None:
-        class Clock(theirs.datetime):  # type: ignore[name-defined,misc]
-            def strftime(self, _: str) -> str:
-                return name
-
-        self.patch.setattr(theirs, "datetime", Clock)
+        rendering._render.cache_clear()
+        self.patch.setattr(rendering, "_PROGRAM", ANOTHER_CLOCK.format(name) + self.program)
 
 
 @pytest.fixture
 def day(monkeypatch: pytest.MonkeyPatch) -> Day:
-    theirs._compile_jinja_template.cache_clear()
     return Day(monkeypatch)
 
 
