@@ -28,7 +28,7 @@ from l2v.mining.vectors import Vectors, encode_texts
 from l2v.models.settings import EncoderSettings
 from l2v.progress import say, track
 from l2v.runs.files import cache_folder, draft_file, read_json, remove_drafts, write_json
-from l2v.runs.hashes import settings_hash
+from l2v.runs.hashes import file_hash, settings_hash
 
 _VERSION = 1
 """Part of the fingerprints: raise it when the same settings would give other vectors or negatives."""
@@ -95,8 +95,10 @@ def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict
     if output.exists() and summary_file.exists():
         known: dict[str, Any] = read_json(summary_file)
         if known.get("fingerprint") == fingerprint:
-            say(f"{output}: reused, nothing has changed")
-            return known
+            if known.get("sha256") == file_hash(output):
+                say(f"{output}: reused, nothing has changed")
+                return known
+            say(f"{output}: is not as it was written, and is made anew", style="yellow")
     _must_be_writable(output)
     cache = Path(mining.cache).expanduser() if mining.cache else cache_folder("mining")
     data = _read(mining, cache / "texts", show)
@@ -136,6 +138,7 @@ def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict
         "encoder": subject.source,
         "settings": {name: value for name, value in asdict(mining).items() if name != "cache"},
         "seconds": round(time.monotonic() - begin, 1),
+        "sha256": file_hash(output),
         **data.counts,
         **_means(tally),
     }

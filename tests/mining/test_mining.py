@@ -396,6 +396,19 @@ def test_vectors_that_were_damaged_are_encoded_anew(tmp_path, tiny_model, counte
     assert len(counted) == rows and (tmp_path / "out.jsonl").read_bytes() == before
 
 
+def test_triplets_that_are_not_as_they_were_written_are_made_anew(tmp_path, tiny_model, capsys) -> None:
+    ten_pairs(tmp_path)
+    subject, how = EncoderSettings(str(tiny_model)), {"percentage_margin": None, "num_negatives": 3}
+    mine(subject, settings(tmp_path, **how), show=False)
+    output = tmp_path / "out.jsonl"
+    before = output.read_bytes()
+    for damage in (before[: len(before) // 2], b"", before.replace(b"a", b"b", 1)):
+        output.write_bytes(damage)
+        mine(subject, settings(tmp_path, **how), show=False)
+        assert output.read_bytes() == before
+        assert f"{output}: is not as it was written, and is made anew" in capsys.readouterr().err
+
+
 def test_vectors_are_reused_with_other_thresholds_and_no_model_is_loaded(
     tmp_path, tiny_model, counted, monkeypatch, capsys
 ) -> None:
