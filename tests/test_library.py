@@ -13,7 +13,7 @@ from launch import ROOT
 from l2v.process import level_of
 
 SNAPSHOT = """
-import csv, ctypes, json, logging, os, random, signal, sys, threading, warnings
+import contextlib, csv, ctypes, json, logging, os, random, signal, sys, threading, warnings
 # what these change is theirs
 import datasets, huggingface_hub.utils, lightning, matplotlib, numpy, peft, pyarrow, torch, transformers, mteb
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoTokenizer
@@ -121,6 +121,9 @@ def test_a_library_call_leaves_the_process_as_it_was(work: str, tiny_model: Path
 
 TRAIN = """
 import l2v.cli  # of the programs
+from l2v.models.quiet import quiet
+with quiet(), contextlib.suppress(ImportError):
+    import deepspeed  # transformers does, to save a model, and deepspeed sets its logger up
 before = snapshot()
 from launch import Tiny
 from pathlib import Path

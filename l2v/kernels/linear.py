@@ -12,14 +12,19 @@ Under autocast on a CPU a frozen weight is cast once, not in each pass, and the 
 With :func:`keep_products`, gradient checkpointing computes no product of these layers a second time.
 """
 
+import contextlib
+import fcntl
 import functools
+import json
 import math
+import platform
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,8 +33,11 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from l2v.errors import L2VError
 from l2v.kernels.devices import kind_of, with_numbers
 from l2v.kernels.dropout import dropout_mask, masked
+from l2v.runs.files import cache_folder
+from l2v.runs.hashes import settings_hash
 
 
 class _Now(threading.local):
@@ -45,13 +53,30 @@ _now = _Now()
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices clearly faster than torch's default (MKL), measured at the first call.
+    """Whether oneDNN multiplies float32 matrices clearly faster than torch's default (MKL), measured once a machine.
 
-    A choice for all shapes: the two differ by a factor of two, or by less than a tenth at every shape of a model. It
-    takes some ten milliseconds. Clearly is by a quarter, so that noise does not change the last bits of a run.
+    A choice for all shapes: the two differ by a factor of two, or by less than a tenth at every shape of a model. What
+    came out is kept in the cache, where it can be: two processes that measured for themselves could differ, and then
+    the last bits of their vectors.
     """
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
+    with contextlib.suppress(OSError, ValueError, L2VError):
+        file = cache_folder("cpu") / f"{settings_hash([_processor(), torch.__version__])}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+") as kept:
+            fcntl.flock(kept, fcntl.LOCK_EX)  # whoever comes while another measures waits for it, some ten milliseconds
+            kept.seek(0)
+            if text := kept.read():
+                return bool(json.loads(text)["onednn_is_faster"])
+            found = _onednn_measures_faster()
+            json.dump({"processor": _processor(), "torch": torch.__version__, "onednn_is_faster": found}, kept)
+            return found
+    return _onednn_measures_faster()
+
+
+def _onednn_measures_faster() -> bool:
+    """By a quarter, so that noise does not decide."""
     seconds = {False: math.inf, True: math.inf}
     with with_numbers(), torch.autocast("cpu", enabled=False):
         x, weight = torch.ones(512, 576), torch.ones(576, 576)
@@ -61,6 +86,14 @@ def onednn_is_faster() -> bool:
                 _by_onednn(x, weight) if by_onednn else nn.functional.linear(x, weight)
                 seconds[by_onednn] = min(best, time.perf_counter() - begin)
     return seconds[False] > 1.25 * seconds[True]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
