@@ -140,6 +140,7 @@ def test_training_without_a_program_works_and_leaves_seeds_alone_behind(tiny_mod
     assert set(changed(TRAIN, tiny_model, tmp_path)) <= {"environment", "random"}
 
 
+@pytest.mark.slow
 def test_a_program_sets_its_process_up(tiny_model: Path, tmp_path: Path) -> None:
     found = changed("from l2v.process import set_up_process; set_up_process()", tiny_model, tmp_path)
     assert set(found) == {"attention", "levels", "handlers", "mallopt"}

@@ -73,7 +73,9 @@ def test_what_a_config_says_first_is_its_meaning(tmp_path: Path) -> None:
         assert meaning(file) == first
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=pytest.mark.slow if group == "model" else ()) for group in GROUPS]
+)
 def test_a_copied_option_composes_as_it_is(group: str, tmp_path: Path) -> None:
     program = {"recipe": "recipe", "evaluation": "evaluate", "gpu": "plan"}.get(group, "train")
     for option in options(group, [CONF]):

@@ -149,6 +149,7 @@ def test_a_plugin_that_is_not_installed_is_told_with_its_command(option):
     assert done.stderr.count("\n") == 1 and "pip install 'l2v[sweep]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_is_named_and_the_exit_code_says_so(tmp_path):
     done = run("train", "-m", f"runs_dir={tmp_path}", "name=none", "seed=-1,-2")
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -65,6 +65,7 @@ def test_every_model_stage_and_trainer_composes(model: str, e5: str) -> None:
         assert training.adapter is not None and training.adapter.rank == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", quick_and_slow(options("model")))
 def test_every_model_task_and_trainer_composes(model: str) -> None:
     for task, trainer in itertools.product(options("task"), options("trainer")):

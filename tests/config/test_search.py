@@ -56,7 +56,8 @@ def test_a_users_options_and_settings_are_named_beside_ours(own: Path, way: list
     assert done.stderr == "error: stage.sparkl: no such setting (did you mean stage.sparkle?)\n"
 
 
-@pytest.mark.parametrize("started", [pytest.param("script", marks=pytest.mark.slow), "command"])
+@pytest.mark.slow
+@pytest.mark.parametrize("started", ["script", "command"])
 def test_a_users_module_in_the_current_folder_is_found_behind_all_others(own: Path, started: str) -> None:
     # json.py would break everything if this folder came first
     (own / "json.py").write_text("raise RuntimeError('the wrong json')\n")

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +22,27 @@ HOSTILE = ROOT.parent / "shared" / "cases" / "hostile_run.py"
 EVIL = "evil_module"
 
 
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with a run that was stopped after two of four steps, and beside it a copy of the folder."""
+    folder = tmp_path_factory.mktemp("targets") / "stranger"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        Tiny(folder, tiny_model, patch).train("run", "mntp", "stage.max_steps=2")
+    (folder / f"{EVIL}.py").write_text("from pathlib import Path\nPath('IMPORTED').touch()\n\nclass Thing:\n    pass\n")
+    shutil.copytree(folder, folder.with_name("copy"))
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was stopped after two of four steps."""
-    tiny = Tiny(tmp_path, tiny_model, monkeypatch)
-    folder = tiny.train("run", "mntp", "stage.max_steps=2")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / f"{EVIL}.py").write_text(
-        "from pathlib import Path\nPath('IMPORTED').touch()\n\nclass Thing:\n    pass\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+def run(strangers: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The run, as it was before another test changed it."""
+    shutil.rmtree(strangers)
+    shutil.copytree(strangers.with_name("copy"), strangers)
+    monkeypatch.chdir(strangers)
+    monkeypatch.syspath_prepend(strangers)
     monkeypatch.delenv("L2V_ALLOW_MODULES", raising=False)
-    yield folder
+    yield strangers / "runs" / "run"
     sys.modules.pop(EVIL, None)
 
 

@@ -172,6 +172,7 @@ def test_tasks_say_their_texts(tmp_path: Path) -> None:
     assert list(MaskedAccuracy(FileTexts(str(tmp_path / "texts.txt"))).evaluated_texts()) == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_tasks_of_the_demo_say_their_texts() -> None:
     pytest.importorskip("gensim", reason="the package gensim, which holds the texts, is not installed")
     suite = configs.plain(composed("evaluate", ["evaluation=demo", "encoder=none"]))["evaluation"]

@@ -72,6 +72,7 @@ def test_no_positive_pair_is_told(pairs: StsPairs) -> None:
         Geometry(pairs, positive=5.0).run(SimpleNamespace())
 
 
+@pytest.mark.slow
 def test_wikipedia_pairs_are_a_sentence_and_each_passage_of_its_article() -> None:
     pytest.importorskip("gensim", reason="the package gensim, which holds the texts, is not installed")
     task = Geometry(geometry.WikipediaRetrieval())

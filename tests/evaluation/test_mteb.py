@@ -393,7 +393,14 @@ PAPERS = {
 }
 
 
-@pytest.mark.parametrize(("pooling", "instructed"), [("mean", True), ("last_token", True), ("weighted_mean", False)])
+@pytest.mark.parametrize(
+    ("pooling", "instructed"),
+    [
+        ("mean", True),
+        pytest.param("last_token", True, marks=pytest.mark.slow),
+        pytest.param("weighted_mean", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_sentence_transformers_folder_scores_the_same_in_mteb(
     tiny_model: Path, tmp_path: Path, quick: dict[str, Any], pooling: Any, instructed: bool
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_resumed_run_has_each_evaluation_once(tiny: Tiny, quick: list[str]) ->
     assert curve(run)[: len(before)] == before and [step for step, _ in curve(run)] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_task_that_needs_the_head_is_left_out_where_there_is_none(
     tiny: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -364,6 +364,7 @@ def test_onnx_without_its_packages_is_one_line(plain_run: Run, tmp_path: Path, m
         export(plain_run, tmp_path / "out", Export(onnx=True))
 
 
+@pytest.mark.slow
 def test_onnx_attends_both_ways_and_ignores_padding(plain_run: Run, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs the extra: pip install 'l2v[onnx]'")

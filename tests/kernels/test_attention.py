@@ -58,9 +58,11 @@ def test_without_a_drop_it_is_torchs_attention(kind: str, heads: int) -> None:
         torch.testing.assert_close(x, y)
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    "at_once", [*(pytest.param(size, marks=pytest.mark.slow) for size in (1, 60)), 10**6], indirect=True
+)
 @pytest.mark.parametrize("kind", MASKS)
-def test_gradients_with_dropout_are_those_of_what_it_gives(kind: str) -> None:
+def test_gradients_with_dropout_are_those_of_what_it_gives(kind: str, at_once: None) -> None:
     heads = 2 * GROUPS
     mask = _mask(kind, heads)
     mask = mask.double() if mask is not None and mask.dtype.is_floating_point else mask

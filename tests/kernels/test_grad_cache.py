@@ -66,7 +66,8 @@ def test_dropout_differs_between_micro_batches_and_steps(tiny_model):
     assert (with_dropout - gradients(backbone.eval(), micro_batch_tokens=64, grad_cache=True)[0]).norm() > 0.01
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 def test_sixteen_micro_batches_need_the_memory_of_one(processes, checkpointing):
     def measured(micro_batches, cached):

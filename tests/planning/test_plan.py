@@ -61,7 +61,7 @@ def test_a_folder_of_ones_own_is_planned_and_an_unknown_model_is_not(tiny_model:
 
 @pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
 @pytest.mark.parametrize("sharing", ["one", "ddp", "fsdp"])
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_stage_runs_on_shapes(stage: Any, sharing: Any, lora: bool) -> None:
     specification = Specification(**TINY, stage=stage, sharing=sharing, lora=lora)
     needs = measure(dataclasses.replace(specification.setup(), on_gpu=True))
@@ -94,7 +94,7 @@ def test_checkpointing_passes_and_the_gradient_cache_save_what_they_save() -> No
     assert cached.training < 0.6 * measure(Specification(**large, stage="supervised").setup()).training
 
 
-@pytest.mark.parametrize("sharing", ["one", "fsdp"])
+@pytest.mark.parametrize("sharing", ["one", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_tall_model_takes_what_short_ones_say(sharing: Any) -> None:
     setup = Specification(**TINY | {"layers": 10}, sharing=sharing).setup()
     whole, quick = measure(setup), quick_needs(setup)

@@ -132,6 +132,7 @@ def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_draft_is_its_process_until_that_is_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()

@@ -184,6 +184,7 @@ def test_what_is_no_loss_and_what_a_loss_refuses_are_told(tiny: Tiny) -> None:
         tiny.train("b", "supervised", "~loss", "+stage.loss={_target_: house_loss.Distillation, weight: 99}")
 
 
+@pytest.mark.slow
 def test_a_stage_and_a_data_set_of_ones_own_train_resume_and_export(tiny: Tiny) -> None:
     for group, name, text in (("stage", "spread", STAGE_YAML), ("data", "poems", DATA_YAML)):
         (tiny.folder / "conf" / group).mkdir(parents=True)

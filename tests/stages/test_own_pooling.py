@@ -113,7 +113,9 @@ def test_grad_cache_reaches_its_weights(tiny):
         torch.testing.assert_close(load_file(cached / WEIGHTS)[name], value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "ia3" else pytest.mark.slow) for kind in ADAPTERS]
+)
 def test_an_adapter_of_another_kind_trains_exports_and_is_gone_on_from(tiny, kind):
     given = (f"hydra.searchpath=[file://{tiny.folder / 'conf'}]", f"adapter={kind}", "stage.max_steps=2")
     first = tiny.train("first", "mntp", *given, "stage.learning_rate=1e-2")

@@ -76,7 +76,7 @@ def test_a_saved_encoder_gives_the_same_vectors_here_and_in_sentence_transformer
 
 
 @pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
-@pytest.mark.parametrize("name", ["without", "outside"])
+@pytest.mark.parametrize("name", ["without", pytest.param("outside", marks=pytest.mark.slow)])
 def test_stages_train_with_them(
     models: dict[str, Path], name: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

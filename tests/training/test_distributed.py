@@ -160,7 +160,10 @@ IN_PARTS = ["stage.micro_batch_tokens=48", "stage.grad_cache=true"]
 @pytest.mark.parametrize(
     ("trainer", "settings"),
     [
-        ("ddp", [*IN_PARTS, "trainer.accumulate_grad_batches=2", "model.gradient_checkpointing=selective"]),
+        pytest.param(
+            *("ddp", [*IN_PARTS, "trainer.accumulate_grad_batches=2", "model.gradient_checkpointing=selective"]),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *("ddp", ["stage.loss.directions=[document-query,query-query]", "stage.loss.dimensions=[8]"]),
             marks=pytest.mark.slow,

@@ -24,6 +24,7 @@ def vectors(source: Path) -> np.ndarray:
     return Encoder.from_pretrained(source, device="cpu").encode(SENTENCES)
 
 
+@pytest.mark.slow
 def test_a_run_that_writes_its_adapter_only_is_that_encoder_all_the_same(tiny: Tiny) -> None:
     whole = [tiny.train("m", "mntp", *SHORT)]
     whole.append(tiny.train("s", "simcse", *SHORT, f"init_from={whole[0]}"))

@@ -33,7 +33,7 @@ def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> T
 
 
 @pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
-@pytest.mark.parametrize("stop_after", [10, 13])
+@pytest.mark.parametrize("stop_after", [pytest.param(10, marks=pytest.mark.slow), 13])
 def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, stop_after: int) -> None:
     settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
     if stage == "supervised":
@@ -52,7 +52,7 @@ def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, sto
     assert Run(stopped).is_finished
 
 
-@pytest.mark.parametrize("stage", ["mntp", "simcse"])
+@pytest.mark.parametrize("stage", ["mntp", pytest.param("simcse", marks=pytest.mark.slow)])
 def test_a_crash_goes_back_to_the_validation_before_it(tiny: Tiny, stage: str) -> None:
     settings = ["stage.max_steps=20", "stage.attention_dropout=0.3", "adapter.lora.dropout=0.1"]
     straight = tiny.train("straight", stage, *settings)

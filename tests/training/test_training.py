@@ -245,7 +245,7 @@ def test_continue_without_an_adapter_is_refused(tiny: Tiny) -> None:
         tiny.train("run", "mntp", "stage.max_steps=1", "adapter.init=continue")
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_full_fine_tuning_through_two_stages(tiny: Tiny, tmp_path: Path, tied: bool) -> None:
     tiny.model = make_tiny_model(tmp_path / "model", tied=tied)
     settings = ["adapter=none", "stage.max_steps=2", "stage.learning_rate=1e-3"]
