@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from l2v.errors import Stopped, Terminated
+from l2v.errors import L2VError, Stopped, Terminated
 from l2v.evaluation.periodic import EvaluationCallback
 from l2v.models.adapters import trainable_parameters
 from l2v.models.backbone import Backbone
@@ -22,6 +22,7 @@ from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast, read_checkpoi
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
 from l2v.training.strategies import FullySharded, validates_alone
+from l2v.training.together import EndTogether, lost_connection
 from l2v.training.trainer import make_trainer, quiet_lightning
 
 
@@ -60,8 +61,12 @@ def train(training: Training, run: Run, start: Initialization, *, resume: bool =
             run.update(status="stopped")
         raise
     except BaseException as error:
+        lost = lost_connection(error)
+        told = "another process of the training was killed or has failed; its message, or torchrun's, says why"
         if _is_first():
-            run.update(status="failed", error=str(error) or type(error).__name__)
+            run.update(status="failed", error=told if lost else str(error) or type(error).__name__)
+        if lost:
+            raise L2VError(told) from error
         raise
 
 
@@ -125,6 +130,7 @@ def _trainer(training: Training, run: Run, start: Initialization, logger: RunLog
         callbacks=[
             *([StageProgress()] if training.show else []),
             *training.callbacks,
+            EndTogether(run),
             LambdaCallback(on_fit_start=begun),
             ValidateAtEnds(),
             ModelCheckpoint(run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False),

@@ -99,6 +99,12 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return errors
 
 
+def wait_for_checkpoint(run: Run) -> None:
+    deadline = time.monotonic() + 120
+    while not (run.checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
@@ -351,9 +357,7 @@ def test_a_sweep_without_a_name_makes_a_run_for_each_value(tiny: Tiny) -> None:
 def test_a_signal_ends_training_with_a_checkpoint(tiny: Tiny, number: signal.Signals) -> None:
     run = Run(tiny.folder / "runs" / "stopped")
     process = start(tiny.overrides("mntp", "stage.max_steps=5000", "name=stopped"))
-    deadline = time.monotonic() + 120
-    while not (run.checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_checkpoint(run)
     process.send_signal(number)
     errors = finish(process, code=128 + number)
     assert f"go on with: python train.py resume={run.folder}" in errors
@@ -362,3 +366,52 @@ def test_a_signal_ends_training_with_a_checkpoint(tiny: Tiny, number: signal.Sig
     assert record["status"] == "stopped" and 0 < record["step"] < 5000
     state = torch.load(run.checkpoints / "last.ckpt", weights_only=True)
     assert state["global_step"] == record["step"]
+
+
+FAIL = """
+import dataclasses, os
+from lightning.pytorch.callbacks import Callback
+from l2v.errors import L2VError
+class Fail(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            raise ERROR
+build = config.build_training
+config.build_training = lambda settings: dataclasses.replace(build(settings), callbacks=[Fail()])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["L2VError('a bad row')", "ValueError('a bad row')"])
+def test_where_a_process_fails_it_says_why_and_the_others_end(tiny: Tiny, error: str) -> None:
+    fails = changed(tiny.folder / "fails.py", FAIL.replace("ERROR", error))
+    errors = finish(start(tiny.overrides("mntp", *EXACT, "trainer=ddp", *TWO, "name=failed"), fails), code=1)
+    first, second = [line for line in errors.splitlines() if line.startswith("error") or "Traceback" in line]
+    assert "a bad row" in first
+    assert second.startswith("error: process 1 of the training failed (its message is above), so all have ended")
+    record = Run(tiny.folder / "runs" / "failed").record()
+    assert record["status"] == "failed" and record["error"].startswith("process 1 of the training failed")
+
+
+def children_of(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["the first", "another"])
+def test_where_a_process_is_killed_the_others_end_and_one_line_says_it(tiny: Tiny, killed: str) -> None:
+    run = Run(tiny.folder / "runs" / "killed")
+    process = start(tiny.overrides("mntp", "stage.max_steps=50000", "trainer=ddp", *TWO, "name=killed"))
+    wait_for_checkpoint(run)
+    (other,) = children_of(process.pid)
+    os.kill(process.pid if killed == "the first" else other, signal.SIGKILL)
+    begin = time.monotonic()
+    errors = finish(process, code=-signal.SIGKILL if killed == "the first" else 1)  # the pipes of both are closed
+    assert time.monotonic() - begin < 60
+    (line,) = [line for line in errors.splitlines() if "error" in line.lower() or "Traceback" in line]
+    which = "the first process" if killed == "the first" else "process 1"
+    why = "" if killed == "the first" else " (SIGKILL)"
+    go_on = f"go on with: python train.py resume={run.folder}"
+    assert line == f"error: {which} of the training was killed{why}, so all have ended; {go_on}"
+    tiny.resume(run.folder, "stage.max_steps=60", "trainer=cpu")
+    assert run.is_finished
