@@ -27,7 +27,7 @@ _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.settings.Training` from a ``train`` config; no model or data is loaded."""
-    from l2v.training.settings import Exported, Training
+    from l2v.training.settings import Exported, Kept, Training
     from l2v.training.trainer import accelerator_of
 
     trainer, sharding = config["trainer"], sharding_of(config["trainer"])
@@ -58,6 +58,7 @@ def build_training(config: dict[str, Any]) -> "Training":
         config=config,
         evaluation=_build_evaluation(config),
         exports=check_value(Exported, config.get("export", "encoder"), "export"),
+        keep=check_value(list[Kept], config.get("keep_checkpoints", ["last", "best"]), "keep_checkpoints"),
     )
     training.check()
     return training

@@ -260,5 +260,5 @@ def config_hash(config: dict[str, Any], start: Initialization, data: list[str]) 
 
 _NOT_HASHED = (
     *("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from"),
-    *("evaluate_every", "evaluation", "objective", "export"),
+    *("evaluate_every", "evaluation", "objective", "export", "keep_checkpoints"),
 )

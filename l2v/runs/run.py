@@ -247,6 +247,11 @@ class Run:
             L2VError: nothing was saved yet.
         """
         file = self.checkpoints / LAST
+        if not file.exists() and self.is_finished:
+            raise L2VError(
+                f"resume={self.folder}: the run is finished and has not kept its last checkpoint (keep_checkpoints=); "
+                f"begin a new one from it by init_from={self.folder}"
+            )
         if not file.exists():
             raise L2VError(
                 f"resume={self.folder}: the run has no checkpoint ({file} is missing): it stopped before its first "

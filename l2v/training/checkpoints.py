@@ -10,12 +10,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from l2v.errors import L2VError, first_line
 from l2v.runs.files import draft_file
 from l2v.runs.run import BEST, LAST
-from l2v.training.parts import join, read_all
+from l2v.training.parts import join, read_all, remove_others
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -86,6 +86,25 @@ class SaveLast(Callback):
         trainer.save_checkpoint(self.file)
         if trainer.is_global_zero:
             self.on_save(trainer.global_step)
+
+
+class SaveBest(ModelCheckpoint):
+    """Saves ``best.ckpt``, of the validation with the lowest loss, in a run that was moved too."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file.parent, file.stem, monitor="validation/loss", enable_version_counter=False)
+        self.file = str(file)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        paths = {key: self.file for key in ("best_model_path", "kth_best_model_path") if state_dict[key]}
+        scores = dict.fromkeys(state_dict["best_k_models"] and [self.file], state_dict["best_model_score"])
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
+
+
+def remove_checkpoint(file: Path) -> None:
+    """Remove a checkpoint, and the parts that belong to it."""
+    file.unlink(missing_ok=True)
+    remove_others(file, None)
 
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

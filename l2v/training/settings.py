@@ -1,7 +1,7 @@
 """What a stage trains, on what, and how: settings, checked, with nothing loaded yet."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from l2v.text.prompts import SEPARATOR, Prompt
 from l2v.training.checkpoints import checkpoint_weights
 
 Exported = Literal["encoder", "adapter", "none"]
+Kept = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Training:
         config: the whole resolved config, for the loggers.
         evaluation: what to evaluate while training; None: nothing.
         exports: what the run ends with beside its checkpoints: adapter and merged encoder, the adapter, or none.
+        keep: the checkpoints that a finished run still has: the last, the one with the lowest validation loss.
         callbacks: more of them.
         show: progress bars.
     """
@@ -117,6 +119,7 @@ class Training:
     config: dict[str, Any] = field(default_factory=dict)
     evaluation: PeriodicEvaluation | None = None
     exports: Exported = "encoder"
+    keep: Sequence[Kept] = ("last", "best")
     callbacks: list[Callback] = field(default_factory=list)
     show: bool = True
 
@@ -139,6 +142,8 @@ class Training:
             raise L2VError("export=adapter: adapter=none trains all weights; choose export=encoder or none")
         if self.exports != "encoder" and not self.stage.trains_backbone:
             raise L2VError(f"export={self.exports}: stage={self.stage.name} exports no encoder; leave it at encoder")
+        if self.exports == "none" and not self.keep:
+            raise L2VError("export=none and keep_checkpoints=[]: nothing of what is trained would be left")
 
     def encoder(self, backbone: Backbone) -> Encoder:
         """A backbone as the encoder that this training is about."""

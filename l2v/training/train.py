@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -18,7 +18,7 @@ from l2v.runs.hashes import source_hash
 from l2v.runs.initialization import Initialization
 from l2v.runs.run import BEST, LAST, Run, now
 from l2v.training.callbacks import GracefulStop, StageProgress, ValidateAtEnds
-from l2v.training.checkpoints import AtomicCheckpointIO, SaveLast, read_checkpoint
+from l2v.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast, read_checkpoint, remove_checkpoint
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
 from l2v.training.strategies import FullySharded, validates_alone
@@ -47,6 +47,8 @@ def train(training: Training, run: Run, start: Initialization, *, resume: bool =
         if _is_first():
             training.stage.finish(training, run, start)
             run.update(status="finished", finished=now())
+            if "last" not in training.keep:
+                remove_checkpoint(run.checkpoints / LAST)
     except Stopped:
         if _is_first():
             run.update(status="stopped")
@@ -133,7 +135,7 @@ def _trainer(training: Training, run: Run, start: Initialization, logger: RunLog
             EndTogether(run),
             LambdaCallback(on_fit_start=begun),
             ValidateAtEnds(),
-            ModelCheckpoint(run.checkpoints, Path(BEST).stem, monitor="validation/loss", enable_version_counter=False),
+            *([SaveBest(run.checkpoints / BEST)] if "best" in training.keep else []),
             SaveLast(run.checkpoints / LAST, saved),
             stop,
             *evaluations,

@@ -55,6 +55,16 @@ def test_a_run_that_wrote_nothing_says_how_to_have_it_written(tiny: Tiny) -> Non
         tiny.main([f"resume={run}", "export=encoder"])
 
 
+@pytest.mark.parametrize("keep", [["last"], ["best"], []], ids=str)
+def test_a_finished_run_keeps_the_checkpoints_that_it_is_to_keep(tiny: Tiny, keep: list[str]) -> None:
+    run = tiny.train("m", "mntp", *SHORT, f"keep_checkpoints={keep}".replace("'", ""))
+    assert Run(run).is_finished and {file.stem for file in (run / "checkpoints").iterdir()} == set(keep)
+    if "last" not in keep:
+        with pytest.raises(L2VError, match=f"has not kept its last checkpoint .*; begin a new one .* init_from={run}"):
+            tiny.main([f"resume={run}", "stage.max_steps=3"])
+    assert Run(tiny.train("s", "simcse", *SHORT, f"init_from={run}")).is_finished
+
+
 def test_settings_that_do_not_go_together_are_told(tiny: Tiny) -> None:
     with pytest.raises(L2VError, match="export=adapter: adapter=none trains all weights"):
         tiny.train("m", "mntp", *SHORT, "adapter=none", "export=adapter")

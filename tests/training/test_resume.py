@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from l2v.errors import L2VError, Stopped
 from l2v.runs.run import Run
+from l2v.training.checkpoints import SaveBest
 
 
 class FailAt(Callback):
@@ -50,6 +52,20 @@ def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, sto
     assert first.ids + second.ids == whole.ids
     assert_same_training(straight, stopped)
     assert Run(stopped).is_finished
+
+
+def test_a_moved_run_still_knows_its_best_checkpoint(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=4", "stage.validate_every=2")
+    (state,) = [state for name, state in checkpoint(run)["callbacks"].items() if name.startswith("SaveBest")]
+    score = state["best_model_score"]
+    assert state["best_k_models"] == {str(run / "checkpoints" / "best.ckpt"): score}
+    file = tiny.folder / "moved" / "checkpoints" / "best.ckpt"
+    moved = SaveBest(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved.load_state_dict(state)
+    assert (moved.best_model_score, moved.best_k_models) == (score, {str(file): score})
+    assert moved.best_model_path == moved.kth_best_model_path == str(file)
 
 
 @pytest.mark.parametrize("stage", ["mntp", pytest.param("simcse", marks=pytest.mark.slow)])
