@@ -1,14 +1,20 @@
 """How the C library keeps freed memory, and how the system keeps files that are mapped."""
 
+import contextlib
 import ctypes
 import functools
 import mmap
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEEPING = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 2**31 - 1}
+"""Bytes, the most that glibc takes."""
+_GIVING_BACK = {_M_MMAP_THRESHOLD: 2**16, _M_TRIM_THRESHOLD: 2**17}
+_keeps = False
 _MAPS = Path("/proc/self/maps")
 
 
@@ -19,10 +25,33 @@ def keep_freed_memory() -> None:
     It gives large blocks back to the system at once, which has to clear them, page by page, when the next tensor takes
     them: a tenth of the time of a training step. Elsewhere than with glibc this does nothing.
     """
+    global _keeps
     if platform.libc_ver()[0] == "glibc":
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
-        glibc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        _keeps = True
+        _set(_KEEPING)
+
+
+@contextlib.contextmanager
+def giving_memory_back() -> Iterator[None]:
+    """Meanwhile large blocks do go back to the system, whatever :func:`keep_freed_memory` has set.
+
+    For weights that are loaded, merged, cast or split one after the other: what is kept of each lies in what was freed of
+    the one before, which then fits no other. A process that splits a model in eight held 1.5 times the whole of it.
+    """
+    if not _keeps:
+        yield
+        return
+    _set(_GIVING_BACK)
+    try:
+        yield
+    finally:
+        _set(_KEEPING)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(thresholds: dict[int, int]) -> None:
+    for name, size in thresholds.items():
+        ctypes.CDLL(None).mallopt(name, size)
 
 
 def release_pages(tensor: Tensor) -> None:

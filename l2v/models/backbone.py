@@ -16,6 +16,7 @@ from l2v.errors import L2VError
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
 from l2v.kernels.linear import keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
+from l2v.kernels.memory import giving_memory_back
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, Saved, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
@@ -90,6 +91,7 @@ class Backbone(nn.Module):
             head.requires_grad_(False)
 
     @staticmethod
+    @giving_memory_back()
     def load(
         source: str | Source,
         settings: EncoderSettings | None = None,

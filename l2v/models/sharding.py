@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from l2v.kernels.memory import release_pages
+from l2v.kernels.memory import giving_memory_back, release_pages
 from l2v.models.bidirectional import decoder_layers
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def shard(backbone: "Backbone", mesh: DeviceMesh, dtype: torch.dtype | None = No
     put_back(backbone)
 
 
+@giving_memory_back()
 def split(backbone: "Backbone", mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """The first half of :func:`shard`, in which the processes do not wait for each other."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

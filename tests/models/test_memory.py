@@ -96,7 +96,6 @@ def test_a_process_holds_the_weights_once(models: list[Path], dtype: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the aim; 0.33 to 0.39 were measured since adapters and split loading met the other changes")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_one_of_eight_processes_holds_its_share_and_a_layer(models: list[Path], dtype: str) -> None:
     [sizes] = peaks(models, SHARE, dtype).values()
