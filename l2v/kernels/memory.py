@@ -35,8 +35,8 @@ def keep_freed_memory() -> None:
 def giving_memory_back() -> Iterator[None]:
     """Meanwhile large blocks do go back to the system, whatever :func:`keep_freed_memory` has set.
 
-    For weights that are loaded, merged, cast or split one after the other: what is kept of each lies in what was freed of
-    the one before, which then fits no other. A process that splits a model in eight held 1.5 times the whole of it.
+    For weights that are loaded, merged, cast or split one after the other: what is kept of each lies in what was freed
+    of the one before, which then fits no other. A process that splits a model in eight held 1.5 times the whole of it.
     """
     if not _keeps:
         yield
