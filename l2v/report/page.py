@@ -1,4 +1,4 @@
-"""The page: scores, tasks, analyses, words, contamination, training, speed, settings and lineage."""
+"""The page: ablations, scores, tasks, analyses, words, contamination, training, speed, settings and lineage."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from l2v.errors import L2VError
+from l2v.report.ablation import ablation_rows, find_ablations
+from l2v.report.ablation_plots import ablation_section
 from l2v.report.analyses import analyses_section
 from l2v.report.benchmarks import benchmarks_section
 from l2v.report.contamination import contamination_section
@@ -64,6 +66,10 @@ def write_report(
         raise L2VError(f"{output}: expected a file to write the page to, found a folder")
     runs = read_runs(folders)
     document = make_document(runs, title, choose_reference(runs, reference))
+    document["ablations"] = [
+        {"stage": one.stage, "settings": one.settings, "points": ablation_rows(one, document["runs"])}
+        for one in find_ablations(runs)
+    ]
     page = _page(runs, document)
     write_json(output.with_name("runs.json"), document)
     write_text(output, page)
@@ -74,6 +80,7 @@ def _page(runs: list[Record], document: dict[str, Any]) -> str:
     versions = [f"{package} {', '.join(found)}" for package, found in document["versions"].items()]
     made = f"Made {moment(document['made'])} from {len(runs)} run{'s' if len(runs) > 1 else ''}"
     sections = [
+        ("Ablation", ablation_section(document["ablations"], _tasks(document["runs"]))),
         ("Scores", _scores_section(document)),
         ("Tasks", benchmarks_section(runs)),
         ("Analyses", analyses_section(runs)),
@@ -110,7 +117,7 @@ def _resource(name: str) -> str:
 
 def _scores_section(document: dict[str, Any]) -> Html | None:
     rows, reference = document["runs"], document["reference"]
-    tasks = {task: score for row in rows for task, score in row["scores"].items()}
+    tasks = _tasks(rows)
     if not tasks:
         return None
     columns = {task: [row["scores"].get(task) for row in rows] for task in tasks}
@@ -148,6 +155,11 @@ def _scores_section(document: dict[str, Any]) -> Html | None:
     legend += " ┃ the paper's number." if papers else ""
     parts = [table(head, body), el("p", note, class_="note"), el("div", join(plots), class_="plots")]
     return join([*parts, el("p", legend, class_="note") if plots else None])
+
+
+def _tasks(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Task -> a score of it."""
+    return {task: score for row in rows for task, score in row["scores"].items()}
 
 
 def _run_head(row: dict[str, Any], reference: str) -> Html:

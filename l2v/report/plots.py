@@ -87,7 +87,13 @@ class Curve:
     """A dot at each point."""
 
 
-def plot_svg(name: str, description: str, draw: Callable[[Axes], None], height: float = 2.7) -> Html:
+def plot_svg(
+    name: str,
+    description: str,
+    draw: Callable[[Axes], None],
+    height: float = 2.7,
+    ticks: dict[float, str] | None = None,
+) -> Html:
     """Draw on one pair of axes and return it as inline SVG, in the page's colours and font.
 
     Args:
@@ -95,13 +101,17 @@ def plot_svg(name: str, description: str, draw: Callable[[Axes], None], height: 
         description: for readers who do not see it.
         draw: draws on the axes.
         height: in inches, for a width of 3.7.
+        ticks: what stands where along the plot; None: numbers.
     """
     with matplotlib.rc_context(PLOT_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the glyphs
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.locator_params(axis="x", nbins=5)
+        if ticks is None:
+            axes.locator_params(axis="x", nbins=5)
+        else:
+            axes.set_xticks(list(ticks), [clipped(text) for text in ticks.values()])
         if isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 5))
         buffer = io.StringIO()
@@ -221,6 +231,56 @@ def curves_plot(name: str, title: str, curves: Sequence[Curve], along: str = "st
         axes.set_xlabel(along)
 
     return plot_svg(name, f"{title} of {', '.join(curve.label for curve in curves)}", draw)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A line of means with their deviations."""
+
+    label: str
+    number: int
+    """Decides colour and dashes."""
+    points: list[tuple[float, float, float]]
+    """Place along the plot, mean and deviation."""
+
+
+def spread_plot(name: str, title: str, spreads: Sequence[Spread], along: str, ticks: dict[float, str]) -> Html:
+    """Means over a setting, each with a bar of its deviation to either side; their legend is the page's.
+
+    Args:
+        name: unique in the page.
+        title: for readers who do not see it.
+        spreads: each is a group in the drawing whose id ends with ``-run`` and its number.
+        along: what the horizontal axis is.
+        ticks: place -> what stands there.
+    """
+
+    def draw(axes: Axes) -> None:
+        for spread in spreads:
+            means = [(place, mean) for place, mean, _ in spread.points]
+            bars = [
+                point
+                for place, mean, deviation in spread.points
+                for point in ((np.nan, np.nan), (place, mean - deviation), (place, mean + deviation))
+            ]
+            line = axes.plot(
+                *zip(*means, *bars, strict=True),
+                color=COLOUR[f"c{spread.number % _COLOURS}"],
+                linestyle=_DASHES[spread.number // _COLOURS % len(_DASHES)][1],
+                marker="o",
+                markevery=list(range(len(means))),
+                markersize=4,
+                linewidth=1.5,
+            )
+            line[0].set_gid(f"run{spread.number}")
+        axes.set_xlabel(along)
+        axes.margins(x=0.06)
+
+    told = "; ".join(
+        f"{spread.label}: " + ", ".join(f"{ticks[place]} {mean:.4f}" for place, mean, _ in spread.points)
+        for spread in spreads
+    )
+    return plot_svg(name, f"{title}. {told}", draw, ticks=ticks)
 
 
 def line_style(number: int) -> str:

@@ -122,15 +122,21 @@ def _is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """A run, or the runs inside a recipe's or a sweep's folder."""
-    inside = [] if _is_run(folder) else sorted(run for run in folder.glob("*/") if _is_run(run))
+    """A run; or the runs inside a recipe's folder, or one folder deeper, inside the points of a sweep."""
+    if _is_run(folder):
+        return [folder]
+    inside = [run for part in sorted(folder.glob("*/")) for run in ([part] if _is_run(part) else _runs_beside(part))]
     return inside or [folder]
+
+
+def _runs_beside(folder: Path) -> list[Path]:
+    return sorted(run for run in folder.glob("*/") if _is_run(run))
 
 
 def _read_run(folder: Path, label: str) -> Record:
     if not _is_run(folder):
         raise L2VError(f"{folder} is not a run folder: no run.json and no evaluation/")
-    config, config_text = _read_config(folder / "config.yaml")
+    config, config_text = read_config(folder / "config.yaml")
     return Record(
         label=label,
         folder=folder,
@@ -193,7 +199,7 @@ def _is_share(task: Any) -> bool:
     )
 
 
-def _read_config(file: Path) -> tuple[dict[str, Any], str]:
+def read_config(file: Path) -> tuple[dict[str, Any], str]:
     if not file.exists():
         return {}, ""
     text = file.read_text(encoding="utf-8")

@@ -154,7 +154,7 @@ def _differing_settings(runs: list[Record]) -> dict[str, dict[str, Any]]:
     settings = {
         run.label: {
             **{f"choices.{key}": _plain(value) for key, value in (run.record.get("choices") or {}).items()},
-            **_flat(run.config),
+            **flattened(run.config),
         }
         for run in runs
         if run.config or run.record.get("choices")
@@ -166,12 +166,14 @@ def _differing_settings(runs: list[Record]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys; lists stay whole."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": _plain(value)}
+            flattened(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": _plain(value)}
         )
     return flat
 

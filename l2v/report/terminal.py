@@ -1,5 +1,6 @@
 """The scores as a table in the terminal."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,24 +8,29 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from l2v.report.ablation import folded, seeds_of
+from l2v.report.runs import read_runs
 from l2v.report.tables import best_of, known_values, summary_rows
 
 
 def print_scores(folders: Sequence[Path]) -> None:
     """Print the scores of run folders as a table, the best of each task in bold.
 
-    A row is a run, or a task where there are more tasks than runs: the terminal is not that wide.
+    Runs that differ in their seeds only are one: mean and standard deviation. A row is a run, or a task where there are
+    more tasks than runs: the terminal is not that wide.
     """
-    rows = summary_rows(folders)
+    rows = {row["label"]: row["scores"] for row in summary_rows(folders)}
+    groups = seeds_of(read_runs(folders))
     heads, columns = [], []
-    for task, found in known_values(rows).items():
-        scores = [row["scores"][task] for row in rows if task in row["scores"]]
+    for task in known_values([{"scores": scores} for scores in rows.values()]):
+        scores = [scores[task] for scores in rows.values() if task in scores]
         heads.append(f"{escape(scores[0]['label'])}\n[dim]{escape(scores[0]['metric'])}[/]")
-        best = best_of(found, all(score["higher_is_better"] for score in scores)) if len(rows) > 1 else None
-        values = [row["scores"].get(task, {}).get("value") for row in rows]
-        columns.append([_cell(value, value is not None and value == best) for value in values])
-    labels = [escape(row["label"]) for row in rows]
-    if len(heads) > len(rows):
+        found = [_folded([rows[label].get(task, {}).get("value") for label in group]) for group in groups]
+        means = [one["mean"] for one in found if one is not None and one["mean"] is not None]
+        best = best_of(means, all(score["higher_is_better"] for score in scores)) if len(groups) > 1 else None
+        columns.append([_cell(one, best) for one in found])
+    labels = [escape(_label(group)) for group in groups]
+    if len(heads) > len(groups):
         table = Table("task", *labels)
         cells = list(zip([head.replace("\n", ", ") for head in heads], *zip(*columns, strict=True), strict=True))
     else:
@@ -37,6 +43,21 @@ def print_scores(folders: Sequence[Path]) -> None:
     Console().print(table)
 
 
-def _cell(value: float | None, is_best: bool) -> str:
-    text = "-" if value is None else f"{value:.4f}"
-    return f"[bold]{text}[/]" if is_best else text
+def _folded(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    known = [value for value in values if value is not None]
+    return folded(known) if known else None
+
+
+def _label(group: Sequence[str]) -> str:
+    """Of runs that differ in their seeds: what is left of their labels without them."""
+    if len(group) == 1:
+        return group[0]
+    names = {re.sub(r"(?<![a-z])[_-]?seed-?\d+", "", label) for label in group}
+    return f"{names.pop() if len(names) == 1 else group[0]} ({len(group)} seeds)"
+
+
+def _cell(score: dict[str, float | None] | None, best: float | None) -> str:
+    if score is None:
+        return "-"
+    text = f"{score['mean']:.4f}" + (f" ± {score['deviation']:.4f}" if score["deviation"] is not None else "")
+    return f"[bold]{text}[/]" if score["mean"] == best else text

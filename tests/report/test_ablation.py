@@ -1,0 +1,133 @@
+"""Runs that differ in a setting or two, and in seeds, are an ablation."""
+
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from report_runs import Page, report, score, write_suite
+
+from l2v.cli.report import main
+from l2v.report import print_scores, read_runs
+from l2v.report.ablation import find_ablations, seeds_of
+from l2v.report.runs import runs_in
+from l2v.runs.files import write_json, write_text
+
+RATES, STRATEGIES, SEEDS = (0.2, 0.4, 0.8), ("bert", "all"), (1, 2)
+
+
+def trained(folder: Path, stage: dict[str, Any], sick: float | None = None, **more: Any) -> Path:
+    """A finished run, with what a config holds beside its settings."""
+    choices = {"stage": stage["name"], "name": str(folder)}
+    write_json(folder / "run.json", {"stage": stage["name"], "status": "finished", "choices": choices})
+    model = {"source": "a/base", "pooling": {"_target_": f"l2v.pooling.Mean{len(folder.name) % 2}"}}
+    own = {"name": folder.name, "run_dir": str(folder), "logger": {"csv": {"save_dir": str(folder)}}}
+    settings = {**own, "seed": 0, "init_from": None, "stage": stage, "model": model, **more}
+    write_text(folder / "config.yaml", yaml.safe_dump(settings))
+    if sick is not None:
+        ppl = score("Perplexity", "perplexity", 100 - 10 * sick, higher_is_better=False)
+        write_suite(folder, sick=score("SICK-R", "Spearman", sick), ppl=ppl)
+    return folder
+
+
+def sick_of(strategy: str, rate: float, seed: int) -> float:
+    return 0.7 - 0.2 * abs(rate - 0.4) + 0.01 * seed + (0.05 if strategy == "all" else 0)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Points of a recipe's sweep: MNTP, which is varied, and SimCSE on it, which is scored."""
+    whole = tmp_path / "grid"
+    for strategy in STRATEGIES:
+        for rate in RATES:
+            for seed in SEEDS:
+                point = whole / f"masking_probability-{rate}_masking_strategy-{strategy}_seed-{seed}"
+                stage = {"name": "mntp", "masking_probability": rate, "masking_strategy": strategy}
+                before = trained(point / "mntp", stage, seed=seed)
+                scored = sick_of(strategy, rate, seed)
+                trained(point / "simcse", {"name": "simcse"}, scored, seed=seed, init_from=str(before))
+    return whole
+
+
+def test_what_an_earlier_stage_was_varied_in_counts(grid: Path) -> None:
+    runs = read_runs(runs_in(grid))
+    assert len(runs) == 24
+    (found,) = find_ablations(runs)
+    assert found.stage == "simcse"
+    assert found.settings == ["mntp: stage.masking_strategy", "mntp: stage.masking_probability"]
+    assert [point.values for point in found.points] == [(s, rate) for s in ("all", "bert") for rate in RATES]
+    assert all(len(point.labels) == 2 for point in found.points)
+    shutil.move(grid, grid.with_name("moved"))  # init_from names folders that are gone
+    assert find_ablations(read_runs(runs_in(grid.with_name("moved")))) != []
+
+
+def test_the_page_has_a_line_a_strategy_and_folds_seeds(grid: Path, tmp_path: Path) -> None:
+    html, document = report(runs_in(grid), tmp_path)
+    (ablation,) = document["ablations"]
+    point = ablation["points"][1]
+    assert point["settings"] == {"mntp: stage.masking_strategy": "all", "mntp: stage.masking_probability": 0.4}
+    values = [sick_of("all", 0.4, seed) for seed in SEEDS]
+    sick = point["scores"]["sick"]
+    assert sick["values"] == values
+    assert (sick["mean"], sick["deviation"]) == (statistics.fmean(values), statistics.stdev(values))
+    section = html[html.index('<section id="ablation"') : html.index('<section id="scores"')]
+    text = " ".join(Page(section).words)
+    assert "simcse by mntp: masking_strategy and mntp: masking_probability" in text
+    assert '<b title="best">0.7650</b> ± 0.0071' in section and '<b title="best">92.35</b>' in section
+    assert section.count("<figure>") == 2 and section.count('data-run="1"') == 1
+    for figure in re.findall(r"<svg.*?</svg>", section, flags=re.DOTALL):
+        assert "ablation-0-" in figure and "-run0" in figure and "-run1" in figure
+        assert all(f">{rate}</text>" in figure or str(rate) in figure for rate in RATES)
+    assert len(set(Page(html).ids)) == len(Page(html).ids)
+
+
+def test_one_setting_and_words_for_values(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / kind, {"name": "simcse"}, 0.5, adapter={"kind": kind, "target": kind.upper()})
+        for kind in ("lora", "dora")
+    ]
+    html, document = report(runs, tmp_path)
+    (ablation,) = document["ablations"]
+    assert ablation["settings"] == ["adapter.kind"], "target always changes with it"
+    assert [point["settings"] for point in ablation["points"]] == [{"adapter.kind": "dora"}, {"adapter.kind": "lora"}]
+    assert "simcse by adapter.kind" in html and ">dora</text>" in html
+
+
+def test_seeds_alone_are_a_table(tmp_path: Path) -> None:
+    runs = [trained(tmp_path / f"seed-{seed}", {"name": "simcse"}, 0.5 + seed / 100, seed=seed) for seed in (1, 2, 3)]
+    html, document = report(runs, tmp_path)
+    (ablation,) = document["ablations"]
+    assert ablation["settings"] == [] and len(ablation["points"]) == 1
+    assert "simcse: seeds" in html and "0.5200 ± 0.0100" in html
+
+
+def test_what_differs_in_more_is_none(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / f"run{n}", {"name": "simcse", "a": n % 2, "b": n // 2 % 2, "c": n // 4}, 0.5)
+        for n in range(8)
+    ]
+    html, document = report(runs, tmp_path)
+    assert document["ablations"] == [] and 'id="ablation"' not in html
+    assert find_ablations(read_runs(runs[:4])) != [], "a and b only"
+    assert find_ablations(read_runs(runs[:1])) == []
+
+
+def test_the_terminal_folds_seeds(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [folder for folder in runs_in(grid) if folder.name == "simcse"]
+    assert len(seeds_of(read_runs(folders))) == 6
+    print_scores(folders)
+    text = capsys.readouterr().out
+    assert text.count("(2 seeds)") == 6 and "seed-" not in text
+    assert "0.7650 ± 0.0071" in text
+
+
+def test_the_command_takes_the_folder_of_a_sweep(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(grid), "--output", str(tmp_path / "out.html")]) == 0
+    assert capsys.readouterr().out.strip() == f"{tmp_path / 'out.html'}: 24 runs"
+    assert len(json.loads((tmp_path / "runs.json").read_text())["ablations"]) == 1
