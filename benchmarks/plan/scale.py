@@ -35,10 +35,12 @@ ROWS = [
 
 
 def row(model: str, stage: str, adapter: str, trainer: str, gpus: int) -> dict[str, Any]:
-    """A plan of the stage's own batch, and the first change that makes it fit where it does not."""
+    """A plan of the stage's own batch (MNTP on 64 GPUs: of 64 rows), and the first change that makes it fit where it does not."""
     devices, nodes = FSDP.get(gpus, (gpus, 1))
     given = [f"model={model}", f"stage={stage}", f"adapter={adapter}", f"trainer={trainer}"]
     sizes = [f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"]
+    if stage == "mntp" and gpus > 32:  # rows a step, of which each process has one at least
+        sizes.append(f"stage.global_batch_size={gpus}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("plan", [*given, *sizes])
     setup, room = configs.build_plan(configs.plain(composed, without=("data", "logger")))

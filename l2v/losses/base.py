@@ -1,6 +1,6 @@
 """What a contrastive stage asks of its loss."""
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +14,12 @@ class Loss(Protocol):
 
     A loss with weights is a ``torch.nn.Module`` too: its weights are trained and saved in checkpoints, and stay out of
     the encoder.
+
+    Attributes:
+        needs_scores: of a teacher, in the data; rows without any are refused.
     """
+
+    needs_scores: ClassVar[bool] = False
 
     def __call__(self, batch: Triplets, rows: slice = slice(None)) -> Float[Tensor, " rows"]:
         """The losses of these queries.

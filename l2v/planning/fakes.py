@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
@@ -78,19 +78,22 @@ class Fakes(TorchDispatchMode):
         super().__exit__(*error)
 
     def materialize(self, module: nn.Module) -> None:
-        """Give a module that was made on ``meta`` fake weights on the device; tied ones stay tied."""
-        made: dict[Tensor, nn.Parameter] = {}
-        with self:
-            for part in module.modules():
-                for name, weight in part._parameters.items():
-                    if weight is not None and weight not in made:
-                        empty = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
-                        made[weight] = nn.Parameter(empty, requires_grad=weight.requires_grad)
-                    part._parameters[name] = None if weight is None else made[weight]
-                for name, buffer in part._buffers.items():
-                    if buffer is not None:
-                        part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
-            self.ledger.move([*module.parameters(), *module.buffers()], "weights")
+        """Give what a module still has on ``meta`` fake tensors on the device; tied weights stay tied."""
+        made: dict[Tensor, Tensor] = {}
+        for part in module.modules():
+            for name, weight in part._parameters.items():
+                if weight is not None and weight.is_meta:
+                    if weight not in made:
+                        made[weight] = nn.Parameter(self._empty(weight), requires_grad=weight.requires_grad)
+                    part._parameters[name] = made[weight]
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    made[buffer] = part._buffers[name] = self._empty(buffer)
+        self.ledger.move(made.values(), "weights")
+
+    def _empty(self, like: Tensor) -> Tensor:
+        with contextlib.nullcontext() if self in _get_current_dispatch_mode_stack() else self:
+            return torch.empty(like.shape, dtype=like.dtype, device="cpu")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

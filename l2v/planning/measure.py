@@ -83,7 +83,10 @@ def measure(setup: Setup) -> Needs:
     trained = sum(p.numel() for p in trainable_parameters(backbone).values())
     ledger = Ledger(_CUDA_BLOCK if setup.on_gpu else 1)
     fakes = Fakes(ledger)
-    fakes.materialize(backbone)
+    if setup.sharing == "fsdp":
+        backbone.settle = fakes.materialize  # type: ignore[method-assign]  # layer by layer, as they are split
+    else:
+        fakes.materialize(backbone)
     backbone._apply = lambda *_, **__: backbone  # type: ignore[method-assign]  # fakes are where they have to be
     stage.attach(backbone, 0)
     stage.log = lambda *_, **__: None  # type: ignore[method-assign]  # Lightning copies what it logs

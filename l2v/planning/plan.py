@@ -63,13 +63,15 @@ def plan(setup: Setup, room: Room, *, search: bool = True) -> Plan:
     say(f"planning stage={setup.stage.name} of {setup.model.source} on {setup.processes} device(s)")
     needs = quick_needs(setup)
     fitting = fits(needs, room)
+    # under FSDP2 each reads its own part, and the first process writes the whole encoder at the end
+    readers = 1 if setup.sharing == "fsdp" else setup.devices
     width = 2 if setup.model.dtype in ("bfloat16", "float16") else 4
     return Plan(
         needs=needs,
         room=room,
         fits=fitting,
         largest=largest(setup, room) if search and fitting else None,
-        host=setup.devices * int(_LIBRARIES + _LOADING * needs.weights),
+        host=int(setup.devices * _LIBRARIES + readers * _LOADING * needs.weights),
         checkpoints=_CHECKPOINTS * 3 * 4 * needs.trained,
         encoder=width * needs.parameters,
         seconds=room.seconds(needs.flops),

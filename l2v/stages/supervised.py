@@ -11,6 +11,7 @@ from l2v.data.mixed_order import MixedOrder, MixedValidationOrder
 from l2v.data.triplets.options import TripletMix
 from l2v.data.triplets.rows import TripletRows, triplet_rows
 from l2v.encoders.encoder import Encoder
+from l2v.errors import L2VError
 from l2v.evaluation.tasks.sts import StsPairs
 from l2v.losses.base import Loss
 from l2v.losses.triplets import Triplets
@@ -66,9 +67,15 @@ class Supervised(ContrastiveStage):
 
     def rows(self, source: TripletMix, *, show: bool) -> TripletRows:
         tokenizer = self.backbone.tokenizer
-        return triplet_rows(
+        rows = triplet_rows(
             source, tokenizer, max_length=self.max_length, prompt=self.prompt(self.separator), show=show
         )
+        if self.loss.needs_scores and not rows.has_scores():
+            raise L2VError(
+                "stage.loss: it learns from a teacher's scores, and the rows of data= have none; name their columns by "
+                "data.train.positive_score and data.train.negative_scores"
+            )
+        return rows
 
     def collator(self, *, training: bool) -> TripletBatch:
         return TripletBatch(self.backbone.tokenizer.pad_token_id, self.padding_side, self.negatives)

@@ -94,6 +94,15 @@ def test_checkpointing_passes_and_the_gradient_cache_save_what_they_save() -> No
     assert cached.training < 0.6 * measure(Specification(**large, stage="supervised").setup()).training
 
 
+def test_a_process_that_splits_its_model_never_holds_the_whole() -> None:
+    """Each layer is whole only until it is split."""
+    setup = Specification(**TINY | {"layers": 10, "lora": False}, sharing="fsdp").setup()
+    needs = measure(setup)
+    assert needs.weights / setup.processes < needs.loading < 0.75 * needs.weights
+    alone = measure(Specification(**TINY | {"layers": 10, "lora": False}).setup())
+    assert alone.loading >= alone.weights
+
+
 @pytest.mark.parametrize("sharing", ["one", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_tall_model_takes_what_short_ones_say(sharing: Any) -> None:
     setup = Specification(**TINY | {"layers": 10}, sharing=sharing).setup()

@@ -64,6 +64,11 @@ class TripletRows(Rows):
         assert self.index is not None
         return np.searchsorted(self.bounds, self.index, side="right").astype(np.int16)
 
+    def has_scores(self) -> bool:
+        """Whether a document has a teacher's score."""
+        column = self.data.data.column("document_scores")
+        return any(not np.isnan(chunk.flatten().to_numpy(zero_copy_only=False)).all() for chunk in column.chunks)
+
     def texts(self) -> RowTexts:
         """Which texts each row has, for an order without false negatives."""
         assert self.index is not None
