@@ -35,7 +35,7 @@ ROWS = [
 
 
 def row(model: str, stage: str, adapter: str, trainer: str, gpus: int) -> dict[str, Any]:
-    """A plan of the stage's own batch (MNTP on 64 GPUs: of 64 rows), and the first change that makes it fit where it does not."""
+    """A plan of the stage's own batch (MNTP on 64 GPUs: 64 rows), and the first change that makes it fit."""
     devices, nodes = FSDP.get(gpus, (gpus, 1))
     given = [f"model={model}", f"stage={stage}", f"adapter={adapter}", f"trainer={trainer}"]
     sizes = [f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"]

@@ -79,7 +79,8 @@ class Fakes(TorchDispatchMode):
 
     def materialize(self, module: nn.Module) -> None:
         """Give what a module still has on ``meta`` fake tensors on the device; tied weights stay tied."""
-        made: dict[Tensor, Tensor] = {}
+        made: dict[Tensor, nn.Parameter] = {}
+        buffers: list[Tensor] = []
         for part in module.modules():
             for name, weight in part._parameters.items():
                 if weight is not None and weight.is_meta:
@@ -88,8 +89,9 @@ class Fakes(TorchDispatchMode):
                     part._parameters[name] = made[weight]
             for name, buffer in part._buffers.items():
                 if buffer is not None and buffer.is_meta:
-                    made[buffer] = part._buffers[name] = self._empty(buffer)
-        self.ledger.move(made.values(), "weights")
+                    buffers.append(self._empty(buffer))
+                    part._buffers[name] = buffers[-1]
+        self.ledger.move([*made.values(), *buffers], "weights")
 
     def _empty(self, like: Tensor) -> Tensor:
         with contextlib.nullcontext() if self in _get_current_dispatch_mode_stack() else self:

@@ -84,7 +84,8 @@ def measure(setup: Setup) -> Needs:
     ledger = Ledger(_CUDA_BLOCK if setup.on_gpu else 1)
     fakes = Fakes(ledger)
     if setup.sharing == "fsdp":
-        backbone.settle = fakes.materialize  # type: ignore[method-assign]  # layer by layer, as they are split
+        # layer by layer, as they are split
+        backbone.settle = lambda part: fakes.materialize(part)  # type: ignore[method-assign]
     else:
         fakes.materialize(backbone)
     backbone._apply = lambda *_, **__: backbone  # type: ignore[method-assign]  # fakes are where they have to be

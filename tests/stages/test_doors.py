@@ -143,7 +143,7 @@ def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> T
     importlib.invalidate_caches()
     monkeypatch.setenv("L2V_ALLOW_MODULES", "house_stage,house_data,house_loss")  # a run of one's own is resumed
     (tmp_path / "conf" / "loss").mkdir(parents=True)
-    (tmp_path / "conf" / "loss" / "distillation.yaml").write_text(LOSS_YAML)
+    (tmp_path / "conf" / "loss" / "gap.yaml").write_text(LOSS_YAML)
     return Tiny(tmp_path, tiny_model, monkeypatch)
 
 
@@ -165,7 +165,7 @@ def test_a_loss_of_ones_own_trains_on_the_scores_of_mined_negatives(tiny: Tiny) 
     tiny.main(
         [
             *own, f"data.train.files={file}", *scored, "stage.max_steps=2", "name=distilled",
-            f"hydra.searchpath=[file://{tiny.folder / 'conf'}]", "loss=distillation", "stage.loss.weight=2.0",
+            f"hydra.searchpath=[file://{tiny.folder / 'conf'}]", "loss=gap", "stage.loss.weight=2.0",
         ]
     )  # fmt: skip
     run = tiny.folder / "runs" / "distilled"
