@@ -119,7 +119,8 @@ def programs(work: Path) -> list[Program]:
 
     def resumed(command: tuple[str, ...]) -> Callable[[Path], tuple[str, ...]]:
         def goes_on(folder: Path) -> tuple[str, ...]:
-            kept = (folder / "run" / "checkpoints" / "last.ckpt").exists()
+            # a run that was killed after its end has nothing to go on with: reuse= leaves it as it is
+            kept = (folder / "run" / "checkpoints" / "last.ckpt").exists() and not _is_finished(folder / "run")
             return ("train.py", "resume=run") if kept else (*command, "reuse=true")
 
         return goes_on
@@ -133,6 +134,12 @@ def programs(work: Path) -> list[Program]:
         Program("encode", encode, lambda _: encode, lambda folder: _vectors(folder / "vectors")),
         Program("mine", mine, lambda _: mine, lambda folder: _bytes(folder / "mined.jsonl")),
     ]
+
+
+def _is_finished(run: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        return bool(json.loads((run / "run.json").read_text())["status"] == "finished")
+    return False
 
 
 def prepare(work: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 from reliability import trials  # noqa: E402
-from reliability.programs import Outcome, Program  # noqa: E402
+from reliability.programs import Outcome, Program, programs  # noqa: E402
 from reliability.run import markdown  # noqa: E402
 from reliability.trials import Known, Trial  # noqa: E402
 
@@ -51,6 +51,18 @@ def test_one_that_does_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "trial").mkdir(exist_ok=True)
     monkeypatch.setattr(trials, "fresh", lambda folder: (folder / "state").write_text("3") and folder)
     assert trials.killed(known, tmp_path, random.Random(0)).fault == "wrong"
+
+
+def test_a_run_that_was_killed_after_its_end_is_left_as_it_is(tmp_path: Path) -> None:
+    train = programs(tmp_path)[0]
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+    for record, goes_on in (('{"status": "running"}', "resume=run"), ('{"status": "finished"}', "reuse=true")):
+        (run / "run.json").write_text(record)
+        assert train.goes_on(tmp_path)[-1] == goes_on
+    (run / "run.json").write_text("{")
+    assert train.goes_on(tmp_path)[-1] == "resume=run"
 
 
 def test_ends_are_told_apart(tmp_path: Path) -> None:
