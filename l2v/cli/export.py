@@ -48,6 +48,7 @@ def main(composed: DictConfig) -> None:
 def _folder(run: Run, wanted: Export) -> Path:
     parts = ["exported"]
     parts += [wanted.form] if wanted.form != "merged" else []
+    parts += [f"{wanted.merge.method}-of-{1 + len(wanted.merge.runs)}"] if wanted.merge.runs else []
     parts += [f"base{wanted.merge.base_ratio:g}"] if wanted.merge.base_ratio else []
     parts += [wanted.dtype] if wanted.dtype != "float32" else []
     parts += ["onnx"] if wanted.onnx else []

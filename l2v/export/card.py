@@ -224,6 +224,13 @@ def _lineage(card: Card) -> str:
     rows += [("adapter, trained on", one.stage, one.hash) for one in [lineage.initial] if one]
     rows += [("adapter", one.stage, one.hash) for one in [lineage.adapter] if one]
     table = _table(("", "stage", "hash of the weights"), [(what, _code(name), _code(h)) for what, name, h in rows])
+    if lineage.others:
+        own = 1 - sum(one["share"] for one in lineage.others)
+        rows = [(_code(str(one["run"])), f"{one['share']:.3g}", _code(str(one["hash"]))) for one in lineage.others]
+        table += (
+            f"\n\nWeights of other runs are merged with them ({lineage.others[0]['method']}); the share of these is "
+        )
+        table += f"{own:.3g}.\n\n" + _table(("run", "share", "hash of what it trained"), rows)
     if lineage.base_ratio:
         table += f"\n\nOf the weights, {lineage.base_ratio:g} are those of the base, mixed back in at the end."
     return table
@@ -270,9 +277,9 @@ def _scores(run: Run, card: Card) -> str:
     if not rows:
         return "The run was not evaluated."
     table = _table(("suite", "task", "metric", "score"), rows)
-    if card.lineage.base_ratio or card.dtype != "float32":
+    if card.lineage.base_ratio or card.lineage.others or card.dtype != "float32":
         table += (
-            "\n\nThese are the scores of the run's own encoder, before what was changed here (dtype, base weights)."
+            "\n\nThese are the scores of the run's own encoder, before what was changed here (dtype, merged weights)."
         )
     return table
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.saved_settings import saved_settings
 from l2v.errors import L2VError
 from l2v.export.card import Card, Form, model_card
-from l2v.export.merging import blend, stack_adapters
+from l2v.export.merging import Method, blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
 from l2v.models.backbone import Backbone
 from l2v.models.settings import DType, EncoderSettings
@@ -20,6 +20,7 @@ from l2v.models.weights import cast_weights
 from l2v.progress import say
 from l2v.runs.adapter_folders import ADAPTER_CONFIG
 from l2v.runs.files import draft_folder, read_json, write_json, write_text
+from l2v.runs.hashes import folder_hash
 from l2v.runs.initialization import Initialization
 from l2v.runs.lineage import encoder_hash
 from l2v.runs.locations import Source
@@ -33,6 +34,25 @@ class Merge:
     base_ratio: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of the original decoder's weights in the result. 0.5 undoes much of what adaptation forgot (BidirLM,
     arXiv 2604.02045)."""
+    runs: tuple[str, ...] = ()
+    """Folders of other finished runs, whose encoders' weights are merged with this one's: of other seeds, data or
+    checkpoints (Qwen3-Embedding, arXiv 2506.05176; EmbeddingGemma, arXiv 2509.20354)."""
+    weights: tuple[Annotated[float, Gt(0)], ...] | None = None
+    """Of the run and of each of ``runs``, of any sum; None: all equal."""
+    method: Method = "average"
+    """The mean of the weights, or a walk along the arc between them (SLERP), from one run to the next."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and len(self.weights) != 1 + len(self.runs):
+            raise L2VError(
+                f"merge.weights: expected {1 + len(self.runs)}, of the run and of each of merge.runs, found "
+                f"{len(self.weights)}"
+            )
+
+    def shares(self) -> list[float]:
+        """Of each of ``runs``, of what is merged when its turn comes."""
+        weights = self.weights or (1.0,) * (1 + len(self.runs))
+        return [weight / sum(weights[: place + 1]) for place, weight in enumerate(weights)][1:]
 
 
 _TAKEN = (
@@ -65,13 +85,12 @@ class Export:
         Raises:
             L2VError: the run is not finished, or cannot be written so. No model is loaded.
         """
-        if not run.is_finished:
-            raise L2VError(f"run={run.folder}: the run is not finished; go on with it first: resume={run.folder}")
+        _check_finished(run, "run")
+        for path in self.merge.runs:
+            _check_finished(Run.open(path, "merge.runs"), "merge.runs")
         for name in self.encoder.differences() if self.encoder is not None else ():
             if name not in _TAKEN:
                 raise L2VError(f"{name}: not used here, the run has its own; there are {', '.join(_TAKEN)}")
-        if run.exported is None:
-            raise L2VError(f"run={run.folder}: the run has exported nothing; first resume={run.folder} export=adapter")
         start = Initialization.of(run)
         if self.onnx:
             if self.dtype != "float32" or self.form != "merged":
@@ -87,7 +106,18 @@ class Export:
             )
         if self.dtype != "float32" or self.merge.base_ratio > 0:
             raise L2VError("form=adapter leaves the base as it is: expected dtype=float32 and merge.base_ratio=0")
+        if self.merge.runs:
+            raise L2VError("form=adapter: merged runs have no adapter in common; choose form=merged")
         return start
+
+
+def _check_finished(run: Run, override: str) -> None:
+    if not run.is_finished:
+        raise L2VError(f"{override}={run.folder}: the run is not finished; go on with it first: resume={run.folder}")
+    if run.exported is None:
+        raise L2VError(
+            f"{override}={run.folder}: the run has exported nothing; first resume={run.folder} export=adapter"
+        )
 
 
 def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | None = None) -> Encoder:
@@ -107,8 +137,9 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
     """
     wanted = wanted or Export()
     start = wanted.check(run)
-    place = Source(str(run.folder), str((run.exported or run.encoder).resolve()))
+    place = _place(run)
     settings = saved_settings(place)
+    _check_merged(wanted.merge, run, settings)
     if wanted.encoder is not None:
         settings = wanted.encoder.usage(settings)
     with draft_folder(folder) as draft:
@@ -118,7 +149,12 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
         if wanted.onnx:
             difference = write_onnx(encoder, draft / "onnx" / "model.onnx")
             say(f"onnx/model.onnx: its vectors differ by at most {difference:.1e}")
-        lineage = replace(lineage_at(run, folder), base_ratio=wanted.merge.base_ratio, encoder=encoder_hash(draft))
+        lineage = replace(
+            lineage_at(run, folder),
+            base_ratio=wanted.merge.base_ratio,
+            others=_records(wanted.merge, run),
+            encoder=encoder_hash(draft),
+        )
         lineage.write(draft / "lineage.json")
         about = Card(name or folder.name, start.head or start.base, lineage, wanted.form, wanted.dtype, difference)
         write_text(draft / "README.md", model_card(run, encoder, about))
@@ -133,15 +169,64 @@ def adapters_of(run: Run, start: Initialization) -> list[Path]:
 def _write_merged(
     wanted: Export, run: Run, start: Initialization, settings: dict[str, Any], place: Source, draft: Path
 ) -> Encoder:
-    ratio = wanted.merge.base_ratio
+    merge = wanted.merge
+    mixed = merge.base_ratio > 0 or bool(merge.runs)
     # mixed before they are rounded
-    backbone = _load(start.base, wanted, settings, adapters_of(run, start), wanted.dtype if ratio == 0 else "float32")
-    if ratio > 0:
-        blend(backbone.decoder, _load(start.head or start.base, wanted, settings, []).decoder, ratio)
+    backbone = _load(start.base, wanted, settings, adapters_of(run, start), "float32" if mixed else wanted.dtype)
+    for path, share in zip(merge.runs, merge.shares(), strict=True):
+        other = Run.open(path, "merge.runs")
+        began = Initialization.of(other)
+        theirs = _load(began.base, wanted, settings, adapters_of(other, began))
+        if theirs.tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
+            raise L2VError(f"merge.runs={path}: its tokenizer has other tokens")
+        blend(backbone.decoder, theirs.decoder, share, what=f"merge.runs={path}", method=merge.method)
+        del theirs
+        say(f"merged {other.folder}")
+    if merge.base_ratio > 0:
+        base = _load(start.head or start.base, wanted, settings, []).decoder
+        blend(backbone.decoder, base, merge.base_ratio, what="merge.base_ratio")
+    if mixed:
         cast_weights(backbone.decoder.parameters(), getattr(torch, wanted.dtype))
     encoder = Encoder.with_settings(backbone, settings, place)
     encoder.save(draft, prompts=wanted.prompts)
     return encoder
+
+
+def _place(run: Run) -> Source:
+    return Source(str(run.folder), str((run.exported or run.encoder).resolve()))
+
+
+def _check_merged(merge: Merge, run: Run, settings: dict[str, Any]) -> None:
+    """Refuse runs whose weights mean something else.
+
+    Raises:
+        L2VError: naming what differs.
+    """
+    if merge.runs and not isinstance(settings.get("pooling", "mean"), str):
+        raise L2VError("merge.runs: a pooling with weights of its own is not merged")
+    for path in merge.runs:
+        other = Run.open(path, "merge.runs")
+        theirs = saved_settings(_place(other))
+        differing = [
+            f"{key}={theirs.get(key)} instead of {settings.get(key)}"
+            for key in dict.fromkeys([*settings, *theirs])
+            if theirs.get(key) != settings.get(key)
+        ]
+        if differing:
+            raise L2VError(f"merge.runs={path}: its encoder is used otherwise: {', '.join(differing)}")
+
+
+def _records(merge: Merge, run: Run) -> list[dict[str, Any]]:
+    """For the lineage: what was merged with the run, with the hash of what it trained, and the share in the result."""
+    weights = merge.weights or (1.0,) * (1 + len(merge.runs))
+    found = []
+    for path, weight in zip(merge.runs, weights[1:], strict=True):
+        other = Run.open(path, "merge.runs")
+        lineage = other.lineage()
+        hashed = lineage.adapter.hash if lineage.adapter else folder_hash(other.encoder)
+        share = round(weight / sum(weights), 6)
+        found.append({"run": other.folder.name, "hash": hashed, "share": share, "method": merge.method})
+    return found
 
 
 def _write_adapter(

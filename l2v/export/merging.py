@@ -1,8 +1,9 @@
 """Weights of several adapters, and of adapted and original decoders, put together."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,19 +13,47 @@ from l2v.errors import L2VError
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from l2v.runs.files import read_json, write_json
 
+Method = Literal["average", "slerp"]
+_PARALLEL = 1 - 1e-9
+"""A cosine beyond which an arc cannot be told from a line."""
+
 
 @torch.no_grad()
-def blend(weights: nn.Module, base: nn.Module, base_ratio: float) -> None:
-    """``weights`` become (1 - base_ratio) * weights + base_ratio * base, in place.
+def blend(weights: nn.Module, others: nn.Module, share: float, *, what: str, method: Method = "average") -> None:
+    r"""``weights`` become a mixture of themselves and ``others``, in place and in their dtype.
+
+    Args:
+        weights: of a decoder.
+        others: of a decoder of the same family.
+        share: of the others, from 0 to 1.
+        what: the others are, for an error.
+        method: ``average``: (1 - share) * weights + share * others. ``slerp``: along the arc between the two tensors
+            (Shoemake, 1985), :math:`\frac{\sin((1-s)\theta)}{\sin\theta} w + \frac{\sin(s\theta)}{\sin\theta} o` with
+            their angle :math:`\theta`; along the line where they are nearly parallel.
 
     Raises:
         L2VError: the two have not the same parameters.
     """
-    mine, other = dict(weights.named_parameters()), dict(base.named_parameters())
+    mine, other = dict(weights.named_parameters()), dict(others.named_parameters())
     if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in other.items()}:
-        raise L2VError("merge.base_ratio: the run's weights and those of its original model have not the same shapes")
+        raise L2VError(f"{what}: their weights and the run's have not the same shapes")
     for name, parameter in mine.items():
-        parameter.lerp_(other[name], base_ratio)
+        if method == "slerp":
+            of_mine, of_other = _arc(parameter, other[name], share)
+            parameter.mul_(of_mine).add_(other[name], alpha=of_other)
+        else:
+            parameter.lerp_(other[name], share)
+
+
+def _arc(a: Tensor, b: Tensor, share: float) -> tuple[float, float]:
+    """What to multiply the two by."""
+    flat = a.flatten().double(), b.flatten().double()
+    norms = (flat[0].norm() * flat[1].norm()).item()
+    cosine = torch.dot(*flat).item() / norms if norms else 1.0
+    if abs(cosine) > _PARALLEL:
+        return 1 - share, share
+    angle = math.acos(cosine)
+    return math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle)
 
 
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"

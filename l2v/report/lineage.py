@@ -107,6 +107,9 @@ def _steps(lineage: Lineage) -> list[_Node]:
     steps += [_adapter(lineage.initial)] if lineage.initial else []
     if lineage.adapter:
         steps.append(_adapter(lineage.adapter, goes_on=lineage.initial is not None))
+    if lineage.others:
+        named = ", ".join(str(one.get("run")) for one in lineage.others)
+        steps.append(_Node("merged", named, f"others:{'+'.join(str(one.get('hash')) for one in lineage.others)}"))
     if lineage.base_ratio:
         steps.append(_Node("mixed", f"{lineage.base_ratio:.0%} of the base", f"ratio:{lineage.base_ratio}"))
     return steps

@@ -54,7 +54,7 @@ class Number:
 def row_of(run: Record, suite: dict[str, Any]) -> Row | None:
     """The row whose model was made as the encoder of ``suite``; None where the paper has none, or it is not known."""
     lineage = weights_of(run, suite)
-    if lineage is None or lineage.base_ratio or (run.lineage is None and "adapters" not in suite):
+    if lineage is None or lineage.base_ratio or lineage.others or (run.lineage is None and "adapters" not in suite):
         return None
     model, stages = _model(run, lineage), _stages(lineage)
     if model is None or stages is None:

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from l2v.errors import L2VError
 from l2v.runs.adapter_folders import POOLING_FOLDER
@@ -44,6 +45,8 @@ class Lineage:
     """The hash of the weights of a pooling of one's own that training went on with."""
     base_ratio: float = 0.0
     """Share of the original decoder's weights that was mixed back in at the end."""
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """Runs whose weights were merged with these: name, hash of what was trained, share and method of each."""
     encoder: str | None = None
     """The hash of the encoder that was written with it."""
 
@@ -62,6 +65,8 @@ class Lineage:
             merged = [AdapterRecord(**record) for record in raw.pop("merged")]
             tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
             lineage = Lineage(**{**raw, **tops, "merged": merged})
+            if not all(isinstance(one, dict) for one in lineage.others):
+                raise TypeError
         except (KeyError, TypeError, AttributeError):
             raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
         for record in lineage.adapters():

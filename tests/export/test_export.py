@@ -90,6 +90,79 @@ def test_base_weights_are_mixed_back_in(runs: tuple[Run, Run], tmp_path: Path, t
     )
 
 
+@pytest.fixture(scope="module")
+def seeds(runs: tuple[Run, Run], tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> list[Run]:
+    """Two more runs of the second stage, of other seeds, and one that is used otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = Tiny(tmp_path_factory.mktemp("seeds"), tiny_model, patch)
+        given = [*WARM, f"init_from={runs[0].folder}", "model.template='[ {text} ]'"]
+        made = [tiny.train(f"seed-{seed}", "simcse", *given, f"seed={seed}") for seed in (1, 2)]
+        made.append(tiny.train("last", "simcse", *given, "model.pooling=last_token"))
+    return [Run(folder) for folder in made]
+
+
+def decoder_of(encoder: Encoder) -> dict[str, torch.Tensor]:
+    return dict(encoder.backbone.decoder.named_parameters())
+
+
+def test_runs_are_averaged(runs: tuple[Run, Run], seeds: list[Run], tmp_path: Path) -> None:
+    mine = decoder_of(export(runs[1], tmp_path / "mine"))
+    others = [decoder_of(export(run, tmp_path / run.folder.name)) for run in seeds[:2]]
+    paths = tuple(str(run.folder) for run in seeds[:2])
+    found = decoder_of(export(runs[1], tmp_path / "out", Export(merge=Merge(runs=paths))))
+    weighted = export(runs[1], tmp_path / "weighted", Export(merge=Merge(runs=paths, weights=(2.0, 1.0, 5.0))))
+    assert max((mine[name] - others[0][name]).abs().max() for name in mine) > 1e-3
+    for name in mine:
+        torch.testing.assert_close(found[name], (mine[name] + others[0][name] + others[1][name]) / 3)
+        expected = (2 * mine[name] + others[0][name] + 5 * others[1][name]) / 8
+        torch.testing.assert_close(decoder_of(weighted)[name], expected)
+    lineage = Lineage.read(tmp_path / "weighted" / "lineage.json")
+    assert [(one["run"], one["share"], one["method"]) for one in lineage.others] == [
+        ("seed-1", 0.125, "average"),
+        ("seed-2", 0.625, "average"),
+    ]
+    assert [one["hash"] for one in lineage.others] == [folder_hash(run.adapter) for run in seeds[:2]]
+    card = (tmp_path / "weighted" / "README.md").read_text()
+    assert "Weights of other runs are merged with them (average); the share of these is 0.25." in card
+    assert "| `seed-2` | 0.625 |" in card
+    np.testing.assert_allclose(vectors(tmp_path / "weighted"), weighted.encode(SENTENCES), atol=1e-6)
+
+
+def test_runs_are_merged_along_the_arc(runs: tuple[Run, Run], seeds: list[Run], tmp_path: Path) -> None:
+    mine, other = (decoder_of(export(run, tmp_path / run.folder.name)) for run in (runs[1], seeds[0]))
+    merge = Merge(runs=(str(seeds[0].folder),), weights=(3.0, 1.0), method="slerp")
+    found = decoder_of(export(runs[1], tmp_path / "out", Export(merge=merge)))
+    for name, a in mine.items():
+        b = other[name]
+        angle = torch.arccos((a.double() * b).sum() / a.double().norm() / b.double().norm()).item()
+        if angle < 1e-4:  # norms, which nothing trains
+            torch.testing.assert_close(found[name], a)
+            continue
+        expected = (np.sin(0.75 * angle) * a + np.sin(0.25 * angle) * b) / np.sin(angle)
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_right_angles_keep_their_length() -> None:
+    a, b = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    a.weight.data, b.weight.data = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    blend(a, b, 0.5, what="b", method="slerp")
+    torch.testing.assert_close(a.weight.data, torch.full((1, 2), 2**-0.5))
+
+
+def test_what_cannot_be_merged_is_told(runs: tuple[Run, Run], seeds: list[Run], tmp_path: Path) -> None:
+    for overrides, message in (
+        ([f"merge.runs=[{seeds[2].folder}]"], "its encoder is used otherwise: pooling=last_token instead of mean"),
+        (["merge.runs=[nowhere]"], "merge.runs=nowhere: no such folder"),
+        ([f"merge.runs=[{seeds[0].folder}]", "merge.weights=[1]"], r"merge.weights: expected 2, .* found 1"),
+        ([f"merge.runs=[{seeds[0].folder}]", "merge.weights=[1,0]"], "merge.weights=.*greater than 0"),
+        ([f"merge.runs=[{seeds[0].folder}]", "merge.method=ties"], "merge.method=ties: .*'average' or 'slerp'"),
+        ([f"merge.runs=[{seeds[0].folder}]", "form=adapter"], "merged runs have no adapter in common"),
+    ):
+        with pytest.raises(L2VError, match=message):
+            main(composed("export", [f"run={runs[1].folder}", f"output={tmp_path / 'out'}", *overrides]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fully_trained_run_is_mixed_with_its_original_model(tmp_path: Path, tiny_model: Path, monkeypatch) -> None:
     tiny = Tiny(tmp_path, tiny_model, monkeypatch)
     run = Run(tiny.train("full", "mntp", *WARM, "adapter=none"))
@@ -410,7 +483,7 @@ def test_help_into_a_pipe_that_nobody_reads_is_no_error() -> None:
 
 def test_models_of_other_shapes_are_not_blended() -> None:
     with pytest.raises(L2VError, match="have not the same shapes"):
-        blend(make_tiny_decoder(), make_tiny_decoder(hidden_size=64), 0.5)
+        blend(make_tiny_decoder(), make_tiny_decoder(hidden_size=64), 0.5, what="merge.base_ratio")
 
 
 MISTAKES = [
