@@ -12,6 +12,7 @@ PROGRAMS = {
     "encode": "files of texts to Parquet shards of vectors",
     "mine": "hard negatives for pairs",
     "export": "a run's encoder for others",
+    "verify": "whether an encoder that is served gives its own vectors",
     "report": "runs side by side in one HTML page",
     "contamination": "evaluation texts in training data",
     "configs": "groups and options that can be chosen, with their meaning",

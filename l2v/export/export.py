@@ -14,6 +14,7 @@ from l2v.errors import L2VError
 from l2v.export.card import Card, Form, model_card
 from l2v.export.merging import Method, blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
+from l2v.export.vectors import write_vectors
 from l2v.models.backbone import Backbone
 from l2v.models.settings import DType, EncoderSettings
 from l2v.models.weights import cast_weights
@@ -156,6 +157,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
             encoder=encoder_hash(draft),
         )
         lineage.write(draft / "lineage.json")
+        write_vectors(encoder, draft)
         about = Card(name or folder.name, start.head or start.base, lineage, wanted.form, wanted.dtype, difference)
         write_text(draft / "README.md", model_card(run, encoder, about))
     return encoder
