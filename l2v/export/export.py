@@ -16,6 +16,7 @@ from l2v.export.merging import Method, blend, stack_adapters
 from l2v.export.onnx import check_packages, write_onnx
 from l2v.export.vectors import write_vectors
 from l2v.models.backbone import Backbone
+from l2v.models.compatibility import write_for_transformers_4
 from l2v.models.settings import DType, EncoderSettings
 from l2v.models.weights import cast_weights
 from l2v.progress import say
@@ -241,6 +242,7 @@ def _write_adapter(
     write_json(draft / ADAPTER_CONFIG, config | named)
     encoder = Encoder.with_settings(_load(base, wanted, settings, [draft]), settings, place)
     encoder.backbone.tokenizer.save_pretrained(draft)
+    write_for_transformers_4(draft)
     encoder.save_settings(draft, wanted.prompts, as_adapter=True)
     return encoder
 

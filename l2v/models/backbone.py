@@ -20,6 +20,7 @@ from l2v.kernels.memory import giving_memory_back
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, Saved, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
+from l2v.models.compatibility import write_for_transformers_4
 from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
 from l2v.models.merging import Unmerged, is_plain, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
@@ -361,6 +362,7 @@ class Backbone(nn.Module):
         with quiet():
             self.decoder.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(folder)
+        write_for_transformers_4(folder)
         make_readable(folder.glob("*.safetensors"), folder)
 
 
