@@ -1,4 +1,4 @@
-"""A tall model planned by two short ones: layers are alike, so what they take is straight in their number."""
+"""A tall model planned by short ones: layers are alike, so what they take is straight in their number."""
 
 import copy
 import dataclasses
@@ -11,7 +11,9 @@ from l2v.planning.setup import Setup
 from l2v.planning.zero import needs_of
 
 _SHORT = 3
-"""Layers of the shorter one, at least: with FSDP2 the next layer is gathered while one runs."""
+"""Layers of the shortest one, at least: with FSDP2 the next layer is gathered while one runs."""
+_CLOSE = 0.01
+"""Of the memory: how far from a straight line a third one may lie."""
 
 
 def quick_needs(setup: Setup) -> Needs:
@@ -23,12 +25,31 @@ def quick_needs(setup: Setup) -> Needs:
     layers = setup.config.get_text_config().num_hidden_layers
     period = _period(setup.config.get_text_config())
     short = period * -(-_SHORT // period)
-    if layers < 3 * short:
-        return needs_of(setup)
-    low, high = (
-        needs_of(dataclasses.replace(setup, config=with_layers(setup.config, count))) for count in (short, 2 * short)
-    )
+
+    def of(count: int) -> Needs:
+        return needs_of(dataclasses.replace(setup, config=with_layers(setup.config, count)))
+
+    low, high = (of(count) for count in (short, 2 * short)) if layers >= 4 * short else (None, None)
+    for count in range(3 * short, layers - short + 1, short):
+        # of the shortest ones the most may lie at another moment of the step: in the optimizer, say, and not at the
+        # end of the forward pass; what they take is straight once it is the same moment
+        assert low is not None and high is not None
+        next_one = of(count)
+        if _are_close(_needs_at(low, high, short, 3 * short), next_one):
+            return _needs_at(low, high, short, layers - count + 3 * short)
+        low, high = high, next_one
+    return needs_of(setup)
+
+
+def _needs_at(low: Needs, high: Needs, short: int, layers: int) -> Needs:
+    """Of so many layers, by a model of ``short`` of them and one of twice as many."""
     return Needs(**{name: _at(value, vars(high)[name], short, layers) for name, value in vars(low).items()})
+
+
+def _are_close(expected: Needs, found: Needs) -> bool:
+    most = _CLOSE * sum(found.memory.values())
+    kinds = all(abs(expected.memory[kind] - size) <= most for kind, size in found.memory.items())
+    return kinds and abs(expected.loading - found.loading) <= _CLOSE * found.loading
 
 
 def with_layers(config: PretrainedConfig, count: int) -> PretrainedConfig:

@@ -128,6 +128,7 @@ def test_runs_are_averaged(runs: tuple[Run, Run], seeds: list[Run], tmp_path: Pa
     np.testing.assert_allclose(vectors(tmp_path / "weighted"), weighted.encode(SENTENCES), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_runs_are_merged_along_the_arc(runs: tuple[Run, Run], seeds: list[Run], tmp_path: Path) -> None:
     mine, other = (decoder_of(export(run, tmp_path / run.folder.name)) for run in (runs[1], seeds[0]))
     merge = Merge(runs=(str(seeds[0].folder),), weights=(3.0, 1.0), method="slerp")

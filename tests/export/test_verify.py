@@ -82,6 +82,7 @@ def test_an_export_carries_its_vectors(folder: Path) -> None:
     verify(folder)
 
 
+@pytest.mark.slow
 def test_equal_vectors_pass_scaled_or_not(folder: Path, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     encoder = Encoder.from_pretrained(folder, device="cpu")
     for normalize in (False, True):
@@ -104,7 +105,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=() if fault == "both" else pytest.mark.slow) for fault in FAULTS]
+)
 def test_a_fault_is_named(folder: Path, serve: Serve, fault: str) -> None:
     settings, told = FAULTS[fault]
     faulty = Encoder.from_pretrained(folder, device="cpu", **settings)
@@ -137,6 +140,7 @@ def test_faults_of_the_answer_are_named(folder: Path, serve: Serve) -> None:
         verify(folder, "url=file:///etc")
 
 
+@pytest.mark.slow
 def test_a_key_is_sent_only_where_it_is_asked_for(folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, seen = Encoder.from_pretrained(folder, device="cpu"), []
 
@@ -155,6 +159,7 @@ def test_a_key_is_sent_only_where_it_is_asked_for(folder: Path, serve: Serve, mo
         verify(folder, f"url={url}", "key_variable=NONE")
 
 
+@pytest.mark.slow
 def test_what_is_loaded_otherwise_is_told_too(folder: Path, tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(L2VError, match="what is loaded here: other vectors .*; a token does not see those after it"):
         verify(folder, "attention=causal")
@@ -162,6 +167,7 @@ def test_what_is_loaded_otherwise_is_told_too(folder: Path, tmp_path: Path, tiny
         verify(tiny_model)
 
 
+@pytest.mark.slow
 def test_sentence_transformers_is_told_as_any_other(folder: Path, tmp_path: Path, tiny_model: Path) -> None:
     """It knows nothing of the template, as the export has said; without one it gives the vectors."""
     pytest.importorskip("sentence_transformers")

@@ -55,7 +55,9 @@ def test_a_run_that_wrote_nothing_says_how_to_have_it_written(tiny: Tiny) -> Non
         tiny.main([f"resume={run}", "export=encoder"])
 
 
-@pytest.mark.parametrize("keep", [["last"], ["best"], []], ids=str)
+@pytest.mark.parametrize(
+    "keep", [*(pytest.param([one], marks=pytest.mark.slow) for one in ("last", "best")), []], ids=str
+)
 def test_a_finished_run_keeps_the_checkpoints_that_it_is_to_keep(tiny: Tiny, keep: list[str]) -> None:
     run = tiny.train("m", "mntp", *SHORT, f"keep_checkpoints={keep}".replace("'", ""))
     assert Run(run).is_finished and {file.stem for file in (run / "checkpoints").iterdir()} == set(keep)
