@@ -52,7 +52,7 @@ def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.mntp=3", "error: stages.mntp=3: input should be a valid list"),
+        pytest.param("stages.mntp=3", "error: stages.mntp=3: input should be a valid list", marks=pytest.mark.slow),
         pytest.param("stages=null", "error: stages=None: input should be a valid dictionary", marks=pytest.mark.slow),
         pytest.param(
             "~stages.mntp,~stages.simcse", "error: stages: none; expected one at least", marks=pytest.mark.slow

@@ -274,6 +274,7 @@ def train(held_out):
     return list(WikipediaExcerpt("train").articles())
 
 
+@pytest.mark.slow
 def test_no_article_is_for_training_and_held_out(train, held_out):
     assert len(train) == len(held_out) == 43
     assert not {article.title for article in train} & {article.title for article in held_out}

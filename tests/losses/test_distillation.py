@@ -95,6 +95,7 @@ def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> T
     return Tiny(tmp_path, tiny_model, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_stage_learns_from_scores_of_a_file_and_refuses_rows_without(tiny: Tiny) -> None:
     with pytest.raises(L2VError, match="learns from a teacher's scores, and the rows of data= have none"):
         tiny.train("without", "supervised", "loss=distillation")

@@ -138,6 +138,7 @@ def test_what_does_not_fit_is_told_with_the_setting_that_makes_it_fit() -> None:
     assert first_that_fits(setup, room) == "model.gradient_checkpointing=true"
 
 
+@pytest.mark.slow
 def test_the_program_prints_a_table_and_writes_the_numbers(tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "plan.json"
     arguments = [f"model.source={tiny_model}", "stage=mntp", "trainer=fsdp", "trainer.devices=8", f"output={output}"]

@@ -71,6 +71,7 @@ def test_a_probe_learns_and_its_run_holds_scores_and_weights(tiny: Tiny) -> None
     assert settings.labels == ["B-PET", "B-THING", "O"] and settings.layers == [2]
 
 
+@pytest.mark.slow
 def test_all_tasks_and_shifts_share_one_pass(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     probe(tiny, "ner")
 

@@ -62,7 +62,7 @@ def test_a_finished_run_keeps_the_checkpoints_that_it_is_to_keep(tiny: Tiny, kee
     run = tiny.train("m", "mntp", *SHORT, f"keep_checkpoints={keep}".replace("'", ""))
     assert Run(run).is_finished and {file.stem for file in (run / "checkpoints").iterdir()} == set(keep)
     if "last" not in keep:
-        with pytest.raises(L2VError, match=f"has not kept its last checkpoint .*; begin a new one .* init_from={run}"):
+        with pytest.raises(L2VError, match=f"has no checkpoint to go on from .*; begin a new one .* init_from={run}"):
             tiny.main([f"resume={run}", "stage.max_steps=3"])
     assert Run(tiny.train("s", "simcse", *SHORT, f"init_from={run}")).is_finished
 

@@ -127,6 +127,7 @@ def program(tiny: Tiny, cells: list[Cell]) -> None:
         assert_same_training(cell, ones[kind], run.folder)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_go_on_and_end_as_one(tiny: Tiny) -> None:
     program(tiny, CORE)
 
