@@ -249,8 +249,8 @@ class Run:
         file = self.checkpoints / LAST
         if not file.exists() and self.is_finished:
             raise L2VError(
-                f"resume={self.folder}: the run is finished and has no checkpoint to go on from (keep_checkpoints= says "
-                f"what is kept); begin a new one from it by init_from={self.folder}"
+                f"resume={self.folder}: the run is finished and has no checkpoint to go on from (keep_checkpoints= "
+                f"says what is kept); begin a new one from it by init_from={self.folder}"
             )
         if not file.exists():
             raise L2VError(
