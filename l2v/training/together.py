@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import lightning as L
@@ -13,12 +14,13 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.distributed import DistError
 
-from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.runs.run import LAST, Run
 
 _PERIOD = 0.5
 """Seconds between two looks."""
+_GRACE = 30
+"""Seconds until a process whose connections are closed has ended, at most."""
 _STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 """Exit codes of a process that has stopped with the others, after saving."""
 
@@ -38,20 +40,22 @@ class EndTogether(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
         self._over = threading.Event()
+        self._over.set()  # until there is somebody to watch over
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         launcher, environment = trainer.strategy.launcher, getattr(trainer.strategy, "cluster_environment", None)
         if not isinstance(launcher, _SubprocessScriptLauncher) or not isinstance(environment, LightningEnvironment):
             return
-        self._over = threading.Event()
         if environment.local_rank() > 0:
-            threading.Thread(
-                target=self._watch_first, args=[os.getppid(), environment.local_rank()], daemon=True
-            ).start()
+            self._start(self._watch_first, os.getppid(), environment.local_rank())
         elif launcher.procs:
             children, launcher.procs = launcher.procs, list(launcher.procs)
             children.clear()  # of Lightning's own watch, which kills this process without a word
-            threading.Thread(target=self._watch_children, args=[launcher.procs], daemon=True).start()
+            self._start(self._watch_children, launcher.procs)
+
+    def _start(self, watch: Callable[..., None], *arguments: Any) -> None:
+        self._over = threading.Event()
+        threading.Thread(target=watch, args=arguments, daemon=True).start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._over.set()
@@ -59,8 +63,8 @@ class EndTogether(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if self._over.is_set() or not isinstance(exception, Exception):
             return
-        if not isinstance(exception, L2VError):
-            time.sleep(4 * _PERIOD)  # a connection that was lost: this process is ended meanwhile
+        if lost_connection(exception):
+            time.sleep(_GRACE)  # whose end it was is seen meanwhile, and this process ended
         self._over.set()
         for child in getattr(trainer.strategy.launcher, "procs", []):
             child.kill()  # this process says why
