@@ -129,6 +129,7 @@ def folder(tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_instruction_with_a_comma_reaches_the_encoder(folder: Path) -> None:
     shell(
         "python encode.py encoder=model files=queries.txt output=2026_11 instruction='Given a, retrieve b: c'", folder

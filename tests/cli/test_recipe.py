@@ -88,6 +88,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_model: Path, tmp_path: P
     assert run.record()["status"] == "stopped" and 50 <= run.record()["step"] < 5000
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_runs(tiny_model: Path, tmp_path: Path) -> None:
     wrong = "stages={mntp:['stage=mntp'],simcse:['stage=simcse','stage.batch_size=1']}"
     done = recipe("recipe=smoke", f"runs_dir={tmp_path}", wrong)

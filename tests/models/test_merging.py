@@ -97,6 +97,7 @@ def test_a_merged_decoder_can_be_trained_whole(tmp_path, kind):
     assert trainable_parameters(merged).keys() == dict(merged.decoder.named_parameters(prefix="decoder")).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32"])
 def test_every_family_is_loaded_and_merged_as_a_whole(tmp_path, family, dtype):
