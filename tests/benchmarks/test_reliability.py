@@ -20,7 +20,8 @@ state = pathlib.Path("state")
 done = int(state.read_text()) if state.exists() else 0
 for step in range(done, 5):
     time.sleep(0.05)
-    state.write_text(str(step + 1))
+    pathlib.Path("new").write_text(str(step + 1))
+    pathlib.Path("new").replace(state)
 pathlib.Path("made").write_text({made})
 """
 
