@@ -51,10 +51,18 @@ class Merge:
                 f"{len(self.weights)}"
             )
 
-    def shares(self) -> list[float]:
-        """Of each of ``runs``, of what is merged when its turn comes."""
-        weights = self.weights or (1.0,) * (1 + len(self.runs))
-        return [weight / sum(weights[: place + 1]) for place, weight in enumerate(weights)][1:]
+    def others(self) -> list[tuple[Run, float, float]]:
+        """The other runs; the share of each in what is merged when its turn comes, and in the result.
+
+        Raises:
+            L2VError: a folder is no run.
+        """
+        first, *weights = self.weights or (1.0,) * (1 + len(self.runs))
+        sums = [first + sum(weights[: place + 1]) for place in range(len(weights))]
+        opened = [Run.open(path, "merge.runs") for path in self.runs]
+        return [
+            (run, weight / so_far, weight / sums[-1]) for run, weight, so_far in zip(opened, weights, sums, strict=True)
+        ]
 
 
 _TAKEN = (
@@ -88,11 +96,13 @@ class Export:
             L2VError: the run is not finished, or cannot be written so. No model is loaded.
         """
         _check_finished(run, "run")
-        for path in self.merge.runs:
-            _check_finished(Run.open(path, "merge.runs"), "merge.runs")
+        others = [run for run, *_ in self.merge.others()]
+        for other in others:
+            _check_finished(other, "merge.runs")
         for name in self.encoder.differences() if self.encoder is not None else ():
             if name not in _TAKEN:
                 raise L2VError(f"{name}: not used here, the run has its own; there are {', '.join(_TAKEN)}")
+        _check_alike(run, others)
         start = Initialization.of(run)
         if self.onnx:
             if self.dtype != "float32" or self.form != "merged":
@@ -141,7 +151,6 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
     start = wanted.check(run)
     place = _place(run)
     settings = saved_settings(place)
-    _check_merged(wanted.merge, run, settings)
     if wanted.encoder is not None:
         settings = wanted.encoder.usage(settings)
     with draft_folder(folder) as draft:
@@ -154,7 +163,7 @@ def export(run: Run, folder: Path, wanted: Export | None = None, *, name: str | 
         lineage = replace(
             lineage_at(run, folder),
             base_ratio=wanted.merge.base_ratio,
-            others=_records(wanted.merge, run),
+            others=_records(wanted.merge),
             encoder=encoder_hash(draft),
         )
         lineage.write(draft / "lineage.json")
@@ -176,13 +185,12 @@ def _write_merged(
     mixed = merge.base_ratio > 0 or bool(merge.runs)
     # mixed before they are rounded
     backbone = _load(start.base, wanted, settings, adapters_of(run, start), "float32" if mixed else wanted.dtype)
-    for path, share in zip(merge.runs, merge.shares(), strict=True):
-        other = Run.open(path, "merge.runs")
+    for other, share, _ in merge.others():
         began = Initialization.of(other)
         theirs = _load(began.base, wanted, settings, adapters_of(other, began))
         if theirs.tokenizer.get_vocab() != backbone.tokenizer.get_vocab():
-            raise L2VError(f"merge.runs={path}: its tokenizer has other tokens")
-        blend(backbone.decoder, theirs.decoder, share, what=f"merge.runs={path}", method=merge.method)
+            raise L2VError(f"merge.runs={other.folder}: its tokenizer has other tokens")
+        blend(backbone.decoder, theirs.decoder, share, what=f"merge.runs={other.folder}", method=merge.method)
         del theirs
         say(f"merged {other.folder}")
     if merge.base_ratio > 0:
@@ -199,16 +207,18 @@ def _place(run: Run) -> Source:
     return Source(str(run.folder), str((run.exported or run.encoder).resolve()))
 
 
-def _check_merged(merge: Merge, run: Run, settings: dict[str, Any]) -> None:
-    """Refuse runs whose weights mean something else.
+def _check_alike(run: Run, others: list[Run]) -> None:
+    """Refuse to merge runs whose weights mean something else.
 
     Raises:
         L2VError: naming what differs.
     """
-    if merge.runs and not isinstance(settings.get("pooling", "mean"), str):
+    if not others:
+        return
+    settings = saved_settings(_place(run))
+    if not isinstance(settings.get("pooling", "mean"), str):
         raise L2VError("merge.runs: a pooling with weights of its own is not merged")
-    for path in merge.runs:
-        other = Run.open(path, "merge.runs")
+    for other in others:
         theirs = saved_settings(_place(other))
         differing = [
             f"{key}={theirs.get(key)} instead of {settings.get(key)}"
@@ -216,19 +226,16 @@ def _check_merged(merge: Merge, run: Run, settings: dict[str, Any]) -> None:
             if theirs.get(key) != settings.get(key)
         ]
         if differing:
-            raise L2VError(f"merge.runs={path}: its encoder is used otherwise: {', '.join(differing)}")
+            raise L2VError(f"merge.runs={other.folder}: its encoder is used otherwise: {', '.join(differing)}")
 
 
-def _records(merge: Merge, run: Run) -> list[dict[str, Any]]:
+def _records(merge: Merge) -> list[dict[str, Any]]:
     """For the lineage: what was merged with the run, with the hash of what it trained, and the share in the result."""
-    weights = merge.weights or (1.0,) * (1 + len(merge.runs))
     found = []
-    for path, weight in zip(merge.runs, weights[1:], strict=True):
-        other = Run.open(path, "merge.runs")
+    for other, _, share in merge.others():
         lineage = other.lineage()
         hashed = lineage.adapter.hash if lineage.adapter else folder_hash(other.encoder)
-        share = round(weight / sum(weights), 6)
-        found.append({"run": other.folder.name, "hash": hashed, "share": share, "method": merge.method})
+        found.append({"run": other.folder.name, "hash": hashed, "share": round(share, 6), "method": merge.method})
     return found
 
 
