@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -35,15 +36,17 @@ def quick_needs(setup: Setup) -> Needs:
         # end of the forward pass; what they take is straight once it is the same moment
         assert low is not None and high is not None
         next_one = of(count)
-        if _are_close(_needs_at(low, high, short, 3 * short), next_one):
-            return _needs_at(low, high, short, layers - count + 3 * short)
+        line = partial(_needs_at, low, high, count - 2 * short, count - short)
+        if _are_close(line(count), next_one):
+            return line(layers)
         low, high = high, next_one
     return needs_of(setup)
 
 
-def _needs_at(low: Needs, high: Needs, short: int, layers: int) -> Needs:
-    """Of so many layers, by a model of ``short`` of them and one of twice as many."""
-    return Needs(**{name: _at(value, vars(high)[name], short, layers) for name, value in vars(low).items()})
+def _needs_at(low: Needs, high: Needs, fewer: int, more: int, layers: int) -> Needs:
+    """Of so many layers, on the straight line through what a model of ``fewer`` takes and one of ``more``."""
+    steps = (layers - fewer) / (more - fewer)
+    return Needs(**{name: _at(value, vars(high)[name], steps) for name, value in vars(low).items()})
 
 
 def _are_close(expected: Needs, found: Needs) -> bool:
@@ -74,7 +77,7 @@ def _period(text: Any) -> int:
     return layers
 
 
-def _at(low: Any, high: Any, short: int, layers: int) -> Any:
+def _at(low: Any, high: Any, steps: float) -> Any:
     if isinstance(low, dict):
-        return {key: _at(value, high[key], short, layers) for key, value in low.items()}
-    return type(low)(low + (high - low) * (layers - short) / short)
+        return {key: _at(value, high[key], steps) for key, value in low.items()}
+    return type(low)(low + (high - low) * steps)

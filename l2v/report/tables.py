@@ -23,10 +23,11 @@ def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         L2VError: a folder is no run, or a file is broken.
     """
-    return _summary(read_runs(folders))
+    return summary(read_runs(folders))
 
 
-def _summary(runs: list[Record]) -> list[dict[str, Any]]:
+def summary(runs: list[Record]) -> list[dict[str, Any]]:
+    """The same of runs that were read."""
     suites_of: dict[str, set[str]] = {}
     for run in runs:
         for suite, content in run.suites.items():
@@ -61,7 +62,7 @@ def choose_reference(runs: list[Record], wanted: str | None) -> str:
 
 def make_document(runs: list[Record], title: str, reference: str) -> dict[str, Any]:
     """Everything in the tables, as JSON values: the content of ``runs.json``."""
-    summary = _compared(_summary(runs), reference)
+    compared = _compared(summary(runs), reference)
     facts = ("name", "stage", "status", "seed", "config_hash", "created", "finished", "choices", "versions")
     rows = [
         {
@@ -78,7 +79,7 @@ def make_document(runs: list[Record], title: str, reference: str) -> dict[str, A
             "contamination": _plain(run.contamination),
             "lineage": asdict(run.lineage) if run.lineage else None,
         }
-        for run, row in zip(runs, summary, strict=True)
+        for run, row in zip(runs, compared, strict=True)
     ]
     return {
         "title": title,

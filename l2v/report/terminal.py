@@ -10,7 +10,7 @@ from rich.table import Table
 
 from l2v.report.ablation import folded, seeds_of
 from l2v.report.runs import read_runs
-from l2v.report.tables import best_of, known_values, summary_rows
+from l2v.report.tables import best_of, known_values, summary
 
 
 def print_scores(folders: Sequence[Path]) -> None:
@@ -19,8 +19,9 @@ def print_scores(folders: Sequence[Path]) -> None:
     Runs that differ in their seeds only are one: mean and standard deviation. A row is a run, or a task where there are
     more tasks than runs: the terminal is not that wide.
     """
-    rows = {row["label"]: row["scores"] for row in summary_rows(folders)}
-    groups = seeds_of(read_runs(folders))
+    runs = read_runs(folders)
+    rows = {row["label"]: row["scores"] for row in summary(runs)}
+    groups = seeds_of(runs)
     heads, columns = [], []
     for task in known_values([{"scores": scores} for scores in rows.values()]):
         scores = [scores[task] for scores in rows.values() if task in scores]
