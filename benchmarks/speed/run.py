@@ -13,7 +13,6 @@ after every measurement.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ import torch  # noqa: E402
 from transformers4 import write_transformers4  # noqa: E402
 
 from l2v.encoders.encoder import Encoder  # noqa: E402
-from l2v.kernels.linear import onednn_is_faster, product  # noqa: E402
+from l2v.kernels.linear import onednn_is_faster, processor_name, product  # noqa: E402
 from l2v.process import set_up_process  # noqa: E402
 from l2v.progress import say  # noqa: E402
 from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
@@ -247,10 +246,7 @@ def prepare(work: Path, model: str, size: given.Size, paragraphs: Sequence[str],
 
 def processor() -> str:
     """The name of the processor, and how many cores there are."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 def main() -> None:

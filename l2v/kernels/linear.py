@@ -62,7 +62,7 @@ def onednn_is_faster() -> bool:
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     with contextlib.suppress(OSError, ValueError, L2VError):
-        file = cache_folder("cpu") / f"{settings_hash([_processor(), torch.__version__])}.json"
+        file = cache_folder("cpu") / f"{settings_hash([processor_name(), torch.__version__])}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a+") as kept:
             fcntl.flock(kept, fcntl.LOCK_EX)  # whoever comes while another measures waits for it, some ten milliseconds
@@ -70,7 +70,7 @@ def onednn_is_faster() -> bool:
             if text := kept.read():
                 return bool(json.loads(text)["onednn_is_faster"])
             found = _onednn_measures_faster()
-            json.dump({"processor": _processor(), "torch": torch.__version__, "onednn_is_faster": found}, kept)
+            json.dump({"processor": processor_name(), "torch": torch.__version__, "onednn_is_faster": found}, kept)
             return found
     return _onednn_measures_faster()
 
@@ -88,12 +88,13 @@ def _onednn_measures_faster() -> bool:
     return seconds[False] > 1.25 * seconds[True]
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor, as the system calls it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return platform.processor()
+    return platform.processor() or platform.machine()
 
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:

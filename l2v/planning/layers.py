@@ -30,11 +30,12 @@ def quick_needs(setup: Setup) -> Needs:
     def of(count: int) -> Needs:
         return needs_of(dataclasses.replace(setup, config=with_layers(setup.config, count)))
 
-    low, high = (of(count) for count in (short, 2 * short)) if layers >= 4 * short else (None, None)
+    if layers < 4 * short:
+        return needs_of(setup)
+    low, high = of(short), of(2 * short)
     for count in range(3 * short, layers - short + 1, short):
         # of the shortest ones the most may lie at another moment of the step: in the optimizer, say, and not at the
         # end of the forward pass; what they take is straight once it is the same moment
-        assert low is not None and high is not None
         next_one = of(count)
         line = partial(_needs_at, low, high, count - 2 * short, count - short)
         if _are_close(line(count), next_one):
