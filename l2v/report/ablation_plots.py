@@ -4,7 +4,19 @@ from typing import Any
 
 from l2v.report.ablation import order
 from l2v.report.curves import figure, legend
-from l2v.report.markup import Html, cell, column_head, decimals_for, el, join, number_text, row_head, table, text_cell
+from l2v.report.markup import (
+    Html,
+    cell,
+    column_head,
+    decimals_for,
+    el,
+    join,
+    number_text,
+    row_head,
+    score_head,
+    table,
+    text_cell,
+)
 from l2v.report.plots import Spread, spread_plot
 from l2v.report.tables import best_of, shown
 
@@ -94,22 +106,14 @@ def _table(settings: list[str], points: list[dict[str, Any]], tasks: dict[str, d
         task: best_of([p["scores"][task]["mean"] for p in points if task in p["scores"]], score["higher_is_better"])
         for task, score in tasks.items()
     }
-    head = [column_head(_called(key)) for key in settings or ["runs"]] + [column_head("runs", number=True)] * bool(
-        settings
-    )
-    head += [
-        column_head(
-            score["label"], score["metric"] + ("" if score["higher_is_better"] else ", lower is better"), number=True
-        )
-        for score in tasks.values()
-    ]
+    head = [column_head(_called(key)) for key in settings or ["first run"]]
+    head += [column_head("runs", number=True), *map(score_head, tasks.values())]
     body = []
     for point in points:
-        first = [row_head(shown(next(iter(point["settings"].values()))))] if settings else [row_head(point["runs"][0])]
-        others = [text_cell(shown(value)) for value in list(point["settings"].values())[1:]]
-        count = [cell(len(point["runs"]), len(point["runs"]))] * bool(settings)
+        first, *others = [shown(value) for value in point["settings"].values()] or point["runs"][:1]
+        count = len(point["runs"])
         scores = [_score(point["scores"].get(t), decimals[t], best[t] if len(points) > 1 else None) for t in tasks]
-        body.append([*first, *others, *count, *scores])
+        body.append([row_head(first), *map(text_cell, others), cell(count, count), *scores])
     return table(head, body)
 
 

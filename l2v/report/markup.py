@@ -46,6 +46,12 @@ def column_head(text: str, note: str = "", *, number: bool = False) -> Html:
     return el("th", breakable(text), small, scope="col", class_="number" if number else None)
 
 
+def score_head(score: dict[str, Any]) -> Html:
+    """The head of a task's column: its name, metric and direction."""
+    direction = "" if score["higher_is_better"] else ", lower is better"
+    return column_head(score["label"], score["metric"] + direction, number=True)
+
+
 def row_head(label: str, note: str = "", badge: str | None = None) -> Html:
     mark = el("span", badge, class_="badge") if badge else None
     return el(

@@ -30,6 +30,7 @@ from l2v.report.markup import (
     moment,
     number_text,
     row_head,
+    score_head,
     table,
     text_cell,
 )
@@ -122,12 +123,7 @@ def _scores_section(document: dict[str, Any]) -> Html | None:
         return None
     columns = {task: [row["scores"].get(task) for row in rows] for task in tasks}
     decimals = {task: decimals_for(s["value"] for s in column if s) for task, column in columns.items()}
-    head = [column_head("run")] + [
-        column_head(
-            score["label"], score["metric"] + ("" if score["higher_is_better"] else ", lower is better"), number=True
-        )
-        for score in tasks.values()
-    ]
+    head = [column_head("run"), *map(score_head, tasks.values())]
     body = [
         [_run_head(row, reference)] + [_score_cell(row["scores"].get(task), decimals[task]) for task in tasks]
         for row in rows
