@@ -22,12 +22,13 @@ def main(composed: DictConfig) -> None:
     from l2v.export.vectors import TEXTS, VECTORS_FILE, read_vectors_of
     from l2v.export.verify import compare, likely_cause, served_vectors
 
+    settings.parts()  # of what is not there this says that it is encoder=
     carried = read_vectors_of(settings.folder)
     if config["url"] is not None:
         key = os.environ.get(variable := config["key_variable"] or "")
         if variable and key is None:
             raise L2VError(f"key_variable={variable}: no such environment variable")
-        texts, own = carried or (list(TEXTS), Encoder.from_pretrained(settings).encode(list(TEXTS)))
+        texts, own = carried or (texts := list(TEXTS), Encoder.from_pretrained(settings).encode(texts))
         name = config["served_name"] or settings.folder.name
         served, who = served_vectors(config["url"], name, texts, key), config["url"]
     else:

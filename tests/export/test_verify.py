@@ -163,6 +163,8 @@ def test_a_key_is_sent_only_where_it_is_asked_for(folder: Path, serve: Serve, mo
 def test_what_is_loaded_otherwise_is_told_too(folder: Path, tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(L2VError, match="what is loaded here: other vectors .*; a token does not see those after it"):
         verify(folder, "attention=causal")
+    with pytest.raises(L2VError, match="^encoder=/no/such: no such file or folder"):
+        verify(Path("/no/such"), "url=http://127.0.0.1:9")
     with pytest.raises(L2VError, match=f"it carries no {VECTORS_FILE}, which `l2v export` writes"):
         verify(tiny_model)
 
