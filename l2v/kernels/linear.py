@@ -123,7 +123,7 @@ class FastLinear(nn.Linear):
         """The weight, or its copy in a dtype: on a CPU that of a frozen one is kept until the weight changes."""
         weight = self.weight
         plain = kind_of(weight.device) == "cpu" and type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
-        if weight.dtype == dtype or weight.requires_grad or not plain:
+        if weight.dtype == dtype or weight.requires_grad or weight.is_inference() or not plain:
             return weight
         kept: _Cast | None = self.__dict__.get("_copy")
         if kept is None or not kept.is_of(weight, dtype):
@@ -195,10 +195,11 @@ def speed_up_linears(model: nn.Module) -> None:
 
 
 class _Cast:
-    """A copy of a tensor in another dtype, and what it was made of."""
+    """A copy of a tensor in another dtype, and what it was made of: no tensor of inference mode."""
 
     def __init__(self, x: Tensor, dtype: torch.dtype) -> None:
-        self.copy = x.detach().to(dtype)
+        with torch.inference_mode(False):  # a copy that a validation makes is used in training
+            self.copy = x.detach().to(dtype)
         self._source, self._version = weakref.ref(x), x._version
 
     def is_of(self, x: Tensor, dtype: torch.dtype) -> bool:
@@ -206,9 +207,14 @@ class _Cast:
 
 
 def _shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in a dtype, without its gradient. Layers that follow each other on one input share the copy."""
+    """``x`` in a dtype, without its gradient. Layers that follow each other on one input share the copy.
+
+    Not in inference mode, in which a tensor does not say whether it was written to.
+    """
     if x.dtype == dtype:
         return x.detach()
+    if x.is_inference():
+        return x.to(dtype)
     if _now.cast is None or not _now.cast.is_of(x, dtype):
         _now.cast = _Cast(x, dtype)
     return _now.cast.copy

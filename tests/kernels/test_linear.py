@@ -278,6 +278,21 @@ def test_lean_lora_leaves_merging_switching_off_and_evaluation_to_peft(library: 
         torch.testing.assert_close(merged(ids)[0], plain(ids)[0], rtol=1e-4, atol=1e-4)
 
 
+def test_lean_lora_works_in_inference_mode_under_autocast() -> None:
+    """Lightning validates in it; its tensors do not say whether they were written to."""
+    model = _adapted(0.5).eval()
+    speed_up(model)
+    ids = torch.arange(16).view(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
+            expected = model(ids)[0]
+        with torch.inference_mode():
+            torch.testing.assert_close(model(ids)[0], expected, rtol=0, atol=0)
+            within = _adapted(0.5).eval()
+            speed_up(within)
+            torch.testing.assert_close(within(ids)[0], expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "device",
     [

@@ -73,6 +73,22 @@ def test_a_run_is_self_contained(tiny: Tiny) -> None:
     assert "stage:" in (run.folder / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
+def test_a_stage_trains_and_validates_in_mixed_precision(tiny: Tiny, stage: str) -> None:
+    """Of float32 weights, as on a CPU with bfloat16 instructions: the losses of float32 within its rounding."""
+
+    def losses(precision: str) -> list[float]:
+        settings = [f"trainer.precision={precision}", "stage.max_steps=3", "adapter.lora.dropout=0"]
+        run = tiny.train(precision, stage, *settings)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [row["validation/loss"] for row in rows if "validation/loss" in row]
+
+    mixed, exact = losses("bf16-mixed"), losses("32-true")
+    assert len(mixed) == len(exact) == 2
+    assert mixed != exact
+    np.testing.assert_allclose(mixed, exact, rtol=0.1)  # a temperature of 0.02 makes 50 times as much of a rounding
+
+
 @pytest.mark.slow
 def test_saving_memory_changes_no_run(tiny: Tiny) -> None:
     steps = ["stage.max_steps=3", "stage.learning_rate=1e-2", "stage.weight_decay=0.1"]
