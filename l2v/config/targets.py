@@ -22,6 +22,7 @@ from l2v.trust import VARIABLE, allowed_modules, is_inside
 
 _ROOMS = (
     "l2v.data",
+    "l2v.distillation",
     "l2v.evaluation",
     "l2v.losses",
     "l2v.models.adapters",

@@ -17,14 +17,14 @@ from l2v.progress import track
 from l2v.runs.files import cache_folder, draft_folder
 from l2v.runs.ledger import is_kept, seal
 from l2v.text.prompts import Prompt
-from l2v.text.tokenization import Tokens, clean, tokenize
+from l2v.text.tokenization import clean, tokenize
 from l2v.text.vocabulary import check_ids
 
 _CHUNK = 1000
 _FILE = "rows.arrow"
 _BLOCKS = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
-_TEXTS = _BLOCKS.append(pyarrow.field("text_begin", pyarrow.int32()))
-_VERSION = 2
+_TEXTS = _BLOCKS.append(pyarrow.field("text_begin", pyarrow.int32())).append(pyarrow.field("number", pyarrow.int64()))
+_VERSION = 3
 """Part of the cache's key: raise it when the same texts would make other rows."""
 
 MakeRows = Callable[[Iterable[list[str]]], Iterator[Sequence[Any]]]
@@ -69,7 +69,8 @@ def text_rows(
 ) -> datasets.Dataset:
     """A row a text, cut to ``max_length`` tokens; texts without a token are left out (SimCSE).
 
-    Columns: ``input_ids``, and ``text_begin``, the index of the first token that is pooled.
+    Columns: ``input_ids``; ``text_begin``, the index of the first token that is pooled; ``number``, the text's place in
+    the source.
 
     Raises:
         L2VError: the texts make no row.
@@ -77,11 +78,14 @@ def text_rows(
 
     wanted = prompt or Prompt()
 
-    def make(chunks: Iterable[list[str]]) -> Iterator[Tokens]:
+    def make(chunks: Iterable[list[str]]) -> Iterator[tuple[list[int], int, int]]:
         special = set(tokenizer.all_special_ids)
+        numbers = itertools.count()
         for chunk in chunks:
             rows = tokenize(chunk, tokenizer, max_length=max_length, prompt=wanted)
-            yield from (row for row in rows if not special.issuperset(row.input_ids))
+            for number, row in zip(numbers, rows, strict=False):
+                if not special.issuperset(row.input_ids):
+                    yield *row, number
 
     return _cached(source, tokenizer, f"texts of up to {max_length} tokens", _TEXTS, make, show, repr(wanted))
 

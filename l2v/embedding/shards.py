@@ -106,6 +106,23 @@ def count_shards(manifest: Mapping[str, Any]) -> int:
     return -(-manifest["rows"] // manifest["shard_rows"])
 
 
+def finished_manifest(folder: str | Path, override: str | None = None) -> dict[str, Any]:
+    """The manifest of a folder whose shards are all written.
+
+    Args:
+        folder: of vectors.
+        override: what an error names beside it.
+
+    Raises:
+        L2VError: it is none, or encode.py has not finished it.
+    """
+    manifest = Shards(Path(folder).expanduser()).manifest()
+    if manifest is None or "finished" not in manifest:
+        where = f"{override}={folder}" if override else folder
+        raise L2VError(f"{where}: expected a finished folder of encode.py, found no manifest.json that says so")
+    return manifest
+
+
 def read_vectors(folder: str | Path) -> Iterator[NDArray[np.float32]]:
     """The vectors that encode.py wrote, a shard at a time, in the order of the input.
 
@@ -124,10 +141,7 @@ def read_vectors(folder: str | Path) -> Iterator[NDArray[np.float32]]:
     Raises:
         L2VError: no finished folder of vectors, or a shard of it is damaged.
     """
-    shards = Shards(Path(folder).expanduser())
-    manifest = shards.manifest()
-    if manifest is None or "finished" not in manifest:
-        raise L2VError(f"{folder}: expected a finished folder of encode.py, found no manifest.json that says so")
+    shards, manifest = Shards(Path(folder).expanduser()), finished_manifest(folder)
     ranges = Ranges.read(manifest["calibration"]) if manifest["calibration"] else None
     for number, record in enumerate(manifest["shards"]):
         check_hash(shards.file(number), record["sha256"], "the command that wrote it writes it anew")

@@ -12,6 +12,8 @@ from l2v.pooling import Pooling, PoolingName
 from l2v.stages.stage import Stage
 from l2v.text.prompts import SEPARATOR, PooledTokens, Prompt, SpecialTokens
 
+_TEXTS = ("input_ids", "attention_mask", "pool_mask", "position_ids")
+
 
 class ContrastiveStage(Stage):
     """A stage that trains on vectors of texts.
@@ -70,6 +72,10 @@ class ContrastiveStage(Stage):
     def attach(self, backbone: Backbone, seed: int) -> None:
         super().attach(backbone, seed)
         backbone.check_length(self.max_length, "stage.max_length")
+
+    def texts_of(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The part of a batch that :meth:`embed` takes."""
+        return {name: batch[name] for name in _TEXTS if name in batch}
 
     def embed(self, texts: dict[str, Tensor]) -> Tensor:
         """The vectors (texts, hidden), in float32, of a :class:`~l2v.text.tokenization.Batch` of texts."""

@@ -97,11 +97,7 @@ class SimCSE(ContrastiveStage):
 
     def _views(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Vectors of the two views, (batch, hidden) each."""
-        twice: dict[str, Tensor] = {
-            name: batch[name].repeat(2, 1)
-            for name in ("input_ids", "attention_mask", "pool_mask", "position_ids")
-            if name in batch
-        }
+        twice = {name: values.repeat(2, 1) for name, values in self.texts_of(batch).items()}
         first, second = self.embed(twice).chunk(2)
         return first, second
 

@@ -1,0 +1,1 @@
+"""Training on a teacher's vectors of unlabelled texts."""
