@@ -92,7 +92,8 @@ def main(composed: DictConfig) -> None:
             _evaluate({**_usage(model), "source": str(run), "revision": None}, config["evaluation"], scores)
         columns.append(scores)
         previous = run
-    _finish(columns, folder, f"{name} {label}".strip(), time.monotonic() - begin)
+    assert previous is not None
+    _finish(columns, previous, folder, f"{name} {label}".strip(), time.monotonic() - begin)
     note_point(label, whole, columns)
 
 
@@ -129,16 +130,16 @@ def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
     evaluate(EncoderSettings(**how), tasks, suite=suite["suite"], folder=folder)
 
 
-def _finish(columns: list[Path], folder: Path, name: str, seconds: float) -> None:
+def _finish(columns: list[Path], run: Path, folder: Path, name: str, seconds: float) -> None:
     from l2v.report import print_scores, write_report
 
     page = write_report(columns, folder / "report.html", title=f"l2v recipe: {name}")
     print_scores(columns)
-    encoder = columns[-1]
+    encoder = next((folder for folder in (run / "encoder", run / "adapter") if folder.is_dir()), run)
     sentences = '["A dog barks.", "A puppy yaps.", "Stocks fell."]'
-    print(f"\n{seconds / 60:.1f} minutes. Report: {page.resolve()}\nEncoder: {(encoder / 'encoder').resolve()}\n")
+    print(f"\n{seconds / 60:.1f} minutes. Report: {page.resolve()}\nEncoder: {encoder.resolve()}\n")
     print("from l2v import Encoder")
-    print(f'encoder = Encoder.from_pretrained("{encoder}")')
+    print(f'encoder = Encoder.from_pretrained("{run}")')
     print(f"print(encoder.similarity(*[encoder.encode({sentences})] * 2))")
 
 

@@ -37,8 +37,9 @@ def print_scores(folders: Sequence[Path]) -> None:
     else:
         table = Table("model", *heads)
         cells = list(zip(labels, *columns, strict=True))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for number, column in enumerate(table.columns):
+        column.overflow = "fold"
+        column.justify = "right" if number else "left"
     for row in cells:
         table.add_row(*row)
     Console().print(table)
@@ -53,7 +54,7 @@ def _label(group: Sequence[str]) -> str:
     """Of runs that differ in their seeds: what is left of their labels without them."""
     if len(group) == 1:
         return group[0]
-    names = {re.sub(r"(?<![a-z])[_-]?seed-?\d+", "", label) for label in group}
+    names = {re.sub(r"(?<![a-z])[_-]?seed-?\d+", "", label).strip("/").replace("//", "/") for label in group}
     return f"{names.pop() if len(names) == 1 else group[0]} ({len(group)} seeds)"
 
 

@@ -125,6 +125,27 @@ def test_the_terminal_folds_seeds(grid: Path, capsys: pytest.CaptureFixture[str]
     assert "0.7650 ± 0.0071" in text
 
 
+def test_the_terminal_names_a_run_under_the_folder_of_its_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        trained(tmp_path / part / "simcse", {"name": "simcse"}, 0.5, seed=seed)
+        for seed, part in enumerate(("seed-0", "seed-1"))
+    ]
+    print_scores(runs)
+    assert " simcse (2 seeds) ┃" in capsys.readouterr().out
+
+
+def test_the_terminal_cuts_no_name_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"masking_strategy-{kind}_masking_probability-0.2_learning_rate-0.0001_seed-{kind}" for kind in "ab"]
+    runs = [trained(tmp_path / name, {"name": "simcse", "kind": name}, 0.5) for name in names]
+    print_scores(runs)
+    lines = capsys.readouterr().out
+    assert "…" not in lines
+    told = "".join(line.split("│")[1].strip() for line in lines.splitlines() if "│" in line)
+    assert all(name in told for name in names)
+
+
 def test_the_command_takes_the_folder_of_a_sweep(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
