@@ -13,7 +13,7 @@ from transformers.masking_utils import (
 
 from l2v.errors import L2VError
 from l2v.models.bidirectional import Attention, accepts_position_ids
-from l2v.models.proof import SAME, device_and_dtype, in_evaluation, largest_change, trace
+from l2v.models.proof import device_and_dtype, in_evaluation, largest_change, same_within, trace
 
 
 def packed_positions(segment_ids: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
@@ -109,11 +109,11 @@ def _prove_packing(model: nn.Module) -> float:
             text = ids.flatten()[tokens][None]
             alone = trace(model, text, torch.ones_like(text), packed.fed(tokens))
             change = max(change, largest_change(packed, alone, tokens, slice(None)))
-            if not change <= SAME[dtype]:  # not (a <= b) rather than a > b: a NaN must fail too
+            if not change <= same_within(dtype):  # not (a <= b) rather than a > b: a NaN must fail too
                 raise L2VError(
                     f"{config.model_type} with attn_implementation={config._attn_implementation}: texts cannot be "
                     f"packed into one row; it changes their states by {change:.1e} (relative; at most "
-                    f"{SAME[dtype]:.0e} is rounding)"
+                    f"{same_within(dtype):.0e} is rounding)"
                 )
     return change
 

@@ -1,5 +1,6 @@
 """Whether a model attends as it should: it is run to see."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,10 +19,25 @@ Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 _PROBE_LENGTH = 12
 _PADDING = 5
 # Relative change of a layer's update that counts as none, by dtype: rounding stays below.
-SAME = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_SAME = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 # Relative change that shows that another token was seen. What a token cannot see changes nothing at all, or rounding
 # where experts get other batches.
 _SEEN = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+_OF_PRECISION = {"highest": torch.float32, "high": torch.float16, "medium": torch.bfloat16}
+"""What float32 products are made of, by ``torch.set_float32_matmul_precision``: TF32 has the digits of float16."""
+
+
+def same_within(dtype: torch.dtype) -> float:
+    """The largest relative change of a layer's update that is rounding, of a model in this dtype."""
+    return _SAME[_rounds_as(dtype)]
+
+
+def _rounds_as(dtype: torch.dtype) -> torch.dtype:
+    if dtype != torch.float32:
+        return dtype
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
+        return torch.float16
+    return _OF_PRECISION[torch.get_float32_matmul_precision()]
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ def prove(model: nn.Module, attention: Attention, *, partial: bool = False, run:
 def _prove(model: nn.Module, attention: Attention, partial: bool, run: Run) -> Proof:
     config: Any = model.config
     device, dtype = device_and_dtype(model)
-    same, seen = SAME[dtype], _SEEN[dtype]
+    same, seen = same_within(dtype), _SEEN[_rounds_as(dtype)]
     vocabulary = config.get_text_config().vocab_size
     length = _PROBE_LENGTH + _PADDING
     long = torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0)).to(device)

@@ -190,6 +190,29 @@ def test_rounding_of_deep_models_in_16_bits_does_not_add_up(attention, dtype):
     assert proof.causal_layers == ([] if attention == "bidirectional" else list(range(24)))
 
 
+def test_products_in_tf32_are_rounding(monkeypatch):
+    """As ``torch.set_float32_matmul_precision("high")`` makes them on a GPU: each shape is rounded in a way of its own."""
+    model = decoder()
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(module, given, y):
+        return y * (1 + 2**-11 * torch.randn(y.shape, generator=generator))
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(rounded)
+    with pytest.raises(L2VError, match="at most 1e-04 is rounding"):
+        prove(model, "bidirectional")
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert prove(model, "bidirectional").padding_change > 1e-4
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert prove(model, "bidirectional").backward_change > 1e-2
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_padding_that_leaks_is_caught_in_16_bits(monkeypatch, dtype):
     model = decoder().to(dtype)
