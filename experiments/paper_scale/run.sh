@@ -2,12 +2,13 @@
 # Table 1 of the paper in small: three starts, SimCSE on each, three seeds, and six tasks after each stage. What is
 # finished is reused.
 #   sh experiments/paper_scale/run.sh <folder of data> <folder of texts> [overrides]
-# JOBS=n trains n seeds at once, and from all starts.
+# JOBS=n trains n seeds at once, and from all starts (the extra l2v[sweep]).
 set -eu
 [ $# -ge 2 ] || { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 data=$1 texts=$2
 shift 2
 here=$(dirname "$0") jobs=${JOBS:-1}
+[ "$jobs" -eq 1 ] || set -- hydra/launcher=joblib hydra.launcher.n_jobs="$jobs" "$@"
 
 untrained() {
     row=$1
@@ -21,7 +22,7 @@ trained() {
     shift
     "${PYTHON:-python}" recipe.py -m --config-dir="$here" recipe=smollm2-paper-scale name=paper_scale/"$row" \
         data=small_wikipedia data.folder="$texts" baselines='[]' seed=0,1,2 evaluation=quick_whole \
-        evaluation.folder="$data" export=adapter hydra/launcher=joblib hydra.launcher.n_jobs="$jobs" "$@"
+        evaluation.folder="$data" export=adapter "$@"
 }
 
 together() {

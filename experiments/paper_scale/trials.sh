@@ -2,17 +2,18 @@
 # The learning rates that run.sh trains with: short trials from the untrained model, chosen by STSBenchmark's development
 # part and SICK-R.
 #   sh experiments/paper_scale/trials.sh <folder of data> <folder of texts> [overrides]
-# JOBS=n trains n of each at once, and both stages.
+# JOBS=n trains n of each at once, and both stages (the extra l2v[sweep]).
 set -eu
 [ $# -ge 2 ] || { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 data=$1 texts=$2
 shift 2
+[ "${JOBS:-1}" -eq 1 ] || set -- hydra/launcher=joblib hydra.launcher.n_jobs="$JOBS" "$@"
 here=$(dirname "$0")
 
 trial() {
     "${PYTHON:-python}" recipe.py -m --config-dir="$here" recipe=smollm2-paper-scale data=small_wikipedia \
         data.folder="$texts" baselines='[]' stage.max_steps=200 stage.warmup_steps=20 evaluation=sts_dev \
-        evaluation.folder="$data" export=adapter hydra/launcher=joblib hydra.launcher.n_jobs="${JOBS:-1}" "$@"
+        evaluation.folder="$data" export=adapter "$@"
 }
 
 together() {

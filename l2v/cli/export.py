@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from l2v import config as configs
 from l2v.errors import L2VError
+from l2v.evaluation.mteb.submission import Submission, check_submission, write_submission
 from l2v.export.card import Form
 from l2v.export.export import Export, Merge, export
 from l2v.export.hub import check_hub, push_folder
@@ -32,14 +33,21 @@ def main(composed: DictConfig) -> None:
         prompts={name: configs.check_value(str, text, f"prompts.{name}") for name, text in prompts.items()},
         encoder=encoder,
     )
+    submission = Submission(**configs.check(Submission, config["mteb"], "mteb"))
     private = configs.check_value(bool, config["private"], "private")
     folder = Path(config["output"]).expanduser() if config["output"] else _folder(run, wanted)
     if folder.exists() and not (folder / "l2v.json").exists():
         raise L2VError(f"output={folder}: the folder exists and holds no encoder; name another one")
     start = wanted.check(run)
+    if submission.name is not None:
+        if encoder.differences() or wanted.merge != Merge():
+            raise L2VError("mteb.name: the scores are those of the run as it is; leave out merge and its settings")
+        check_submission(run, submission)
     if config["push"]:
         check_hub(config["push"], wanted, start)
-    export(run, folder, wanted, name=config["push"] or run.folder.name)
+    written = export(run, folder, wanted, name=config["push"] or run.folder.name)
+    if submission.name is not None:
+        write_submission(run, written, start.head or start.base, folder / "mteb", submission)
     say(f"wrote {folder}")
     if config["push"]:
         say(f"pushed {push_folder(folder, config['push'], private=private)}")

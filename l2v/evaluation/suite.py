@@ -63,8 +63,7 @@ def evaluate(
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise L2VError(f"output={folder}: cannot be written ({error.strerror})") from None
-    name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
-    store = ResultStore(file.parent / "mteb", f"l2v/{name}", settings_hash([_VERSION, vectors]))
+    store = result_store(subject, folder, vectors)
     for task in tasks.values():
         task.check(store)
     begin = time.monotonic()
@@ -95,6 +94,12 @@ def evaluate(
     }
     write_json(file, result)
     return result
+
+
+def result_store(subject: EncoderSettings, folder: Path, vectors: list[Any]) -> ResultStore:
+    """Where scores that are kept one by one lie, of an encoder whose vectors are pinned so."""
+    name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
+    return ResultStore(folder / "evaluation" / "mteb", f"l2v/{name}", settings_hash([_VERSION, vectors]))
 
 
 class _Job(NamedTuple):

@@ -117,7 +117,7 @@ def ancestors(run: Run) -> list[Run]:
 
 
 def _before(run: Run) -> Run | None:
-    named = _config(run).get("init_from")
+    named = config_of(run).get("init_from")
     if not isinstance(named, str):
         return None
     for folder in (Path(named).expanduser(), run.folder.parent / Path(named).name):
@@ -134,7 +134,8 @@ def _bases(lineage: Lineage) -> set[str]:
     return {lineage.base_hash, *(record.get("base_hash", "") for record in lineage.history)}
 
 
-def _config(run: Run) -> dict[str, Any]:
+def config_of(run: Run) -> dict[str, Any]:
+    """A run's config as it was saved; empty where there is none."""
     file = run.folder / "config.yaml"
     found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     return found if isinstance(found, dict) else {}
@@ -238,7 +239,7 @@ def _lineage(card: Card) -> str:
 
 def _training(run: Run) -> str:
     """A stage: its data, its settings in brief, its machine-independent facts."""
-    record, config = run.record(), _config(run)
+    record, config = run.record(), config_of(run)
     stage, data, lora = (config.get(key) or {} for key in ("stage", "data", "adapter"))
     lora = lora.get("lora") or {}
     settings = {key: stage[key] for key in _OF_STAGE if stage.get(key) is not None}

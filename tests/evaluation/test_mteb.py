@@ -66,22 +66,28 @@ def score(model: Path, tasks: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def test_the_suites_are_the_papers_and_todays(tmp_path: Path) -> None:
+    expected = {
+        **{"mteb": 56, "mteb_subset15": 15, "mteb_v2": 41, "mteb_multilingual_v2": 131},
+        **{"rteb": 17, "beir": 15, "nanobeir": 13, "bright": 1, "longembed": 6},
+    }
     sizes = {}
-    for name in ("mteb", "mteb_subset15", "mteb_v2"):
+    for name in expected:
         suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none"]))["evaluation"]
+        assert suite["suite"] == name
         tasks = configs.build(suite["tasks"], "evaluation.tasks")[name]._tasks()
         sizes[name] = len(tasks)
         if name == "mteb":
             kinds = [task.metadata.type for task in tasks]
-    assert sizes == {"mteb": 56, "mteb_subset15": 15, "mteb_v2": 41}
+    assert sizes == expected
     # the columns of the paper's Table 1
     assert [kinds.count(k) for k in ("Retrieval", "Reranking", "Clustering", "PairClassification")] == [15, 4, 11, 3]
     assert [kinds.count(k) for k in ("Classification", "STS", "Summarization")] == [12, 10, 1]
 
 
 def test_every_task_of_the_paper_has_its_instruction() -> None:
-    from l2v.evaluation.mteb.model import instruction_of
+    from l2v.evaluation.mteb.model import instruction_by
 
+    instruction_of = instruction_by("paper")
     leaves = Benchmark(benchmark="MTEB(eng, v1)")._subtasks()
     assert {task.metadata.name for task in leaves} == set(INSTRUCTIONS)
     assert not [text for text in INSTRUCTIONS.values() if text[-1] in ".: "]
@@ -226,9 +232,16 @@ def test_a_benchmark_runs_from_a_folder_and_is_averaged_by_category(
     shorter = Benchmark(benchmark="MTEB(eng, v1)", tasks=names[:2], folder=None)  # kept scores need no data
     assert score(tiny_model, {"mteb": shorter}, tmp_path)["mteb"]["value"] == details["SICK-R"]
     assert len(calls) == done
-    plain = Benchmark(benchmark="MTEB(eng, v1)", tasks=names, folder=str(tmp_path / "mirror"), instructions=False)
+    plain = Benchmark(benchmark="MTEB(eng, v1)", tasks=names, folder=str(tmp_path / "mirror"), instructions="none")
     assert score(tiny_model, {"mteb": plain}, tmp_path)["mteb"]["details"] != details
     assert {instruction for _, instruction in calls[done:]} == {None}
+    done = len(calls)
+    own = Benchmark(benchmark="MTEB(eng, v1)", tasks=["STSBenchmark"], folder=plain.folder, instructions="mteb")
+    score(tiny_model, {"mteb": own}, tmp_path)
+    from l2v.evaluation.mteb.model import own_instruction
+
+    (metadata,) = (task.metadata for task in own._tasks())
+    assert own_instruction(metadata) and {said for _, said in calls[done:]} == {own_instruction(metadata)}
 
 
 def test_an_aggregated_task_is_the_mean_of_its_parts(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -257,6 +270,9 @@ def test_without_a_hub_one_line_names_the_tasks_and_the_place_for_their_data(tin
     with pytest.raises(L2VError, match=r"no data of 2 task\(s\): ArguAna \(mteb/arguana\), NFCorpus") as error:
         score(tiny_model, {"mteb": benchmark}, tmp_path)
     assert "\n" not in str(error.value) and f"evaluation.folder={tmp_path / 'mirror'}" in str(error.value)
+    closed = Benchmark(benchmark="RTEB(beta)", tasks=["German1Retrieval"])
+    with pytest.raises(L2VError, match="German1Retrieval: its data are closed; only mteb's leaderboard scores it"):
+        score(tiny_model, {"mteb": closed}, tmp_path)
     with pytest.raises(L2VError, match="has no task ArguAnna"):
         Benchmark(benchmark="MTEB(eng, v1)", tasks=["ArguAnna"]).check(ResultStore(tmp_path, "l2v/x", "f"))
     with pytest.raises(L2VError, match="benchmark=quux: mteb has none"):
@@ -376,8 +392,9 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
 def test_an_exported_folder_has_the_instructions_of_mteb_under_the_names_that_mteb_looks_for() -> None:
     from mteb.models.abs_encoder import get_prompt_name
 
-    from l2v.evaluation.mteb.model import instruction_of
+    from l2v.evaluation.mteb.model import instruction_by
 
+    instruction_of = instruction_by("paper")
     prompts = mteb_prompts()
     for benchmark in ("MTEB(eng, v1)", "MTEB(eng, v2)"):
         for task in Benchmark(benchmark=benchmark)._subtasks():

@@ -191,7 +191,7 @@ def test_rounding_of_deep_models_in_16_bits_does_not_add_up(attention, dtype):
 
 
 def test_products_in_tf32_are_rounding(monkeypatch):
-    """As ``torch.set_float32_matmul_precision("high")`` makes them on a GPU: each shape is rounded in a way of its own."""
+    """As ``torch.set_float32_matmul_precision("high")`` makes them on a GPU, each shape in a way of its own."""
     model = decoder()
     generator = torch.Generator().manual_seed(0)
 

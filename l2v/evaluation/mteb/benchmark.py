@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -40,23 +40,28 @@ _CATEGORIES = {
     "Summarization": "Summarization",
 }
 """mteb's types of tasks, in the order of the paper's tables."""
+Instructions = Literal["paper", "mteb", "none"]
+FOLDERS = {"mteb": "own", "none": "plain"}
+"""Of scores, beside those with the paper's instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Task):
     """A benchmark of mteb: its average over tasks, and the average of each category (scores from 0 to 1).
 
+    Tasks whose data are closed, which only mteb's leaderboard scores, are left out.
+
     Attributes:
         benchmark: mteb's name of it: ``MTEB(eng, v1)`` are the 56 tasks of the paper.
         tasks: some of its tasks by name; None: all.
-        instructions: those of the paper, and mteb's own for tasks that the paper has not; False: none.
+        instructions: ``mteb``: each task's own; ``paper``: those of the paper where it has one, else mteb's; or none.
         folder: data sets as folders ``<owner>/<name>``, where they are not to come from the hub.
         batch_size: texts in a batch.
     """
 
     benchmark: str
     tasks: list[str] | None = None
-    instructions: bool = True
+    instructions: Instructions = "paper"
     folder: str | None = None
     batch_size: Annotated[int, Ge(1)] = 32
 
@@ -89,11 +94,10 @@ class Benchmark(Task):
 
     def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
         """Score what has no score yet, each task into ``store``; the entries are those of :meth:`table`."""
-        from l2v.evaluation.mteb.model import instruction_of
+        from l2v.evaluation.mteb.model import instruction_by
 
         store, cache = self._own(store), result_cache(store)
-        instruction = instruction_of if self.instructions else lambda task: None
-        model = mteb_encoder(encoder, store, instruction, self.batch_size, show)
+        model = mteb_encoder(encoder, store, instruction_by(self.instructions), self.batch_size, show)
         for task in self._tasks():
             parts = []
             for part in subtasks(task):
@@ -139,10 +143,13 @@ class Benchmark(Task):
     def _tasks(self) -> list[Any]:
         mteb = mteb_package()
         try:
-            known = {task.metadata.name: task for task in mteb.get_benchmark(self.benchmark).tasks}
+            every = {task.metadata.name: task for task in mteb.get_benchmark(self.benchmark).tasks}
         except KeyError as error:
             raise L2VError(f"evaluation: benchmark={self.benchmark}: mteb has none ({first_line(error)})") from None
+        known = {name: task for name, task in every.items() if task.metadata.is_public is not False}
         for task in self.tasks or ():
+            if task in every and task not in known:
+                raise L2VError(f"evaluation: {task}: its data are closed; only mteb's leaderboard scores it")
             if task not in known:
                 raise L2VError(f"evaluation: {self.benchmark} has no task {task}; it has {', '.join(known)}")
         return [known[task] for task in self.tasks or known]
@@ -151,8 +158,8 @@ class Benchmark(Task):
         return [part for task in self._tasks() for part in subtasks(task)]
 
     def _own(self, store: ResultStore) -> ResultStore:
-        """Scores with and without instructions are kept apart."""
-        return store if self.instructions else store.under("plain")
+        """Scores with other instructions are kept apart."""
+        return store if self.instructions == "paper" else store.under(FOLDERS[self.instructions])
 
     def _local(self, task: Any) -> Path:
         return Path(self.folder or "").expanduser() / task.metadata.dataset["path"]

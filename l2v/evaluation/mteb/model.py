@@ -1,7 +1,7 @@
 """An encoder as mteb's classes take a model. Imports mteb, so only what evaluates with mteb imports this."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mteb.abstasks.task_metadata import TaskMetadata
@@ -68,10 +68,17 @@ class MtebEncoder(AbsEncoder):
         )
 
 
-def instruction_of(metadata: TaskMetadata) -> str | None:
-    """The paper's instruction for a task, else mteb's own; None where there is neither."""
-    if known := paper_instruction(metadata.name):
-        return known
+def instruction_by(kind: Literal["paper", "mteb", "none"]) -> Callable[[TaskMetadata], str | None]:
+    """What gives a task's instruction: the paper's and else mteb's own, mteb's own, or none."""
+    if kind == "none":
+        return lambda metadata: None
+    if kind == "mteb":
+        return own_instruction
+    return lambda metadata: paper_instruction(metadata.name) or own_instruction(metadata)
+
+
+def own_instruction(metadata: TaskMetadata) -> str | None:
+    """mteb's own instruction for a task; None where it has none."""
     prompt: Any = metadata.prompt
     if isinstance(prompt, dict):
         prompt = prompt.get(PromptType.query.value)
