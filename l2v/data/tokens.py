@@ -24,7 +24,7 @@ _CHUNK = 1000
 _FILE = "rows.arrow"
 _BLOCKS = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32()))])
 _TEXTS = _BLOCKS.append(pyarrow.field("text_begin", pyarrow.int32())).append(pyarrow.field("number", pyarrow.int64()))
-_VERSION = 3
+_VERSION = 4
 """Part of the cache's key: raise it when the same texts would make other rows."""
 
 MakeRows = Callable[[Iterable[list[str]]], Iterator[Sequence[Any]]]
@@ -83,7 +83,7 @@ def text_rows(
         numbers = itertools.count()
         for chunk in chunks:
             rows = tokenize(chunk, tokenizer, max_length=max_length, prompt=wanted)
-            for number, row in zip(numbers, rows, strict=False):
+            for row, number in zip(rows, numbers, strict=False):
                 if not special.issuperset(row.input_ids):
                     yield *row, number
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder, EncoderSettings
+from l2v.data import tokens
 from l2v.data.order import Pick
 from l2v.data.tokens import text_rows
 from l2v.distillation.taught import TaughtRows, TaughtTexts
@@ -135,8 +136,9 @@ def test_two_processes_are_as_one(taught: Callable[[int], Taught]) -> None:
     assert [row["step"] for row in rows_of(one.parent / "two")] == [0, 3]
 
 
-def test_texts_keep_their_vectors(taught: Callable[[int], Taught]) -> None:
-    """Through held-out rows, and a text without tokens, which has none of its own in training."""
+def test_texts_keep_their_vectors(taught: Callable[[int], Taught], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through held-out rows, chunks, and a text without tokens, which has none of its own in training."""
+    monkeypatch.setattr(tokens, "_CHUNK", 7)
     made = taught(16)
     files, vectors = str(made.folder / "texts.txt"), str(made.folder / "vectors")
     parts = {part: TaughtTexts(files, vectors, part=part, held_out=8) for part in ("train", "held_out")}
