@@ -10,5 +10,5 @@ shift 3
 "${PYTHON:-python}" encode.py encoder="$teacher" files="$files" output=runs/distillation-teacher normalize=true
 "${PYTHON:-python}" train.py name=distillation stage=distillation init_from="$start" data=taught \
     data.train.files="$files" data.train.vectors=runs/distillation-teacher \
-    stage.max_steps=150 stage.learning_rate=3e-4 stage.warmup_steps=10 stage.validate_every=50 \
+    stage.max_steps=130 stage.learning_rate=3e-4 stage.warmup_steps=10 stage.validate_every=50 \
     stage.validation_rows=256 reuse=true "$@"

@@ -7,7 +7,6 @@ instructions of evaluation=quick_whole.
 """
 
 import csv
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from l2v import Encoder
 from l2v.progress import say
+from l2v.runs.files import read_json_lines
 
 SIMILAR = "Retrieve semantically similar text"
 CLAIM = "Given a scientific claim, retrieve documents that support or refute the claim"
@@ -44,8 +44,8 @@ def cosines(encoder: Encoder, pairs: list[tuple[str, str, float]]) -> NDArray[np
 
 def gains(encoder: Encoder, folder: Path) -> NDArray[np.float64]:
     """nDCG@10 of each judged claim, in the order of the file."""
-    documents = [json.loads(line) for line in open(folder / "corpus.jsonl", encoding="utf-8")]
-    queries = {q["_id"]: q["text"] for q in map(json.loads, open(folder / "queries.test.jsonl", encoding="utf-8"))}
+    documents = read_json_lines(folder / "corpus.jsonl")
+    queries = {query["_id"]: query["text"] for query in read_json_lines(folder / "queries.test.jsonl")}
     judged: dict[str, set[str]] = {}
     with open(folder / "qrels.test.tsv", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):

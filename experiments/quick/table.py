@@ -1,8 +1,10 @@
-"""The scores of ``evaluation=quick`` of several runs as a table, and as ``results.json`` beside this file.
+"""The scores of ``evaluation=quick`` of several runs as a table, and as ``results.json``.
 
 python experiments/quick/table.py runs/causal runs/bidirectional runs/mntp runs/simcse
+python experiments/quick/table.py runs/start runs/distillation --results experiments/distillation/results.json
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from l2v.errors import L2VError
 from l2v.runs.files import read_json, write_json
 
 
-def main(folders: list[Path]) -> None:
+def main(folders: list[Path], results_file: Path) -> None:
     """Print Markdown, and write the numbers with those of the contamination check."""
     results = {}
     for folder in folders:
@@ -26,7 +28,7 @@ def main(folders: list[Path]) -> None:
                 for task in (read_json(check)["tasks"].values() if check.exists() else [])
             },
         }
-    write_json(Path(__file__).with_name("results.json"), results)
+    write_json(results_file, results)
     tasks = next(iter(results.values()))["scores"]
     print("| | " + " | ".join(f"{task} ({metric})" for task, (metric, _) in tasks.items()) + " | mean |")
     print("|---" + "|--:" * (len(tasks) + 1) + "|")
@@ -36,7 +38,11 @@ def main(folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.json"))
+    given = parser.parse_args()
     try:
-        main([Path(argument) for argument in sys.argv[1:]])
+        main(given.folders, given.results)
     except L2VError as error:
         sys.exit(f"error: {error}")

@@ -21,6 +21,7 @@ _OF_DATA = (
     "part",
     "unit",
     "files",
+    "vectors",
     "folder",
     "path",
     "hub",

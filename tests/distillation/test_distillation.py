@@ -1,5 +1,6 @@
 """A teacher's vectors: losses against those of sentence-transformers, and a student that learns them."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -124,15 +125,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(taught: Callable[[int], Taught])
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(taught: Callable[[int], Taught]) -> None:
+@pytest.mark.parametrize("trainer", ["ddp", "deepspeed_zero2"])
+def test_two_processes_are_as_one(taught: Callable[[int], Taught], trainer: str) -> None:
+    if trainer.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed: `pip install 'l2v[dev]'`")
     made = taught(16)
     exact = ["adapter.lora.dropout=0", "stage.max_steps=3", "stage.validate_every=3"]
     one = made.distil("one", *exact, "stage.global_batch_size=4", "stage.batch_size=null")
-    two = made.taught(*exact, "stage.batch_size=null", "stage.global_batch_size=4", "trainer=ddp", "trainer.devices=2")
-    (outcomes,) = run_pair(made.folder / "pair", [Job([*two, "trainer.accelerator=cpu", "name=two"])])
+    two = made.taught(*exact, "stage.batch_size=null", "stage.global_batch_size=4", f"trainer={trainer}")
+    settings = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "name=two"]
+    (outcomes,) = run_pair(made.folder / "pair", [Job([*two, *settings])])
     assert [outcome.error for outcome in outcomes] == [None] * 2
     first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, one.parent / "two"))
     assert all(torch.allclose(value, second[name], atol=1e-5) for name, value in first.items())
+    of_one, of_two = (checkpoint(run)["state_dict"]["projection.weight"] for run in (one, one.parent / "two"))
+    assert torch.allclose(of_one, of_two, atol=1e-5)
     assert [row["step"] for row in rows_of(one.parent / "two")] == [0, 3]
 
 
