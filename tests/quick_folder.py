@@ -23,7 +23,8 @@ def write_quick_folder(folder: Path) -> Path:
 
     pairs = [(a, b) for a in SENTENCES for b in SENTENCES if a < b]
     sts = [f'main\tgenre\t2012\t{n}\t{n % 6}.0\t{a}\tsome "quoted" {b}' for n, (a, b) in enumerate(pairs)]
-    write("stsbenchmark/sts-test.csv", sts)
+    for part in ("test", "dev"):
+        write(f"stsbenchmark/sts-{part}.csv", sts)
     sick = [f"{n}\t{a}\t{b}\t{1 + n % 5}\tNEUTRAL" for n, (a, b) in enumerate(pairs)]
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
     for part, rows in (("train", sick[:5]), ("trial", sick[5:9]), ("test_annotated", sick[9:])):

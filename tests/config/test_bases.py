@@ -32,7 +32,7 @@ def built_on(file: Path) -> list[Path]:
     found: list[Path] = []
     for entry in read(file).get("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
-            other = (CONF if entry.startswith("/") else file.parent) / f"{entry.lstrip('/')}.yaml"
+            other = (CONF if entry.startswith("/") else file.parent) / f"{entry.lstrip('/').partition('@')[0]}.yaml"
             found += [*built_on(other), other]
     return found
 
@@ -111,4 +111,7 @@ def test_help_lists_the_users_options_and_no_bases(tmp_path: Path) -> None:
 def test_a_base_is_told_as_an_unknown_option(option: str) -> None:
     done = train(option)
     assert done.returncode == 1
-    assert done.stderr.strip() == f"error: {option}: no such option; there are mntp, simcse, supervised, word"
+    assert (
+        done.stderr.strip()
+        == f"error: {option}: no such option; there are distillation, mntp, simcse, supervised, word"
+    )

@@ -1,5 +1,6 @@
 """Every model x stage x trainer composes and is checked; a mistake ends in one line that names the override."""
 
+import importlib
 import itertools
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from launch import ROOT, composed
 from omegaconf import OmegaConf
 from quick_folder import write_quick_folder
+from taught_folder import write_taught_folder
 
 from l2v import config as configs
 from l2v.config import search
@@ -53,15 +55,27 @@ def e5(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"data.folder={folder}"
 
 
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides: texts, and a folder of vectors of them."""
+    folder = tmp_path_factory.mktemp("taught")
+    (folder / "texts.txt").write_text("a text\n")
+    return write_taught_folder(folder / "vectors", folder / "texts.txt")
+
+
 @pytest.mark.parametrize("model", quick_and_slow(DECODERS))
-def test_every_model_stage_and_trainer_composes(model: str, e5: str) -> None:
+def test_every_model_stage_and_trainer_composes(model: str, e5: str, taught: list[str]) -> None:
     embedded = model.endswith("embedded")
+    texts = "WikipediaExcerpt" if embedded else "HubTexts"
+    sources = {"supervised": ("TripletMix", "data=e5", [e5]), "distillation": ("TaughtTexts", "data=taught", taught)}
     for stage, trainer in itertools.product([s for s in options("stage") if s != "word"], options("trainer")):
-        data = ([e5, "data=e5"] if embedded else [e5]) if stage == "supervised" else []
+        if stage == "distillation" and trainer in ("fsdp", "deepspeed_zero3"):
+            continue
+        kind, chosen, given = sources.get(stage, (texts, "", []))
+        data = [chosen, *given] if embedded and given else given
         training = build(f"model={model}", f"stage={stage}", f"trainer={trainer}", *data)
         assert training.stage.name == stage
-        texts = "WikipediaExcerpt" if embedded else "HubTexts"
-        assert type(training.train).__name__ == ("TripletMix" if stage == "supervised" else texts)
+        assert type(training.train).__name__ == kind
         assert training.adapter is not None and training.adapter.rank == 16
 
 
@@ -90,7 +104,7 @@ def test_a_model_chooses_its_trainer(model: str) -> None:
 
 
 @pytest.mark.parametrize("group", ["adapter", "data", "logger", "quirks"])
-def test_every_other_option_composes(group: str, tmp_path: Path, e5: str) -> None:
+def test_every_other_option_composes(group: str, tmp_path: Path, e5: str, taught: list[str]) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("a text\n")
     words = {"conll": "a X I-NP O\n", "conllu": "1\ta\ta\tX\tX\n"}
@@ -102,6 +116,7 @@ def test_every_other_option_composes(group: str, tmp_path: Path, e5: str) -> Non
         "files": [f"data.{part}.files={texts}" for part in ("train", "validation")],
         "e5": ["stage=supervised", e5],
         "triplets": ["stage=supervised", e5],
+        "taught": ["stage=distillation", *taught],
     }
     for option in options(group):
         if option in ("conll", "conllu", "conll2003"):
@@ -126,7 +141,8 @@ def test_every_stage_of_every_recipe_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", options("evaluation"))
 def test_every_evaluation_suite_is_built(name: str, tmp_path: Path) -> None:
-    data = [f"evaluation.folder={write_quick_folder(tmp_path)}"] if name in ("quick", "demo_sts") else []
+    from_files = ("quick", "quick_whole", "demo_sts", "sts_dev")
+    data = [f"evaluation.folder={write_quick_folder(tmp_path)}"] if name in from_files else []
     suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none", *data]))["evaluation"]
     for task in configs.build(suite["tasks"], "evaluation.tasks").values():
         assert task.label and task.metric
@@ -189,6 +205,7 @@ def test_a_step_has_as_many_rows_on_any_number_of_processes() -> None:
 def test_passes_of_a_cpu_are_small(
     stage: str, overrides: list[str], gpu: bool, passes: int | None, e5: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    importlib.import_module("peft")  # with bitsandbytes, which looks for a GPU when it is imported
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = ["data=e5", e5] if stage == "supervised" else []
     assert build(f"stage={stage}", *data, *overrides).stage.micro_batch_tokens == passes
@@ -296,7 +313,10 @@ def test_a_wrong_setting_is_named(overrides: list[str], message: str) -> None:
 
 TYPOS = [
     (["stage.max_step=3"], "stage.max_step: no such setting (did you mean stage.max_steps?)"),
-    (["stage=simcs"], "stage=simcs: no such option (did you mean simcse?); there are mntp, simcse, supervised, word"),
+    (
+        ["stage=simcs"],
+        "stage=simcs: no such option (did you mean simcse?); there are distillation, mntp, simcse, supervised",
+    ),
     (["model=llama3-8"], "model=llama3-8: no such option (did you mean llama3-8b?)"),
     (["trainr=gpu"], "trainr: no such setting (did you mean trainer"),
     (
