@@ -46,7 +46,9 @@ def own(tmp_path: Path) -> Path:
 def test_a_users_options_and_settings_are_named_beside_ours(own: Path, way: list[str]) -> None:
     done = train(own, *way, "stage=minne")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: stage=minne: no such option (did you mean mine?); there are distillation, mine, ")
+    assert done.stderr.startswith(
+        "error: stage=minne: no such option (did you mean mine?); there are distillation, mine, "
+    )
     assert "base_of_mine" not in done.stderr
     done = train(own, *way, "stage.sparkle=1")
     assert done.stderr == (
