@@ -17,4 +17,4 @@ probe bi_mntp init_from="$mntp" "$@"
 probe bi_simcse init_from="$simcse" "$@"
 probe bi_mntp_simcse init_from="$both" "$@"
 "${PYTHON:-python}" experiments/word_level/table.py runs/word_level
-"${PYTHON:-python}" -m l2v.report runs/word_level/*
+"${PYTHON:-python}" -m l2v.cli.report runs/word_level/*
