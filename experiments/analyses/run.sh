@@ -22,4 +22,4 @@ analyse evaluation=embedding_map evaluation.tasks.embedding_map.texts.passages=1
     evaluation.tasks.embedding_map.texts.words=25
 set -- runs/demo/causal runs/demo/bidirectional runs/demo/mntp runs/demo/simcse
 "$python" "$(dirname "$0")/results.py" "$@"
-"$python" -m l2v.report "$@" --output runs/demo/report.html
+"$python" -m l2v.cli.report "$@" --output runs/demo/report.html
