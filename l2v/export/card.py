@@ -117,6 +117,11 @@ def ancestors(run: Run) -> list[Run]:
     return found
 
 
+def count_stages(lineage: Lineage) -> int:
+    """The stages that made an encoder: as many runs, where all of them are still there."""
+    return len(_adapters(lineage)) + len(lineage.history)
+
+
 def _before(run: Run) -> Run | None:
     named = config_of(run).get("init_from")
     if not isinstance(named, str):

@@ -88,6 +88,11 @@ def test_what_was_trained_on_is_said_where_it_is_known(run: Run, tmp_path: Path)
     ):
         (tmp_path / "run" / "config.yaml").write_text(json.dumps({"data": data}))
         assert trained_on(Run(tmp_path / "run"), Submission(NAME)) == expected
+    lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
+    lineage["merged"].append(lineage["adapter"])  # of a run that is gone
+    (tmp_path / "run" / "lineage.json").write_text(json.dumps(lineage))
+    assert trained_on(Run(tmp_path / "run"), Submission(NAME)) is None
+    assert trained_on(Run(tmp_path / "run"), Submission(NAME, trained_on=("NQ",))) == {"NQ"}
 
 
 def test_texts_found_in_the_training_data_are_named(run: Run, tmp_path: Path) -> None:

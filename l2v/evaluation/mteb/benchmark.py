@@ -41,8 +41,13 @@ _CATEGORIES = {
 }
 """mteb's types of tasks, in the order of the paper's tables."""
 Instructions = Literal["paper", "mteb", "none"]
-FOLDERS = {"mteb": "own", "none": "plain"}
+_FOLDERS = {"mteb": "own", "none": "plain"}
 """Of scores, beside those with the paper's instructions."""
+
+
+def store_with(store: ResultStore, instructions: Instructions) -> ResultStore:
+    """Scores with other instructions are kept apart."""
+    return store if instructions == "paper" else store.under(_FOLDERS[instructions])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ class Benchmark(Task):
 
     def check(self, store: ResultStore) -> None:
         """Raise an L2VError where mteb, a task or its data is missing. Loads nothing."""
-        store = self._own(store)
+        store = store_with(store, self.instructions)
         missing = [t for t in self._subtasks() if known_result(t, store) is None and not self._has_data(t)]
         if missing and not hub_answers():
             absent = [task for task in missing if not in_hub_cache(task.metadata.dataset["path"])]
@@ -85,7 +90,7 @@ class Benchmark(Task):
 
     def parts(self, store: ResultStore) -> list["Benchmark"]:
         """A benchmark of one task for each that has no score yet."""
-        store = self._own(store)
+        store = store_with(store, self.instructions)
         return [
             replace(self, tasks=[task.metadata.name])
             for task in self._tasks()
@@ -96,7 +101,7 @@ class Benchmark(Task):
         """Score what has no score yet, each task into ``store``; the entries are those of :meth:`table`."""
         from l2v.evaluation.mteb.model import instruction_by
 
-        store, cache = self._own(store), result_cache(store)
+        store, cache = store_with(store, self.instructions), result_cache(store)
         model = mteb_encoder(encoder, store, instruction_by(self.instructions), self.batch_size, show)
         for task in self._tasks():
             parts = []
@@ -109,7 +114,7 @@ class Benchmark(Task):
 
     def table(self, name: str, store: ResultStore, scored: Entries) -> Entries:
         """The averages of the scores in ``store``. The details of the first are the scores of the tasks."""
-        store = self._own(store)
+        store = store_with(store, self.instructions)
         results = {}
         for task in self._tasks():
             parts = [known_result(part, store) for part in subtasks(task)]
@@ -156,10 +161,6 @@ class Benchmark(Task):
 
     def _subtasks(self) -> list[Any]:
         return [part for task in self._tasks() for part in subtasks(task)]
-
-    def _own(self, store: ResultStore) -> ResultStore:
-        """Scores with other instructions are kept apart."""
-        return store if self.instructions == "paper" else store.under(FOLDERS[self.instructions])
 
     def _local(self, task: Any) -> Path:
         return Path(self.folder or "").expanduser() / task.metadata.dataset["path"]

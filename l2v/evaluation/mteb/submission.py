@@ -8,10 +8,10 @@ from typing import Any
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
-from l2v.evaluation.mteb.benchmark import FOLDERS, Instructions
-from l2v.evaluation.mteb.package import mteb_package
+from l2v.evaluation.mteb.benchmark import Instructions, store_with
+from l2v.evaluation.mteb.package import mteb_package, result_cache
 from l2v.evaluation.suite import result_store
-from l2v.export.card import ancestors, config_of
+from l2v.export.card import ancestors, config_of, count_stages
 from l2v.models.settings import EncoderSettings
 from l2v.runs.files import check_name, draft_folder, read_json, write_json, write_text
 from l2v.runs.locations import Source
@@ -84,11 +84,9 @@ def check_submission(run: Run, submission: Submission) -> None:
 def _scores(run: Run, submission: Submission) -> list[Path]:
     """mteb's files of the run's scores, a task each."""
     subject = EncoderSettings(str(run.folder))
-    store = result_store(subject, run.folder, subject.fingerprint())
-    if submission.instructions != "paper":
-        store = store.under(FOLDERS[submission.instructions])
-    folder = store.folder / "results" / store.encoder.replace("/", "__") / store.fingerprint
-    found = sorted(file for file in folder.glob("*.json") if file.name != "model_meta.json")
+    store = store_with(result_store(subject, run.folder, subject.fingerprint()), submission.instructions)
+    meta = result_cache(store).get_task_result_path("model_meta", store.encoder, store.fingerprint)
+    found = sorted(file for file in meta.parent.glob("*.json") if file != meta)
     if not found:
         raise L2VError(
             f"mteb.name: {run.folder} has no scores of mteb's tasks with mteb.instructions={submission.instructions}; "
@@ -159,14 +157,11 @@ def _measured(encoder: Encoder) -> dict[str, Any]:
 
 def trained_on(run: Run, submission: Submission) -> set[str] | None:
     """Tasks of mteb whose data the run and those before it were trained on; None: nobody knows of some of the data."""
-    named = None if submission.trained_on is None else set(submission.trained_on)
-    found: set[str] = set()
-    for one in (run, *ancestors(run)):
-        held = _held(config_of(one).get("data", {}).get("train", {}))
-        if held is None and named is None:
-            return None
-        found |= held or set()
-    return found | (named or set())
+    runs = [run, *ancestors(run)]
+    held = [_held(config_of(one).get("data", {}).get("train", {})) for one in runs]
+    if submission.trained_on is None and (None in held or len(runs) < count_stages(run.lineage())):
+        return None
+    return set(submission.trained_on or ()).union(*(tasks for tasks in held if tasks is not None))
 
 
 def _held(data: dict[str, Any]) -> set[str] | None:
