@@ -20,7 +20,7 @@ from l2v.runs.locations import Source, locate
 from l2v.runs.run import LAST, Run
 
 if TYPE_CHECKING:
-    from l2v.training.settings import Training
+    from l2v.training.settings import Model, Training
 
 
 def main(composed: DictConfig) -> float | None:
@@ -109,6 +109,7 @@ def _settle(
         init_from=configs.check_value(str | list[str] | None, config["init_from"], "init_from"),
         init=config["adapter"]["init"],
         trains_adapter=training.adapter is not None,
+        layers=None if training.model.layers is None else functools.partial(_layers, training.model),
     )
     _check_base(config["init_from"], base, start)
     wanted = config_hash(config, start, data)
@@ -122,6 +123,16 @@ def _settle(
     run.create(text, _record(config, wanted, data) | _templates(config, start))
     start.settle(run)
     return "begin"
+
+
+def _layers(model: "Model", original: Source) -> int:
+    """How many layers to keep of the original decoder."""
+    from l2v.models.depth import depth_of, number_of_layers
+    from l2v.models.loading import load_tokenizer_and_config
+
+    assert model.layers is not None
+    _, config = load_tokenizer_and_config(original, kind=model.kind, trust_remote_code=model.trust_remote_code)
+    return number_of_layers(model.layers, depth_of(config), "model.layers")
 
 
 def _is_restart() -> bool:
@@ -207,7 +218,15 @@ def _check_base(init_from: str | list[str] | None, base: Source, start: Initiali
         )
 
 
-_OF_THE_RUN = ("stage.name", "stage._target_", "model.source", "model.revision", "model.kind", "init_from")
+_OF_THE_RUN = (
+    "stage.name",
+    "stage._target_",
+    "model.source",
+    "model.revision",
+    "model.kind",
+    "model.layers",
+    "init_from",
+)
 """What makes a run what it is, with its adapter."""
 
 

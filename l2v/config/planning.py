@@ -20,6 +20,7 @@ def build_plan(config: dict[str, Any]) -> "tuple[Setup, Room]":
     Raises:
         L2VError: naming the setting.
     """
+    from l2v.models.depth import cut
     from l2v.planning.room import Gpu, Room, memory_of_this_machine
     from l2v.planning.setup import Setup
     from l2v.planning.sizes import model_config
@@ -46,7 +47,7 @@ def build_plan(config: dict[str, Any]) -> "tuple[Setup, Room]":
         stage=stage,
         model=model,
         adapter=adapter,
-        config=model_config(model.source, trust_remote_code=model.trust_remote_code),
+        config=cut(model_config(model.source, trust_remote_code=model.trust_remote_code), model.layers),
         trainer=settings,
         strategy=build_later(strategy, "trainer.strategy") if sharing in ("ddp", "fsdp") else None,
         sharing=sharing,

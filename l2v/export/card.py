@@ -238,6 +238,9 @@ def _lineage(card: Card) -> str:
             f"\n\nWeights of other runs are merged with them ({lineage.others[0]['method']}); the share of these is "
         )
         table += f"{own:.3g}.\n\n" + _table(("run", "share", "hash of what it trained"), rows)
+    kept = [*(one["layers"] for one in lineage.history if "layers" in one), *filter(None, [lineage.layers])]
+    if kept:
+        table += f"\n\nOf the base's layers, the first {kept[-1]} are kept."
     if lineage.base_ratio:
         table += f"\n\nOf the weights, {lineage.base_ratio:g} are those of the base, mixed back in at the end."
     return table

@@ -17,6 +17,7 @@ from l2v.export.onnx import check_packages, write_onnx
 from l2v.export.vectors import write_vectors
 from l2v.models.backbone import Backbone
 from l2v.models.compatibility import write_for_transformers_4
+from l2v.models.depth import depth_of
 from l2v.models.settings import DType, EncoderSettings
 from l2v.models.weights import cast_weights
 from l2v.progress import say
@@ -116,6 +117,11 @@ class Export:
             raise L2VError(
                 f"form=adapter: transformers loads no adapter on the GGUF file {start.base.name}; choose form=merged"
             )
+        if start.base.layers is not None:
+            raise L2VError(
+                f"form=adapter: {run.folder} has kept {start.base.layers} layers of its base, and the adapter would be "
+                "put on all of them; choose form=merged"
+            )
         if self.dtype != "float32" or self.merge.base_ratio > 0:
             raise L2VError("form=adapter leaves the base as it is: expected dtype=float32 and merge.base_ratio=0")
         if self.merge.runs:
@@ -194,7 +200,8 @@ def _write_merged(
         del theirs
         say(f"merged {other.folder}")
     if merge.base_ratio > 0:
-        base = _load(start.head or start.base, wanted, settings, []).decoder
+        original = (start.head or start.base).shallower(depth_of(backbone.config))
+        base = _load(original, wanted, settings, []).decoder
         blend(backbone.decoder, base, merge.base_ratio, what="merge.base_ratio")
     if mixed:
         cast_weights(backbone.decoder.parameters(), getattr(torch, wanted.dtype))

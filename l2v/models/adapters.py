@@ -152,17 +152,23 @@ def _check_patterns(config: PeftConfig, decoder: nn.Module, folder: Path) -> Non
 _SECONDS = 10
 
 
-def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool, *, layers: int | None = None) -> PeftModel:
     """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
 
     An adapter that was trained on a model with its output head (``...ForCausalLM``) is put on the decoder inside; what
     it has for the head is left out, as no vector depends on it. Embeddings that were saved with it take the place of
     the decoder's.
 
+    Args:
+        decoder: the inner decoder.
+        folder: of the adapter.
+        trainable: whether training changes it.
+        layers: how many the decoder has kept, where the adapter may be of more; None: as many as it is of.
+
     Raises:
         L2VError: there is none, it is damaged, or it was trained on another decoder.
     """
-    adapted = with_saved(decoder, [Saved.read(folder)], trainable)
+    adapted = with_saved(decoder, [Saved.read(folder, layers)], trainable)
     speed_up(adapted)
     return adapted.train(decoder.training)  # PEFT puts new modules into training mode
 
@@ -176,15 +182,28 @@ class Saved:
     weights: dict[str, Tensor]
 
     @staticmethod
-    def read(folder: Path) -> "Saved":
+    def read(folder: Path, layers: int | None = None) -> "Saved":
+        """An adapter, or what it has for the first ``layers`` of a decoder.
+
+        Raises:
+            L2VError: there is none, or it is damaged.
+        """
         for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             if not (folder / name).exists():
                 raise L2VError(f"{folder}: no {name}, so it holds no adapter")
         try:
             config = PeftConfig.from_pretrained(str(folder))
-            return Saved(folder, config, load_file(folder / ADAPTER_WEIGHTS))
+            weights = load_file(folder / ADAPTER_WEIGHTS)
+            if layers is not None:
+                weights = {key: tensor for key, tensor in weights.items() if _layer_of(key) < layers}
+            return Saved(folder, config, weights)
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+
+
+def _layer_of(key: str) -> int:
+    """The number of the layer that a tensor of an adapter belongs to; -1 beside the layers."""
+    return next((int(part) for part in key.split(".") if part.isdecimal()), -1)
 
 
 def with_saved(decoder: PreTrainedModel, adapters: Sequence[Saved], trainable: bool) -> PeftModel:

@@ -21,6 +21,7 @@ from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, Saved, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
 from l2v.models.compatibility import write_for_transformers_4
+from l2v.models.depth import depth_of
 from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
 from l2v.models.merging import Unmerged, is_plain, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
@@ -125,7 +126,7 @@ class Backbone(nn.Module):
             L2VError: the source is missing, is of another kind, or fails the proof.
         """
         wanted = settings or EncoderSettings(source.name if isinstance(source, Source) else source, **given)
-        place = source if isinstance(source, Source) else locate(source, wanted.revision)
+        place = source if isinstance(source, Source) else locate(source, wanted.revision).shallower(wanted.layers)
         attention = wanted.attention or "bidirectional"
         loaded = load_decoder(
             place, wanted, attention, with_head=with_head, head_source=head_source, merge=merge, device=device
@@ -326,8 +327,9 @@ class Backbone(nn.Module):
 
     def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
         """Put a saved adapter on the decoder. Its keys must fit exactly."""
+        layers = None if self.source.layers is None else depth_of(self.config)
         with self._ready_for(Saved.read(folder).config):
-            self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable)
+            self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable, layers=layers)
 
     def _ready_for(self, adapter: PeftConfig) -> contextlib.AbstractContextManager[None]:
         """Let an adapter find the weights that it would find, were nothing left to be done to them."""

@@ -26,6 +26,7 @@ from l2v.errors import L2VError, first_line, panics_told
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import changes_embeddings
 from l2v.models.bidirectional import Attention, set_attention
+from l2v.models.depth import cut, depth_of
 from l2v.models.merging import Unmerged
 from l2v.models.proof import Proof, Run, prove
 from l2v.models.quantization import check_quantization, quantize
@@ -82,7 +83,7 @@ def load_decoder(
         if with_head:
             decoder, head = _decoder_with_head(unpacked, head_source, made_in, arguments)
         else:
-            decoder, info = load_mapped(AutoModel, unpacked, config, made_in, arguments)
+            decoder, info = _mapped(AutoModel, unpacked, made_in, arguments)
             # the head over an encoder's first token: nothing reads it, and masked language models are saved without
             missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
             if missing:
@@ -90,7 +91,7 @@ def load_decoder(
     set_attention(decoder, attention)
     if any(changes_embeddings(folder) for folder in merge):
         _part(decoder, head)
-    unmerged = Unmerged(decoder, head, merge, dtype)
+    unmerged = Unmerged(decoder, head, merge, dtype, layers=None if place.layers is None else depth_of(config))
     whole: list[nn.Module] = [decoder] if head is None else [decoder, head]
     if torch.device(device).type != "meta":
         for part in whole:
@@ -128,9 +129,18 @@ def load_tokenizer_and_config(
 
 def _tokenizer_and_config(place: Source, arguments: dict[str, Any]) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     tokenizer = AutoTokenizer.from_pretrained(place.path, **arguments)
-    config = AutoConfig.from_pretrained(place.path, **arguments)
+    config = cut(AutoConfig.from_pretrained(place.path, **arguments), place.layers)
     settle(tokenizer, getattr(config.get_text_config(), "vocab_size", None))
     return tokenizer, config
+
+
+def _mapped(
+    auto: Any, place: Source, dtype: torch.dtype, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model, or its first layers: the weights of the others are not read."""
+    config = cut(AutoConfig.from_pretrained(place.path, **arguments), place.layers)
+    given = {} if place.layers is None else {"config": config}
+    return load_mapped(auto, place, config, dtype, {**arguments, **given})
 
 
 def _check_kind(source: Source, config: Any, kind: Kind) -> None:
@@ -149,8 +159,7 @@ def _decoder_with_head(
     place: Source, head_source: Source | None, dtype: torch.dtype, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, nn.Module]:
     """The decoder and its output head, or that of ``head_source`` where a saved encoder has none of its own."""
-    config = AutoConfig.from_pretrained(place.path, **arguments)
-    loaded: Any = load_mapped(AutoModelForCausalLM, place, config, dtype, arguments)
+    loaded: Any = _mapped(AutoModelForCausalLM, place, dtype, arguments)
     whole, info = loaded
     head = whole.get_output_embeddings()
     if missing := set(info["missing_keys"]):

@@ -41,18 +41,25 @@ class Unmerged:
         head: the output head, which gets the dtype.
         folders: of adapters, in order.
         dtype: of the weights at the end.
+        layers: how many the decoder has kept, where the adapters may be of more; None: as many as they are of.
 
     Raises:
         L2VError: an adapter does not fit.
     """
 
     def __init__(
-        self, decoder: PreTrainedModel, head: nn.Module | None, folders: Sequence[Path], dtype: torch.dtype
+        self,
+        decoder: PreTrainedModel,
+        head: nn.Module | None,
+        folders: Sequence[Path],
+        dtype: torch.dtype,
+        *,
+        layers: int | None = None,
     ) -> None:
         self.dtype = dtype
         self._layers: dict[nn.Parameter, list[BaseTunerLayer]] = {}
         self._names: list[str] = []
-        saved = [Saved.read(folder) for folder in folders]
+        saved = [Saved.read(folder, layers) for folder in folders]
         if not _by_module([one.config for one in saved]):
             for one in saved:
                 cast_weights(decoder.parameters(), torch.float32)

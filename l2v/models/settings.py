@@ -1,7 +1,7 @@
 """Which encoder, and how it is used: the one description that the programs, the library and training share."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -9,11 +9,13 @@ from annotated_types import Ge
 
 from l2v.errors import L2VError
 from l2v.models.bidirectional import ATTENTIONS, Attention
+from l2v.models.depth import check_layers, number_of_layers
 from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
 from l2v.runs.adapter_folders import Assembly, assemble, put_on
 from l2v.runs.hashes import folder_hash, source_hash
 from l2v.runs.lineage import check_encoder
+from l2v.runs.locations import Source
 from l2v.runs.run import Run
 from l2v.text.prompts import PooledTokens, SpecialTokens
 
@@ -73,6 +75,9 @@ class EncoderSettings:
     supports and that is proven."""
     dtype: DType = "float32"
     """Of the weights. Adapters that are trained stay in float32."""
+    layers: int | float | None = None
+    """How many of the first layers are kept, as a whole number, or which share of them, as 0.7, with the final norm
+    after them (:mod:`l2v.models.depth`); None: all that were saved."""
     quantization: Quantization | None = None
     """nf4 keeps the linear layers in 4 bits (a GPU and bitsandbytes), after merging; None does not."""
     partial: bool = False
@@ -106,6 +111,7 @@ class EncoderSettings:
                 check_choice(name, value, allowed)
         for name in ("max_length", "text_max_length"):
             check_length(name, getattr(self, name))
+        check_layers("layers", self.layers)
 
     @property
     def folder(self) -> Path:
@@ -119,9 +125,17 @@ class EncoderSettings:
     def parts(self, override: str = "encoder") -> Assembly:
         """The decoder and the adapters that it is put together from; ``override`` is what an error names."""
         if self.is_run and Run(self.folder).has_only_an_adapter:
-            return put_on(Run(self.folder).assembly(), self.adapters)
-        source = str(self.folder / "encoder") if self.is_run else self.source
-        return assemble(source, self.adapters, base=self.base, revision=self.revision, override=override)
+            found = put_on(Run(self.folder).assembly(), self.adapters)
+        else:
+            source = str(self.folder / "encoder") if self.is_run else self.source
+            found = assemble(source, self.adapters, base=self.base, revision=self.revision, override=override)
+        return replace(found, base=self._kept(found.base))
+
+    def _kept(self, base: Source) -> Source:
+        """The layers of a base that are kept, which may have been fewer than its own."""
+        if self.layers is None or base.layers is None:
+            return base.shallower(self.layers)
+        return base.shallower(number_of_layers(self.layers, int(base.layers)))
 
     def fingerprint(self) -> list[Any]:
         """What pins the vectors: the weights' hash and the settings.
@@ -142,7 +156,7 @@ class EncoderSettings:
         settings = {name: value for name, value in vars(self).items() if name not in ("source", "adapters", "base")}
         if isinstance(self.pooling, Pooling):
             settings["pooling"] = pooling_record(self.pooling)
-        return [source_hash(parts.base), beside, adapters, settings]
+        return [source_hash(parts.base), beside, adapters, settings, parts.base.layers]
 
     def usage(self, saved: dict[str, Any]) -> dict[str, Any]:
         """How texts become vectors: the settings that are given here, and for the others those that were saved."""

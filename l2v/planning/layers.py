@@ -1,12 +1,10 @@
 """A tall model planned by short ones: layers are alike, so what they take is straight in their number."""
 
-import copy
 import dataclasses
 from functools import partial
 from typing import Any
 
-from transformers import PretrainedConfig
-
+from l2v.models.depth import depth_of, with_layers
 from l2v.planning.measure import Needs
 from l2v.planning.setup import Setup
 from l2v.planning.zero import needs_of
@@ -23,7 +21,7 @@ def quick_needs(setup: Setup) -> Needs:
     Raises:
         L2VError: parts that do not go together.
     """
-    layers = setup.config.get_text_config().num_hidden_layers
+    layers = depth_of(setup.config)
     period = _period(setup.config.get_text_config())
     short = period * -(-_SHORT // period)
 
@@ -54,18 +52,6 @@ def _are_close(expected: Needs, found: Needs) -> bool:
     most = _CLOSE * sum(found.memory.values())
     kinds = all(abs(expected.memory[kind] - size) <= most for kind, size in found.memory.items())
     return kinds and abs(expected.loading - found.loading) <= _CLOSE * found.loading
-
-
-def with_layers(config: PretrainedConfig, count: int) -> PretrainedConfig:
-    """The config of a model with the first so many layers."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    layers = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == layers:  # one a layer: their kinds
-            setattr(text, name, value[:count])
-    text.num_hidden_layers = count
-    return short
 
 
 def _period(text: Any) -> int:

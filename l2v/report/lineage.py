@@ -96,6 +96,7 @@ def _steps(lineage: Lineage) -> list[_Node]:
             merged.append(_Node("adapter", record.get("stage", "?"), record.get("hash", "")))
             continue
         steps += [_Node("base", record.get("base", "?"), record["base_hash"])] if not steps else []
+        steps += _cut(record.get("layers"))
         after = trained[trained.index(record) + 1 :]
         product = after[0]["base_hash"] if after else lineage.base_hash
         steps += [*merged, _Node("all weights", record.get("stage", "?"), product)]
@@ -103,6 +104,7 @@ def _steps(lineage: Lineage) -> list[_Node]:
     if not steps:
         note = f" at {lineage.revision[:10]}" if lineage.revision else ""
         steps.append(_Node("base", lineage.base + note, lineage.base_hash))
+    steps += _cut(lineage.layers)
     steps += merged + [_adapter(record) for record in lineage.merged]
     steps += [_adapter(lineage.initial)] if lineage.initial else []
     if lineage.adapter:
@@ -113,6 +115,10 @@ def _steps(lineage: Lineage) -> list[_Node]:
     if lineage.base_ratio:
         steps.append(_Node("mixed", f"{lineage.base_ratio:.0%} of the base", f"ratio:{lineage.base_ratio}"))
     return steps
+
+
+def _cut(layers: int | str | None) -> list[_Node]:
+    return [_Node("cut", f"its first {layers} layers", f"layers:{layers}")] if layers else []
 
 
 def _adapter(record: AdapterRecord, *, goes_on: bool = False) -> _Node:

@@ -1,7 +1,7 @@
 """What a training run begins with: a base, adapters to merge, an adapter to go on with."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +43,13 @@ class Initialization:
 
     @staticmethod
     def plan(
-        folder: Path, *, base: Source, init_from: str | Sequence[str] | None, init: Init, trains_adapter: bool
+        folder: Path,
+        *,
+        base: Source,
+        init_from: str | Sequence[str] | None,
+        init: Init,
+        trains_adapter: bool,
+        layers: Callable[[Source], int] | None = None,
     ) -> "Initialization":
         """Where a new run in ``folder`` starts: the base model, or what ``init_from`` ended with. Writes nothing.
 
@@ -54,10 +60,13 @@ class Initialization:
             init: merge the adapter and start a new one; go on with it; or ``simcse``: go on with it if it is SimCSE's,
                 as supervised training does in LLM2Vec, which starts from the merged MNTP adapter either way.
             trains_adapter: whether the run trains an adapter (or all weights).
+            layers: how many of the first layers to keep of an original decoder; None: all that there still are.
         """
         if init == "continue" and not trains_adapter:
             raise L2VError("adapter.init=continue needs an adapter to train: choose adapter=lora")
         previous = _previous(init_from, base)
+        if layers is not None:
+            previous = _shallower(previous, layers(replace(previous.head or previous.base, layers=None)))
         if init == "continue" and previous.adapter is None:
             raise L2VError(f"adapter.init=continue: init_from={init_from} has no adapter to go on with; set it to new")
         merge, adapter = list(previous.merge), previous.adapter
@@ -75,6 +84,7 @@ class Initialization:
             base=recorded_base(previous.base, folder),
             base_hash=source_hash(previous.base),
             revision=previous.base.revision,
+            layers=None if previous.base.layers is None else int(previous.base.layers),
             origin=recorded_base(previous.head, folder) if previous.head else None,
             merged=records,
             initial=initial,
@@ -142,6 +152,7 @@ class Initialization:
             "merged": [record.hash for record in self.lineage.merged],
             "adapter": folder_hash(self.adapter) if self.adapter else None,
             **({"pooling": self.lineage.pooling} if self.lineage.pooling else {}),
+            **({"layers": self.lineage.layers} if self.lineage.layers else {}),
         }
 
 
@@ -155,6 +166,13 @@ class _Previous:
     head: Source | None = None
     is_run: bool = False
     pooling: Path | None = None
+
+
+def _shallower(previous: _Previous, layers: int) -> _Previous:
+    had = previous.base.layers
+    if had is not None and layers > had:
+        raise L2VError(f"model.layers={layers}: init_from has kept {had:.0f} layers; expected no more, or leave it out")
+    return replace(previous, base=previous.base.shallower(layers))
 
 
 def _init_of(previous: _Previous, init_from: str | Sequence[str] | None) -> Literal["new", "continue"]:

@@ -34,6 +34,8 @@ class Lineage:
     revision: str | None = None
     origin: str | None = None
     """The original decoder, where the base is a fully fine-tuned one: the output head is still that one's."""
+    layers: int | None = None
+    """How many of the base's first layers are kept; None: all."""
     merged: list[AdapterRecord] = field(default_factory=list)
     initial: AdapterRecord | None = None
     """The adapter that training went on with (adapter.init=continue)."""
@@ -66,6 +68,8 @@ class Lineage:
             tops = {name: AdapterRecord(**raw[name]) for name in ("initial", "adapter") if raw.get(name)}
             lineage = Lineage(**{**raw, **tops, "merged": merged})
             if not all(isinstance(one, dict) for one in lineage.others):
+                raise TypeError
+            if lineage.layers is not None and (type(lineage.layers) is not int or lineage.layers < 1):
                 raise TypeError
         except (KeyError, TypeError, AttributeError):
             raise L2VError(f"{file}: not a lineage: expected base, base_hash, merged and adapter") from None
@@ -116,7 +120,7 @@ def lineage_base(lineage: Lineage, folder: Path, *, check: bool = True) -> Sourc
     name = str(local) if local.exists() else lineage.base
     commit = lineage.base_hash.removeprefix("commit:")
     revision = commit if re.fullmatch("[0-9a-f]{40}", commit) else lineage.revision
-    source = locate(name, revision, override=f"the base of {folder}")
+    source = locate(name, revision, override=f"the base of {folder}").shallower(lineage.layers)
     if check and source.is_local and source_hash(source) != lineage.base_hash:
         raise L2VError(f"{folder}: its base {lineage.base} is not the one it was trained on (another hash)")
     return source

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,16 @@ class Source:
     """A hub id or an absolute folder."""
     gguf_file: str | None = None
     revision: str | None = None
+    layers: int | float | None = None
+    """How many of its first layers are kept, as a whole number, or which share of them; None: all."""
 
     @property
     def is_local(self) -> bool:
         return Path(self.path).is_dir()
+
+    def shallower(self, layers: int | float | None) -> "Source":
+        """The same with so many of its first layers, or such a share of them; None: as it is."""
+        return self if layers is None else replace(self, layers=layers)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained`` beside the path."""

@@ -286,11 +286,13 @@ def finish_lineage(run: Run, stage: str) -> None:
         lineage = replace(lineage, adapter=AdapterRecord(stage, run.adapter.name, folder_hash(run.adapter)))
     else:
         step = {"stage": stage, "base": lineage.base, "base_hash": lineage.base_hash}
+        step |= {"layers": str(lineage.layers)} if lineage.layers else {}
         lineage = replace(
             lineage,
             base=run.encoder.name,
             base_hash="sha256:" + folder_hash(run.encoder),
             revision=None,
+            layers=None,  # as the encoder's own config says
             origin=lineage.origin or lineage.base,
             merged=[],
             history=[*lineage.history, *(asdict(record) for record in lineage.merged), step],

@@ -164,6 +164,7 @@ class Training:
             model,
             # all weights are trained in float32: bfloat16 would round the updates away
             dtype=model.dtype if self.adapter or not stage.trains_backbone else "float32",
+            layers=None,  # as start.base says
             # an adapter that was trained on 4 bits is merged into the weights as they were
             quantization=model.quantization if training_mode else None,
         )

@@ -16,8 +16,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from l2v import config as configs
 from l2v.errors import L2VError
+from l2v.models.depth import with_layers
 from l2v.planning.fit import first_that_fits, fits, largest
-from l2v.planning.layers import quick_needs, with_layers
+from l2v.planning.layers import quick_needs
 from l2v.planning.measure import measure
 from l2v.planning.room import GIB, Room
 from l2v.planning.setup import Setup
