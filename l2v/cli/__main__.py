@@ -7,6 +7,7 @@ from importlib.metadata import version
 PROGRAMS = {
     "train": "one training stage",
     "plan": "what a training stage will take: memory, time, disk, and whether it fits",
+    "depth": "how many layers of a decoder to keep",
     "recipe": "stages in a row, with an evaluation before and after each",
     "evaluate": "score an encoder",
     "encode": "files of texts to Parquet shards of vectors",

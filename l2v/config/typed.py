@@ -119,7 +119,7 @@ def _type_of(config: DictConfig, key: str, name: str) -> Any:
     holder = OmegaConf.select(config, node) if node else config
     targets = [holder.get("_target_")] if isinstance(holder, DictConfig) and node else []
     targets += [_TARGETS.get(name, {}).get(node), _SETS if _SET.fullmatch(node) else None]
-    targets += [_ENCODER] if not node and name in ("encode", "evaluate", "mine", "export", "verify") else []
+    targets += [_ENCODER] if not node and name in ("encode", "evaluate", "mine", "export", "verify", "depth") else []
     for target in targets:
         takes: Callable[..., Any] | None = find_target(target, node) if target else None
         if takes is not None and last in (found := parameters_of(takes)[0]):

@@ -5,10 +5,14 @@ supervised training (Thennal, Fischer and Biemann, arXiv 2410.14578).
 """
 
 import copy
+from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from l2v.errors import L2VError
+from l2v.models.bidirectional import decoder_layers
 
 
 def number_of_layers(wanted: int | float, depth: int, override: str = "layers") -> int:
@@ -75,3 +79,70 @@ def _is_one_a_layer(name: str, value: object, layers: int) -> bool:
         and not name.endswith("token_id")
         and not any(isinstance(one, float) for one in value)
     )
+
+
+class FirstLayers:
+    """What a decoder would give with fewer of its layers, from one forward pass of all of them.
+
+    What stands behind the layers (the final norm, a projection) is found by watching the decoder run, and proven: put
+    behind the last layer it gives the decoder's own states.
+
+    Example:
+        >>> from l2v import Backbone
+        >>> from l2v.models.depth import FirstLayers
+        >>> backbone = Backbone.load("model")
+        >>> batch = backbone.tokenizer(["A dog barks."], return_tensors="pt")
+        >>> states = FirstLayers(backbone.decoder).states(batch["input_ids"], batch["attention_mask"])
+        >>> len(states), torch.equal(states[-1], backbone(batch["input_ids"], batch["attention_mask"]))
+        (2, True)
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.decoder = decoder
+        self.layers = decoder_layers(decoder)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """Of each number of layers, from 1 on: (batch, length, hidden).
+
+        Raises:
+            L2VError: what stands behind the layers cannot be told from here.
+        """
+        outputs: list[Tensor] = []
+        behind: list[nn.Module] = []
+        inside = {id(module) for layer in self.layers for module in layer.modules()}
+        around = {
+            id(module) for module in self.decoder.modules() if any(one is self.layers for one in module.modules())
+        }
+
+        def layer_ran(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+
+        def other_ran(module: nn.Module, inputs: Any, _output: Any) -> None:
+            if len(outputs) == len(self.layers) and _is_tensor(inputs):
+                behind.append(module)
+
+        hooks = [layer.register_forward_hook(layer_ran) for layer in self.layers]
+        hooks += [
+            module.register_forward_hook(other_ran)
+            for module in self.decoder.modules()
+            if id(module) not in inside | around
+        ]
+        try:
+            whole = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+        def finished(states: Tensor) -> Tensor:
+            for module in behind:
+                states = module(states)
+            return states
+
+        found = [finished(states) for states in outputs]
+        if len(found) != len(self.layers) or found[-1].shape != whole.shape or not torch.allclose(found[-1], whole):
+            raise L2VError("what this decoder does after its layers cannot be told; its depth cannot be proposed")
+        return found
+
+
+def _is_tensor(inputs: Any) -> bool:
+    return len(inputs) == 1 and isinstance(inputs[0], Tensor)
