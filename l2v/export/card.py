@@ -39,6 +39,7 @@ _OF_STAGE = (
         "max_steps",
         "learning_rate",
         "schedule",
+        "decay_steps",
         "warmup_steps",
         "block_length",
         "max_length",
