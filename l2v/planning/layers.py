@@ -30,7 +30,7 @@ def quick_needs(setup: Setup) -> Needs:
     def of(count: int) -> Needs:
         return needs_of(dataclasses.replace(setup, config=with_layers(setup.config, count)))
 
-    if layers < 4 * short:
+    if layers < 4 * short or getattr(setup.stage, "layers", ()):  # which are layers of the whole model
         return needs_of(setup)
     low, high = of(short), of(2 * short)
     for count in range(3 * short, layers - short + 1, short):
