@@ -78,7 +78,8 @@ def plain(config: DictConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = error.full_key or "a setting"
+        missing = re.search(r"Missing mandatory value: (\S+)", str(error))  # behind an interpolation
+        key = missing[1] if missing else error.full_key or "a setting"
         if "missing" in type(error).__name__.lower() or "Missing" in str(error):
             raise L2VError(f"{key}: must be given, as {key}=...") from None
         raise L2VError(f"{key}: {first_line(error)}") from None
