@@ -21,9 +21,10 @@ from l2v.runs.run import Run
 
 OWN = (
     *("recipe", "name", "runs_dir", "seed", "evaluation", "baselines", "stages", "overrides", "debug", "hydra"),
-    "allow_modules",
+    *("allow_modules", "texts", "vectors", "triplets"),
 )
-"""Settings of a recipe; any other override is one of train.py and goes to its stages."""
+"""Settings of a recipe, the last three where its stages read such data; any other override is one of train.py and goes
+to its stages."""
 _POINTS = "L2V_SWEEP_POINTS"
 """Environment variable: the file in which points that are finished say their folders, from whichever process."""
 _RECORD = "recipe.json"

@@ -11,7 +11,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from l2v.config.targets import check_definitions, check_overrides, check_places, check_trust
 from l2v.config.typed import parsed, take_texts
@@ -79,6 +79,8 @@ def plain(config: DictConfig, *, without: Sequence[str] = ()) -> dict[str, Any]:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = error.full_key or "a setting"
+        if isinstance(error, InterpolationToMissingValueError):  # which has the name of the one that asks
+            key = str(error).partition("value: ")[2].split()[0]
         if "missing" in type(error).__name__.lower() or "Missing" in str(error):
             raise L2VError(f"{key}: must be given, as {key}=...") from None
         raise L2VError(f"{key}: {first_line(error)}") from None

@@ -39,6 +39,7 @@ _OF_STAGE = (
         "max_steps",
         "learning_rate",
         "schedule",
+        "decay_steps",
         "warmup_steps",
         "block_length",
         "max_length",
@@ -50,6 +51,7 @@ _OF_STAGE = (
         "attention_dropout",
         "temperature",
         "negatives",
+        "layers",
         "pooling",
     ),
 )
@@ -251,7 +253,7 @@ def _training(run: Run) -> str:
     record, config = run.record(), config_of(run)
     stage, data, lora = (config.get(key) or {} for key in ("stage", "data", "adapter"))
     lora = lora.get("lora") or {}
-    settings = {key: stage[key] for key in _OF_STAGE if stage.get(key) is not None}
+    settings = {key: stage[key] for key in _OF_STAGE if stage.get(key) not in (None, [])}
     settings |= {f"lora.{key}": lora[key] for key in ("rank", "alpha", "dropout", "target_modules") if key in lora}
     settings |= {"precision": (config.get("trainer") or {}).get("precision"), "seed": record.get("seed")}
     choice = (record.get("choices") or {}).get("data")

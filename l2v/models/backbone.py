@@ -21,7 +21,7 @@ from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, Saved, load_adapter, new_adapter
 from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
 from l2v.models.compatibility import write_for_transformers_4
-from l2v.models.depth import depth_of
+from l2v.models.depth import depth_of, states_of_depths
 from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
 from l2v.models.merging import Unmerged, is_plain, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
@@ -230,8 +230,11 @@ class Backbone(nn.Module):
         pooling: PoolingName | Pooling = "mean",
         micro_batch_tokens: int | None = None,
         grad_cache: bool = False,
-    ) -> Float[Tensor, "batch hidden"]:
-        """One float32 vector per row.
+        layers: Sequence[int] = (),
+    ) -> Float[Tensor, "batch *depths hidden"]:
+        """One float32 vector per row, (batch, hidden).
+
+        With ``layers`` (batch, their number + 1, hidden): of the decoder cut after each of them, then of the whole one.
 
         With ``micro_batch_tokens`` the rows run sorted by length in several forward passes of at most that many
         tokens each, padding included: the same vectors, without computing a short text's padding up to the longest.
@@ -239,7 +242,10 @@ class Backbone(nn.Module):
         """
 
         def run(ids: Tensor, mask: Tensor, text: Tensor, positions: Tensor | None) -> Tensor:
-            return pool(self(ids, mask, positions), text, mask, pooling)
+            if not layers:
+                return pool(self(ids, mask, positions), text, mask, pooling)
+            states = states_of_depths(self, layers, ids, mask, positions)
+            return torch.stack([pool(one, text, mask, pooling) for one in states], dim=1)
 
         if micro_batch_tokens is None:
             return run(input_ids, attention_mask, pool_mask, position_ids)

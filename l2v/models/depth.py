@@ -5,14 +5,20 @@ supervised training (Thennal, Fischer and Biemann, arXiv 2410.14578).
 """
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig
 
 from l2v.errors import L2VError
 from l2v.models.bidirectional import decoder_layers
+
+if TYPE_CHECKING:
+    from l2v.models.backbone import Backbone
 
 
 def number_of_layers(wanted: int | float, depth: int, override: str = "layers") -> int:
@@ -81,68 +87,70 @@ def _is_one_a_layer(name: str, value: object, layers: int) -> bool:
     )
 
 
-class FirstLayers:
-    """What a decoder would give with fewer of its layers, from one forward pass of all of them.
+def states_of_depths(
+    backbone: "Backbone",
+    layers: Sequence[int],
+    input_ids: Int[Tensor, "batch length"],
+    attention_mask: Int[Tensor, "batch length"],
+    position_ids: Int[Tensor, "batch length"] | None = None,
+) -> list[Float[Tensor, "batch length hidden"]]:
+    """Token states of a decoder with so many of its layers, and of the whole one, by one forward pass.
 
-    What stands behind the layers (the final norm, a projection) is found by watching the decoder run, and proven: put
-    behind the last layer it gives the decoder's own states.
+    What stands behind the last layer (the final norm, a projection) is found by watching the decoder run, and put
+    behind each of the others; :func:`prove_depths` shows that this is all.
 
-    Example:
-        >>> from l2v import Backbone
-        >>> from l2v.models.depth import FirstLayers
-        >>> backbone = Backbone.load("model")
-        >>> batch = backbone.tokenizer(["A dog barks."], return_tensors="pt")
-        >>> states = FirstLayers(backbone.decoder).states(batch["input_ids"], batch["attention_mask"])
-        >>> len(states), torch.equal(states[-1], backbone(batch["input_ids"], batch["attention_mask"]))
-        (2, True)
+    Args:
+        backbone: with whole weights: what stands behind the layers is called outside of the decoder's forward pass.
+        layers: numbers of layers that a cut decoder has, from 1.
+        input_ids: token ids.
+        attention_mask: 1 for tokens, 0 for padding.
+        position_ids: as of :meth:`~l2v.models.backbone.Backbone.forward`.
     """
+    decoder = backbone.decoder
+    stack = decoder_layers(decoder)
+    inside = {id(module) for layer in stack for module in layer.modules()}
+    around = {id(module) for module in decoder.modules() if any(part is stack for part in module.modules())}
+    found: dict[int, Tensor] = {}
+    behind: list[nn.Module] = []
 
-    def __init__(self, decoder: nn.Module) -> None:
-        self.decoder = decoder
-        self.layers = decoder_layers(decoder)
+    def keep(number: int) -> RemovableHandle:
+        def hook(_module: nn.Module, _given: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            found[number] = output[0] if isinstance(output, tuple) else output
 
-    def states(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """Of each number of layers, from 1 on: (batch, length, hidden).
+        return stack[number - 1].register_forward_hook(hook)
 
-        Raises:
-            L2VError: what stands behind the layers cannot be told from here.
-        """
-        outputs: list[Tensor] = []
-        behind: list[nn.Module] = []
-        inside = {id(module) for layer in self.layers for module in layer.modules()}
-        around = {
-            id(module) for module in self.decoder.modules() if any(one is self.layers for one in module.modules())
-        }
+    def watch(module: nn.Module, given: tuple[object, ...], _output: object) -> None:
+        if len(stack) in found and len(given) == 1 and isinstance(given[0], Tensor):
+            behind.append(module)
 
-        def layer_ran(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            outputs.append(output[0] if isinstance(output, tuple) else output)
-
-        def other_ran(module: nn.Module, inputs: Any, _output: Any) -> None:
-            if len(outputs) == len(self.layers) and _is_tensor(inputs):
-                behind.append(module)
-
-        hooks = [layer.register_forward_hook(layer_ran) for layer in self.layers]
-        hooks += [
-            module.register_forward_hook(other_ran)
-            for module in self.decoder.modules()
-            if id(module) not in inside | around
-        ]
-        try:
-            whole = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-        def finished(states: Tensor) -> Tensor:
-            for module in behind:
-                states = module(states)
-            return states
-
-        found = [finished(states) for states in outputs]
-        if len(found) != len(self.layers) or found[-1].shape != whole.shape or not torch.allclose(found[-1], whole):
-            raise L2VError("what this decoder does after its layers cannot be told; its depth cannot be proposed")
-        return found
+    hooks = [keep(number) for number in {*layers, len(stack)}]
+    others = (module for module in decoder.modules() if id(module) not in inside | around)
+    hooks += [module.register_forward_hook(watch) for module in others]
+    try:
+        whole = backbone(input_ids, attention_mask, position_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = []
+    for number in layers:
+        value = found[number]
+        for module in behind:
+            value = module(value)
+        states.append(value)
+    return [*states, whole]
 
 
-def _is_tensor(inputs: Any) -> bool:
-    return len(inputs) == 1 and isinstance(inputs[0], Tensor)
+@torch.no_grad()
+def prove_depths(backbone: "Backbone") -> None:
+    """Run a few tokens: what was found behind the last layer makes the decoder's own states of what that layer gives.
+
+    Raises:
+        L2VError: it does not, so that nobody could say what a cut decoder gives.
+    """
+    ids = torch.arange(4, device=next(backbone.parameters()).device)[None]
+    last, whole = states_of_depths(backbone, [len(decoder_layers(backbone.decoder))], ids, torch.ones_like(ids))
+    if last.shape != whole.shape or not torch.allclose(last.float(), whole.float(), rtol=1e-2, atol=1e-3):
+        raise L2VError(
+            f"what {type(backbone.decoder).__name__} does after its last layer cannot be told, so that its states at "
+            "other depths are not known; set stage.layers=[]"
+        )

@@ -20,7 +20,7 @@ from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.losses.base import Loss
 from l2v.losses.triplets import Triplets
-from l2v.models.depth import FirstLayers
+from l2v.models.depth import depth_of, prove_depths, states_of_depths
 from l2v.pooling import pool
 from l2v.progress import track
 
@@ -78,10 +78,10 @@ def layer_losses(encoder: Encoder, data: TripletMix, loss: Loss, sample: Sample)
         raise L2VError("loss: one that learns from a teacher's scores says nothing of layers; choose loss=contrastive")
     loss.check(encoder.backbone.hidden_size)
     backbone = encoder.backbone
-    first = FirstLayers(backbone.decoder)
-    sums = torch.zeros(len(first.layers), dtype=torch.float64)
+    prove_depths(backbone)
+    sums = torch.zeros(depth_of(backbone.config), dtype=torch.float64)
     for batch in track(_batches(encoder, data, sample), "layers", total=sample.batches):
-        queries, documents = (_by_layer(encoder, first, batch[side]) for side in ("queries", "documents"))
+        queries, documents = (_by_layer(encoder, batch[side]) for side in ("queries", "documents"))
         for layer, (of_queries, of_documents) in enumerate(zip(queries, documents, strict=True)):
             device = of_queries.device
             found = Triplets(
@@ -114,8 +114,11 @@ def _batches(encoder: Encoder, data: TripletMix, sample: Sample) -> Iterator[dic
         yield collate(rows.__getitems__(picks))
 
 
-def _by_layer(encoder: Encoder, first: FirstLayers, texts: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def _by_layer(encoder: Encoder, texts: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Of each layer the vectors (texts, hidden)."""
-    device = next(first.decoder.parameters()).device
-    ids, mask, text = (texts[name].to(device) for name in ("input_ids", "attention_mask", "pool_mask"))
-    return [pool(states, text, mask, encoder.pooling) for states in first.states(ids, mask)]
+    backbone = encoder.backbone
+    device = next(backbone.decoder.parameters()).device
+    here = {name: value.to(device) for name, value in texts.items()}
+    places = (here["input_ids"], here["attention_mask"], here.get("position_ids"))
+    states = states_of_depths(backbone, range(1, depth_of(backbone.config)), *places)
+    return [pool(one, here["pool_mask"], here["attention_mask"], encoder.pooling) for one in states]

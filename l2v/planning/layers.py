@@ -1,5 +1,6 @@
 """A tall model planned by short ones: layers are alike, so what they take is straight in their number."""
 
+import copy
 import dataclasses
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ from l2v.models.depth import depth_of, with_layers
 from l2v.planning.measure import Needs
 from l2v.planning.setup import Setup
 from l2v.planning.zero import needs_of
+from l2v.stages.supervised import Supervised
 
 _SHORT = 3
 """Layers of the shortest one, at least: with FSDP2 the next layer is gathered while one runs."""
@@ -23,10 +25,15 @@ def quick_needs(setup: Setup) -> Needs:
     """
     layers = depth_of(setup.config)
     period = _period(setup.config.get_text_config())
-    short = period * -(-_SHORT // period)
+    stage, shortest = copy.copy(setup.stage), _SHORT
+    if isinstance(stage, Supervised) and stage.layers:
+        # short models have not all of these; where they lie changes little
+        stage.layers = tuple(range(1, len(stage.layers) + 1))
+        shortest = max(_SHORT, len(stage.layers) + 1)
+    short = period * -(-shortest // period)
 
     def of(count: int) -> Needs:
-        return needs_of(dataclasses.replace(setup, config=with_layers(setup.config, count)))
+        return needs_of(dataclasses.replace(setup, config=with_layers(setup.config, count), stage=stage))
 
     if layers < 4 * short:
         return needs_of(setup)

@@ -1,5 +1,6 @@
 """What the contrastive stages share: how texts become vectors, and the vectors of all ranks."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 import torch
@@ -77,12 +78,19 @@ class ContrastiveStage(Stage):
         """The part of a batch that :meth:`embed` takes."""
         return {name: batch[name] for name in _TEXTS if name in batch}
 
-    def embed(self, texts: dict[str, Tensor]) -> Tensor:
-        """The vectors (texts, hidden), in float32, of a :class:`~l2v.text.tokenization.Batch` of texts."""
+    def embed(self, texts: dict[str, Tensor], layers: Sequence[int] = ()) -> Tensor:
+        """The vectors (texts, hidden), in float32, of a :class:`~l2v.text.tokenization.Batch` of texts.
+
+        With ``layers`` (texts, depths, hidden), as :meth:`~l2v.models.backbone.Backbone.embed` gives them.
+        """
         pooling = self.backbone.pooling if isinstance(self.pooling, Pooling) else self.pooling
         assert pooling is not None
         return self.backbone.embed(
-            **texts, pooling=pooling, micro_batch_tokens=self.micro_batch_tokens, grad_cache=self.grad_cache
+            **texts,
+            pooling=pooling,
+            micro_batch_tokens=self.micro_batch_tokens,
+            grad_cache=self.grad_cache,
+            layers=layers,
         )
 
     def log_loss(self, loss: Tensor) -> None:

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from l2v.runs.run import Run
     from l2v.training.settings import Training
 
-Schedule = Literal["linear", "cosine", "constant"]
+Schedule = Literal["linear", "cosine", "constant", "warmup_stable_decay"]
 
+DECAY_SHARE = 0.1
+"""Of the steps of ``schedule=warmup_stable_decay``: enough in MiniCPM (arXiv 2404.06395)."""
 
 PASS_TOKENS_ON_CPU = 1024
 """``stage.micro_batch_tokens=auto``: tensors of so many tokens stay in a processor's cache (docs/performance.md). Other
@@ -62,10 +64,13 @@ class Stage(L.LightningModule):
         batch_size: rows a batch on each process; where it is given, it goes before ``global_batch_size``.
         max_steps: optimizer steps at which training stops.
         learning_rate: peak, after the warm-up.
-        schedule: of the learning rate after the warm-up: linear or cosine to 0, or constant.
+        schedule: of the learning rate after the warm-up: linear or cosine to 0, constant, or warmup_stable_decay:
+            constant, and linear to 0 over its last steps.
         schedule_steps: optimizer steps at which the schedule reaches 0; None: max_steps.
         schedule_epochs: the same in passes over the data, as in LLM2Vec, where the schedule spans 3 passes while
             training stops far earlier; None: use schedule_steps.
+        decay_steps: optimizer steps of the decay of warmup_stable_decay; None: ``DECAY_SHARE`` of the schedule, or what
+            the warm-up leaves of it where that is less.
         warmup_steps: optimizer steps of linear warm-up.
         weight_decay: of AdamW.
         attention_dropout: probability in the attention weights while training; None: the model's own.
@@ -100,6 +105,7 @@ class Stage(L.LightningModule):
         schedule: Schedule = "linear",
         schedule_steps: Annotated[int, Ge(1)] | None = None,
         schedule_epochs: Annotated[int, Ge(1)] | None = None,
+        decay_steps: Annotated[int, Ge(1)] | None = None,
         warmup_steps: Annotated[int, Ge(0)] = 0,
         weight_decay: Annotated[float, Ge(0)] = 0.0,
         attention_dropout: Annotated[float, Ge(0)] | None = None,
@@ -125,6 +131,7 @@ class Stage(L.LightningModule):
         self.schedule: Schedule = schedule
         self.schedule_steps = schedule_steps
         self.schedule_epochs = schedule_epochs
+        self.decay_steps = decay_steps
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.attention_dropout = attention_dropout
@@ -142,8 +149,27 @@ class Stage(L.LightningModule):
             )
         if warmup_steps >= max_steps:
             raise L2VError(f"stage.warmup_steps={warmup_steps} leaves nothing of stage.max_steps={max_steps}")
+        if schedule == "warmup_stable_decay":
+            self._check_decay()
+        elif decay_steps is not None:
+            raise L2VError(
+                f"stage.decay_steps is for stage.schedule=warmup_stable_decay, not {schedule}; set it to null"
+            )
         if attention_dropout is not None and attention_dropout >= 1:
             raise L2VError(f"stage.attention_dropout must be in [0, 1), got {attention_dropout}")
+
+    def _check_decay(self) -> None:
+        if self.schedule_epochs is not None:
+            raise L2VError(
+                "stage.schedule=warmup_stable_decay decays at the end of training, and stage.schedule_epochs "
+                "(quirks=llm2vec) ends elsewhere; set it to null"
+            )
+        steps = self.schedule_steps or self.max_steps
+        if self.warmup_steps + (self.decay_steps or 1) > steps:
+            raise L2VError(
+                f"stage.decay_steps={self.decay_steps or 'null'}: stage.warmup_steps={self.warmup_steps} leaves "
+                f"{max(0, steps - self.warmup_steps)} of the schedule's {steps} steps; lower one of them"
+            )
 
     def check(self, *, encoder: bool, adapter: bool, sharding: Sharding, sources: Sequence[object]) -> None:
         """Refuse what does not go with the stage, before anything is loaded.
@@ -267,7 +293,12 @@ class Stage(L.LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = list(trainable_parameters(self).values())
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, self.horizon())
+        horizon = self.horizon()
+        settings = None
+        if self.schedule == "warmup_stable_decay":
+            decay = self.decay_steps or min(max(1, round(DECAY_SHARE * horizon)), horizon - self.warmup_steps)
+            settings = {"num_decay_steps": decay, "decay_type": "linear"}
+        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, horizon, settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def horizon(self) -> int:

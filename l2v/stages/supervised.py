@@ -1,9 +1,11 @@
 """Supervised contrastive training: queries, their positives and hard negatives (paper, section 4 and appendix G)."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
+import lightning as L
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from l2v.data.collate import TripletBatch
@@ -16,8 +18,15 @@ from l2v.evaluation.tasks.sts import StsPairs
 from l2v.losses.base import Loss
 from l2v.losses.triplets import Triplets
 from l2v.models.backbone import Backbone
+from l2v.models.bidirectional import decoder_layers
+from l2v.models.depth import number_of_layers, prove_depths
+from l2v.models.settings import Sharding
 from l2v.stages.contrastive import ContrastiveStage
 from l2v.text.prompts import SEPARATOR
+
+if TYPE_CHECKING:
+    from l2v.runs.initialization import Initialization
+    from l2v.training.settings import Training
 
 
 class Supervised(ContrastiveStage):
@@ -33,6 +42,10 @@ class Supervised(ContrastiveStage):
         encoder_separator: the same in ``sts``, as in the encoder that comes out.
         negatives: hard negatives a query, where its row has so many.
         sts: scored sentence pairs to validate on beside the held-out rows.
+        layers: after which the decoder can be cut too, as numbers from 1 or as shares of all between 0 and 1. The loss
+            is the weighted mean of those of the vectors at these depths and at the last (2D Matryoshka, arXiv
+            2402.14776; at all chosen depths in each step, as in Starbucks, arXiv 2410.13230).
+        layer_weights: one for each of ``layers``, beside 1 for the whole decoder. None: all 1.
         settings: see :class:`~l2v.stages.contrastive.ContrastiveStage`.
     """
 
@@ -48,14 +61,24 @@ class Supervised(ContrastiveStage):
         encoder_separator: str = SEPARATOR,
         negatives: Annotated[int, Ge(0)] = 1,
         sts: StsPairs | None = None,
+        layers: tuple[Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)], ...] = (),
+        layer_weights: tuple[Annotated[float, Gt(0)], ...] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(max_length=max_length, **settings)
+        if layer_weights is not None and len(layer_weights) != len(layers):
+            raise L2VError(
+                f"stage.layer_weights: expected one for each of stage.layers ({len(layers)}), found "
+                f"{len(layer_weights)}"
+            )
         self.loss = loss
         self.separator = separator
         self.encoder_separator = encoder_separator
         self.negatives = negatives
         self.sts = sts if sts is not None and sts.file is not None else None
+        self.layers = layers
+        self.layer_weights = layer_weights or (1.0,) * len(layers)
+        self._depths: list[int] = []
         # vectors of the validation's batches so far, and the number of each query's set
         self._held_out: list[tuple[Triplets, Tensor]] = []
         if self.sts is not None:
@@ -64,6 +87,21 @@ class Supervised(ContrastiveStage):
     def attach(self, backbone: Backbone, seed: int) -> None:
         super().attach(backbone, seed)
         self.loss.check(backbone.hidden_size)
+        self._depths = _numbers(self.layers, len(decoder_layers(backbone.decoder))) if self.layers else []
+
+    def check(self, *, encoder: bool, adapter: bool, sharding: Sharding, sources: Sequence[object]) -> None:
+        super().check(encoder=encoder, adapter=adapter, sharding=sharding, sources=sources)
+        if self.layers and sharding in ("weights", "zero3"):
+            raise L2VError(
+                "stage.layers: the final norm is called at each depth, and its weights are split over processes; "
+                "choose trainer=ddp, gpu or deepspeed_zero2, or set stage.layers=[]"
+            )
+
+    def data(self, training: "Training", start: "Initialization", device: torch.device | str) -> L.LightningDataModule:
+        module = super().data(training, start, device)
+        if self.layers:
+            prove_depths(self.backbone)
+        return module
 
     def rows(self, source: TripletMix, *, show: bool) -> TripletRows:
         tokenizer = self.backbone.tokenizer
@@ -87,15 +125,21 @@ class Supervised(ContrastiveStage):
         return MixedValidationOrder(rows.sets, **settings)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        parts = self._of_all_ranks(self._embed(batch))
+        depths = self._embed_depths(batch)
+        weights = [*self.layer_weights, 1.0]
+        loss = torch.stack([w * self._loss(own) for w, own in zip(weights, depths, strict=True)]).sum() / sum(weights)
+        self.log_loss(loss)
+        return loss
+
+    def _loss(self, vectors: Triplets) -> Tensor:
+        """The mean loss of all ranks' queries, as this rank's part of it."""
+        parts = self._of_all_ranks(vectors)
         begin = sum(len(part) for part in parts[: self.global_rank])
         own = slice(begin, begin + len(parts[self.global_rank]))
         everyone = Triplets.join(parts)
         losses = self.loss(everyone, own)[everyone.counted[own]]
         # the mean over the queries of all ranks: DDP averages the ranks' losses
-        loss = losses.sum() / everyone.counted.sum().clamp(min=1) * self.trainer.world_size
-        self.log_loss(loss)
-        return loss
+        return losses.sum() / everyone.counted.sum().clamp(min=1) * self.trainer.world_size
 
     def on_validation_epoch_start(self) -> None:
         self._held_out = []
@@ -128,15 +172,28 @@ class Supervised(ContrastiveStage):
 
     def _embed(self, batch: dict[str, Any]) -> Triplets:
         """The vectors of this rank's batch."""
+        return self._triplets(batch, self.embed(batch["queries"]), self.embed(batch["documents"]))
+
+    def _triplets(self, batch: dict[str, Any], queries: Tensor, documents: Tensor) -> Triplets:
         return Triplets(
-            self.embed(batch["queries"]),
-            self.embed(batch["documents"]),
+            queries,
+            documents,
             batch["owner"],
             batch["query_hash"],
             batch["document_hash"],
             batch["counted"].bool(),
             batch["scores"],
         )
+
+    def _embed_depths(self, batch: dict[str, Any]) -> list[Triplets]:
+        """The same at each of ``layers``, then of the whole decoder."""
+        if not self._depths:
+            return [self._embed(batch)]
+        queries, documents = (self.embed(batch[texts], self._depths) for texts in ("queries", "documents"))
+        return [
+            self._triplets(batch, *vectors)
+            for vectors in zip(queries.unbind(dim=1), documents.unbind(dim=1), strict=True)
+        ]
 
     def _of_all_ranks(self, own: Triplets) -> list[Triplets]:
         """Each rank's batch."""
@@ -182,3 +239,14 @@ class Supervised(ContrastiveStage):
         everyone = self.gather_rows(torch.from_numpy(own).to(self.device))
         vectors = torch.cat(everyone)[: len(sentences)].cpu().numpy()
         return task.rate(vectors[: len(first)], vectors[len(first) :], scores)[task.metric]
+
+
+def _numbers(layers: Sequence[int | float], count: int) -> list[int]:
+    """Shares of ``count`` layers as numbers of them."""
+    numbers = [number_of_layers(layer, count, "stage.layers") for layer in layers]
+    if max(numbers) >= count or len(set(numbers)) < len(numbers):
+        raise L2VError(
+            f"stage.layers={list(layers)}: expected different numbers below {count}, that of all layers, which are "
+            f"always trained, or shares of it; found {numbers}"
+        )
+    return numbers

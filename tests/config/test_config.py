@@ -133,10 +133,18 @@ def test_every_experiment_composes(name: str, e5: str) -> None:
 
 
 @pytest.mark.parametrize("name", options("recipe"))
-def test_every_stage_of_every_recipe_composes(name: str) -> None:
-    recipe = configs.plain(composed("recipe", [f"recipe={name}"]))
+def test_every_stage_of_every_recipe_composes(name: str, tmp_path: Path) -> None:
+    config = composed("recipe", [f"recipe={name}"])
+    (tmp_path / "triplets.jsonl").write_text('{"query": "a", "positive": "b", "negative": ["c"]}\n')
+    (tmp_path / "texts.txt").write_text("a\nb\n")
+    write_taught_folder(tmp_path / "vectors", tmp_path / "texts.txt")
+    for key, place in (("triplets", "."), ("texts", "texts.txt"), ("vectors", "vectors")):
+        if OmegaConf.is_missing(config, key):
+            config[key] = str(tmp_path / place)
+    recipe = configs.plain(config)
     for stage, overrides in recipe["stages"].items():
-        assert build(*recipe["overrides"], *overrides).stage.name == stage
+        few = ["data.held_out=5"] if "data=taught" in overrides else []
+        assert build(*recipe["overrides"], *overrides, *few).stage.name == stage
 
 
 @pytest.mark.parametrize("name", options("evaluation"))

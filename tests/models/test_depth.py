@@ -8,15 +8,17 @@ import pytest
 import torch
 from launch import Tiny, composed
 from tiny import SENTENCES, make_tiny_model
+from torch import nn
 from transformers import AutoModel
 
 from l2v import Encoder
 from l2v.config.planning import build_plan
 from l2v.errors import L2VError
 from l2v.export.export import Export, Merge, export
-from l2v.models.backbone import Backbone, hidden_states
+from l2v.models.adapters import Lora, trainable_parameters
+from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers, set_attention
-from l2v.models.depth import number_of_layers, with_layers
+from l2v.models.depth import number_of_layers, prove_depths, states_of_depths, with_layers
 from l2v.models.families import FAMILIES, Family, tiny_model
 from l2v.planning.measure import measure
 from l2v.runs.run import Run
@@ -35,6 +37,27 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path, deep_model: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     return Tiny(tmp_path, deep_model, monkeypatch)
+
+
+def batch(backbone: Backbone) -> dict[str, torch.Tensor]:
+    tokens = tokenize(SENTENCES, backbone.tokenizer, max_length=64, instructions=[None] * len(SENTENCES))
+    return dict(pad(tokens, backbone.tokenizer.pad_token_id, "right"))
+
+
+def cut(backbone: Backbone, layers: int) -> Backbone:
+    """The same backbone without its later layers; it is changed in place."""
+    del decoder_layers(backbone.decoder)[layers:]
+    backbone.decoder.config.num_hidden_layers = layers
+    return backbone
+
+
+def adapted(folder: str, checkpointing: bool = False) -> Backbone:
+    backbone = Backbone.load(folder, gradient_checkpointing=checkpointing)
+    backbone.add_adapter(Lora(rank=4, alpha=8, dropout=0.0))
+    torch.manual_seed(0)
+    for parameter in trainable_parameters(backbone).values():
+        nn.init.normal_(parameter, std=0.1)
+    return backbone.train()
 
 
 def vectors(source: str | Path, **settings) -> np.ndarray:
@@ -74,14 +97,65 @@ def test_layers_that_take_keys_of_earlier_ones_still_do() -> None:
     assert with_layers(config, 5).num_kv_shared_layers == 0
 
 
-def test_states_are_those_of_the_layer_after_the_final_norm(deep_model: Path) -> None:
-    whole, short = Backbone.load(str(deep_model)), Backbone.load(str(deep_model), layers=3)
-    batch = pad(tokenize(SENTENCES, whole.tokenizer, max_length=64), whole.tokenizer.pad_token_id, "right")
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "opt", "bloom", "gpt_neox"])
+def test_the_states_at_a_depth_are_those_of_the_cut_decoder(tmp_path, family: str) -> None:
+    folder = str(make_tiny_model(tmp_path, family=family, num_hidden_layers=4, n_layer=4))
+    backbone = Backbone.load(folder)
+    prove_depths(backbone)
+    rows = batch(backbone)
+    ids, mask = rows["input_ids"], rows["attention_mask"]
     with torch.no_grad():
-        found = short(ids, mask)
-        expected = whole.decoder.norm(hidden_states(whole, ids, mask)[3])
-    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-6)
+        first, third, whole = states_of_depths(backbone, [1, 3], ids, mask)
+        torch.testing.assert_close(whole, backbone(ids, mask), rtol=0, atol=0)
+        for layers, states in ((3, third), (1, first)):
+            torch.testing.assert_close(states, cut(backbone, layers)(ids, mask), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["passes", "grad_cache"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_gradients_at_several_depths_are_those_of_the_cut_decoders(tmp_path, checkpointing: bool, cached: bool) -> None:
+    folder = str(make_tiny_model(tmp_path, num_hidden_layers=3))
+    together, expected = adapted(folder, checkpointing), dict[str, torch.Tensor]()
+    rows = batch(together)
+    weights = torch.randn(len(SENTENCES), 3, 32)
+    vectors = together.embed(**rows, layers=[1, 2], micro_batch_tokens=40, grad_cache=cached)
+    assert vectors.shape == weights.shape
+    (vectors * weights).sum().backward()
+    for depth, layers in enumerate((1, 2, 3)):
+        alone = cut(adapted(folder), layers)
+        one = alone.embed(**rows)
+        torch.testing.assert_close(vectors[:, depth], one, rtol=1e-5, atol=1e-5)
+        (one * weights[:, depth]).sum().backward()
+        for name, parameter in trainable_parameters(alone).items():
+            assert parameter.grad is not None
+            expected[name] = expected.get(name, 0) + parameter.grad
+    found = {name: parameter.grad for name, parameter in trainable_parameters(together).items()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_behind_the_layers_is_proven(deep_model: Path) -> None:
+    backbone = Backbone.load(str(deep_model))
+    prove_depths(backbone)
+    forward = backbone.decoder.forward
+
+    def doubled(**inputs):
+        output = forward(**inputs)
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+    backbone.decoder.forward = doubled
+    with pytest.raises(L2VError, match="does after its last layer cannot be told"):
+        prove_depths(backbone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [pytest.param(one, id=one.name) for one in FAMILIES if one.model_type != "mpt"])
+def test_what_stands_behind_the_layers_is_found_in_every_family(family: Family, deep_model: Path) -> None:
+    backbone = Backbone.load(str(deep_model))
+    backbone.decoder = tiny_model(family, "eager")
+    prove_depths(backbone)
 
 
 @pytest.mark.parametrize(("wanted", "kept"), [(21, 21), (0.7, 21), (30, 30), (1.0, 30), (1, 1), (0.01, 1), (0.45, 14)])

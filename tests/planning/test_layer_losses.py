@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from launch import composed
 from tiny import SENTENCES, make_tiny_model
 
@@ -13,9 +12,6 @@ from l2v.cli.depth import main
 from l2v.data.triplets.options import TripletMix
 from l2v.errors import L2VError
 from l2v.losses.contrastive import Contrastive
-from l2v.models.backbone import Backbone
-from l2v.models.depth import FirstLayers
-from l2v.models.families import FAMILIES, tiny_model
 from l2v.planning.layer_losses import Depths, Sample, layer_losses
 
 SAMPLE = Sample(batches=2, batch_size=3)
@@ -46,44 +42,6 @@ def test_each_layer_has_the_loss_of_a_model_that_ends_there(deep_model: Path, tr
     for layers, expected in enumerate(found.losses, start=1):
         short = Encoder.from_pretrained(deep_model, layers=layers, device="cpu")
         assert layer_losses(short, data, loss, SAMPLE).losses[-1] == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("adapted", [False, True])
-def test_what_stands_behind_the_layers_is_found(deep_model: Path, adapted: bool) -> None:
-    from l2v.models.adapters import Lora
-
-    backbone = Backbone.load(str(deep_model))
-    if adapted:
-        backbone.add_adapter(Lora(rank=4))
-    ids = torch.arange(12).reshape(2, 6)
-    with torch.no_grad():
-        states = FirstLayers(backbone.decoder).states(ids, torch.ones_like(ids))
-        assert len(states) == 4 and torch.equal(states[-1], backbone(ids, torch.ones_like(ids)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [pytest.param(one, id=one.name) for one in FAMILIES if one.model_type != "mpt"])
-def test_it_is_found_in_every_family(family) -> None:
-    model = tiny_model(family, "eager")
-    ids = torch.randint(2, 100, (2, 7), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        states = FirstLayers(model).states(ids, torch.ones_like(ids))
-    assert len(states) == 2 and not torch.allclose(states[0], states[1])
-
-
-def test_what_cannot_be_told_is_refused(deep_model: Path) -> None:
-    decoder = Backbone.load(str(deep_model)).decoder
-    forward = decoder.forward
-
-    def doubled(**inputs):
-        output = forward(**inputs)
-        output.last_hidden_state = 2 * output.last_hidden_state
-        return output
-
-    decoder.forward = doubled
-    ids = torch.arange(12).reshape(2, 6)
-    with pytest.raises(L2VError, match="what this decoder does after its layers cannot be told"):
-        FirstLayers(decoder).states(ids, torch.ones_like(ids))
 
 
 def test_the_lowest_losses_of_both_halves_are_proposed() -> None:

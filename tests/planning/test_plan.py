@@ -113,6 +113,16 @@ def test_a_tall_model_takes_what_short_ones_say(sharing: Any) -> None:
     assert with_layers(model_config("google/gemma-3-1b-it"), 6).layer_types[-1] == "full_attention"
 
 
+def test_a_tall_model_trained_at_several_depths_takes_what_short_ones_say() -> None:
+    setup = Specification(**TINY | {"layers": 16}, stage="supervised").setup()
+    plain = quick_needs(setup)
+    setup.stage.layers, setup.stage.layer_weights = (5, 0.5), (1.0, 1.0)  # type: ignore[attr-defined]
+    whole, quick = measure(setup), quick_needs(setup)
+    assert quick.training == pytest.approx(whole.training, rel=1e-2)
+    assert (quick.flops, quick.parameters) == pytest.approx((whole.flops, whole.parameters))
+    assert plain.training < quick.training < 1.2 * plain.training
+
+
 @pytest.mark.slow
 def test_the_largest_pass_fits_and_the_next_does_not() -> None:
     setup = Specification(**TINY | {"rows": 64}).setup()
