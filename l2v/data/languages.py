@@ -94,10 +94,6 @@ def language_texts(
         source = FileTexts(paths, column, f"data.{key}.{name}", reading)
         whole = validation_files is not None
         sets[name] = source if whole else TextPart(source, part, held_out, f"data.files.{name}")
-    if unknown := [name for name in validation_files or {} if name not in (files or {})]:
-        raise L2VError(
-            f"data.validation_files.{unknown[0]}: expected the names of data.files: {', '.join(files or {})}"
-        )
     for language in languages or []:
         if language in sets:
             raise L2VError(f"data.languages: {language} is named twice, or in data.files too; name each set once")

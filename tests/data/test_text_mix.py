@@ -232,10 +232,6 @@ def test_files_and_wikipedias_are_mixed(files: dict[str, Any]) -> None:
         ({}, r"data.files=.* or data.languages=\[de,en\]: give one or both"),
         ({"files": {"de": "none.txt"}}, "data.files.de=none.txt: no such file"),
         ({"files": "here", "held_out": 20}, r"data.files.de: 20 text\(s\), and data.held_out=20 of them validate"),
-        (
-            {"files": "here", "held_out": 1, "validation_files": {"fr": "x"}},
-            "data.validation_files.fr: expected the names of data.files: de, en",
-        ),
         ({"files": "here", "held_out": 1, "languages": ["de"]}, "data.languages: de is named twice"),
         ({"languages": ["de", "de"]}, "data.languages: de is named twice"),
         ({"languages": ["German"]}, "data.languages: 'German' is no language of Wikipedia's"),
