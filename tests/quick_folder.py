@@ -28,7 +28,7 @@ def write_quick_folder(folder: Path) -> Path:
     for language in ("de", "fr", "zh"):
         write(
             f"stsb-multi-mt/stsb-{language}-test.csv",
-            [f'"{a}, in {language}",{b},{n % 6}.0' for n, (a, b) in enumerate(pairs)],
+            [f'"{a}, in {language}","{b}",{n % 6}.0' for n, (a, b) in enumerate(pairs)],
         )
     sick = [f"{n}\t{a}\t{b}\t{1 + n % 5}\tNEUTRAL" for n, (a, b) in enumerate(pairs)]
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"

@@ -1,10 +1,10 @@
-"""The sentences of STS-B's training part in German and in English, a sentence a line, and those of its development part.
+"""The sentences of STS-B's training and development parts in German and in English, a sentence a line.
 
 python experiments/languages/texts.py <folder of data> <folder of texts>
 
 The folder of data holds ``stsbenchmark`` (sts-train.csv, ...) and ``stsb-multi-mt`` (stsb-de-train.csv, ...), its
-translation row by row. So line n of ``de-train.txt`` is that of ``en-train.txt`` in German. Scores are left out, and so is
-a sentence that was there before, or is in the development or test part, in either language.
+translation row by row: line n of ``de-train.txt`` is that of ``en-train.txt`` in German. Scores are left out, and so is
+a sentence that was there before or, in training, is in the development or test part, in either language.
 """
 
 import csv

@@ -56,7 +56,7 @@ def language_texts(
     held_out: Annotated[int, Ge(1)] = 100,
     articles: Annotated[int, Ge(2)] = 10_000,
     unit: Literal["article", "sentence"] = "article",
-    hub: str = "wikimedia/wikipedia",
+    wikipedia: str = "wikimedia/wikipedia",
     dump: str = "20231101",
     revision: str | None = None,
     column: str = "text",
@@ -74,7 +74,7 @@ def language_texts(
         held_out: texts, or articles, of each set that validate, evenly spaced.
         articles: of each Wikipedia, those that train and those that validate together.
         unit: of Wikipedia: whether a text is an article or a sentence.
-        hub: the data set with the Wikipedias.
+        wikipedia: the data set of the hub with all of them.
         dump: its date, as the data set writes it.
         revision: branch or commit of the data set.
         column: of .jsonl, .csv, .tsv and .parquet.
@@ -103,7 +103,7 @@ def language_texts(
             unit,
             articles=articles,
             held_out=held_out,
-            hub=hub,
+            hub=wikipedia,
             dump=dump,
             revision=revision,
         )

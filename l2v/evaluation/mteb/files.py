@@ -128,13 +128,7 @@ class LocalSet(Task):
                 "eval_langs": [self.language],
                 "main_score": self.main_score,
             }
-            try:
-                metadata = task_metadata.TaskMetadata(**own, **fields)
-            except ValueError:
-                raise L2VError(
-                    f"{self.name}: language={self.language}: mteb has no such language; it writes them as deu-Latn"
-                ) from None
-            task = type("LocalTask", (base,), {"metadata": metadata})()
+            task = type("LocalTask", (base,), {"metadata": task_metadata.TaskMetadata(**own, **fields)})()
         else:
             try:
                 task = deepcopy(mteb.get_task(self.like))
