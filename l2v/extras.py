@@ -16,6 +16,7 @@ _EXTRAS = {
     "onnxscript": "onnx",
     "ray": "ray",
     "sentence_transformers": "sentence-transformers",
+    "sentencex": "languages",
     "tensorboard": "tensorboard",
 }
 """Module -> the extra of pyproject.toml that brings it."""

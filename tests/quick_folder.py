@@ -1,4 +1,4 @@
-"""The data sets of evaluation=quick in their file formats, a few rows each."""
+"""The data sets of evaluation=quick and sts_languages in their file formats, a few rows each."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,11 @@ def write_quick_folder(folder: Path) -> Path:
     sts = [f'main\tgenre\t2012\t{n}\t{n % 6}.0\t{a}\tsome "quoted" {b}' for n, (a, b) in enumerate(pairs)]
     for part in ("test", "dev"):
         write(f"stsbenchmark/sts-{part}.csv", sts)
+    for language in ("de", "fr", "zh"):
+        write(
+            f"stsb-multi-mt/stsb-{language}-test.csv",
+            [f'"{a}, in {language}","{b}",{n % 6}.0' for n, (a, b) in enumerate(pairs)],
+        )
     sick = [f"{n}\t{a}\t{b}\t{1 + n % 5}\tNEUTRAL" for n, (a, b) in enumerate(pairs)]
     header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
     for part, rows in (("train", sick[:5]), ("trial", sick[5:9]), ("test_annotated", sick[9:])):

@@ -25,7 +25,7 @@ def main(composed: DictConfig) -> None:
     grams = Grams(**configs.check(Grams, {name: config[name] for name in ("n", "shortest")}, ""))
     source, data, folder = _training_data(config)
     suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
-    tasks = configs.build_tasks(suite["tasks"])
+    tasks = configs.build_tasks(suite)
     texts: dict[str, tuple[str, Iterable[str]]] = {}
     unknown = []
     for name, task in tasks.items():

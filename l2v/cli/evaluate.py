@@ -21,7 +21,7 @@ def main(composed: DictConfig) -> None:
     from l2v.report import print_scores
 
     subject = configs.take_encoder(config)
-    tasks = configs.build_tasks(config["evaluation"]["tasks"])
+    tasks = configs.build_tasks(config["evaluation"])
     folder = Path(config["output"]) if config["output"] else _folder(subject)
     devices = configs.check_value(Annotated[int, Ge(1)], config["devices"], "devices")
     evaluate(subject, tasks, suite=config["evaluation"]["suite"], folder=folder, devices=devices)

@@ -126,7 +126,7 @@ def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
     from l2v.evaluation.suite import evaluate
     from l2v.models.settings import EncoderSettings
 
-    tasks = configs.build_tasks(suite["tasks"])
+    tasks = configs.build_tasks(suite)
     evaluate(EncoderSettings(**how), tasks, suite=suite["suite"], folder=folder)
 
 

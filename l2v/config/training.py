@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from l2v.training.settings import Model, Training
 
 
-_DATA = {"train", "validation", "workers", "folder", "sets", "held_out"}
-"""Keys of the group ``data``; the last three are for train and validation to read."""
+_DATA = {
+    *("train", "validation", "workers"),
+    *("folder", "sets", "held_out", "files", "validation_files", "languages"),  # for train and validation to read
+}
+"""Keys of the group ``data``."""
 _ADAPTER = {"lora", "peft", "init"}
 _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 """What a stage says to its data and its adapter."""
@@ -130,4 +133,4 @@ def _build_evaluation(config: dict[str, Any]) -> "PeriodicEvaluation | None":
     from l2v.evaluation.periodic import PeriodicEvaluation
 
     every = check_value(Annotated[int, Ge(1)], every, "evaluate_every")
-    return PeriodicEvaluation(every, suite["suite"], build_tasks(suite["tasks"]))
+    return PeriodicEvaluation(every, suite["suite"], build_tasks(suite))

@@ -1,17 +1,17 @@
 """The LightningDataModule of all stages that train on token rows, and the dataset under it."""
 
 import copy
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import datasets
 import lightning as L
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from l2v.data.collate import Row
-from l2v.data.order import Pick
-from l2v.data.texts import DataSource
+from l2v.data.order import Pick, evenly
+from l2v.data.texts import DataSource, TextSource
 
 
 class Reader(Protocol):
@@ -57,6 +57,13 @@ class Rows(Dataset):
         return fewer
 
 
+@runtime_checkable
+class Mixed(Protocol):
+    """Several sets of texts, each tokenized by itself, as :class:`~l2v.data.text_mix.TextMix`."""
+
+    def joined_rows(self, make: Callable[[TextSource], datasets.Dataset]) -> Rows: ...
+
+
 class TokenData(L.LightningDataModule):
     """Training and validation data as token rows of the kind that the stage asks for.
 
@@ -74,14 +81,16 @@ class TokenData(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Tokenize into the cache, on one process a node."""
         for source in (self.train, self.validation):
-            self.stage.rows(source, show=True)
+            self._rows(source, show=True)
 
     def setup(self, stage: str) -> None:
         self.train_rows = self._rows(self.train)
         self.validation_rows = self._rows(self.validation).spread(self.stage.validation_rows)
 
-    def _rows(self, source: DataSource) -> Rows:
-        rows = self.stage.rows(source, show=False)
+    def _rows(self, source: DataSource, *, show: bool = False) -> Rows:
+        if isinstance(source, Mixed):
+            return source.joined_rows(lambda one: cast(datasets.Dataset, self.stage.rows(one, show=show)))
+        rows = self.stage.rows(source, show=show)
         return rows if isinstance(rows, Rows) else Rows(rows)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -94,8 +103,3 @@ class TokenData(L.LightningDataModule):
 def spread(data: datasets.Dataset, count: int) -> datasets.Dataset:
     """At most ``count`` rows, evenly spaced."""
     return data if len(data) <= count else data.select(evenly(len(data), count))
-
-
-def evenly(rows: int, count: int) -> list[int]:
-    """Numbers of ``count`` rows, evenly spaced."""
-    return torch.linspace(0, rows - 1, count).round().long().tolist()

@@ -123,3 +123,8 @@ class ValidationOrder(ListedBatches):
 
 def shuffled(count: int, seed: int) -> np.ndarray:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def evenly(rows: int, count: int) -> list[int]:
+    """Numbers of ``count`` rows, evenly spaced."""
+    return torch.linspace(0, rows - 1, count).round().long().tolist()

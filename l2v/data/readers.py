@@ -13,6 +13,7 @@ from l2v.errors import L2VError, first_line
 
 Column = int | str
 """Of a file: its name, or its number from 0 in text without a header line."""
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 class Record(NamedTuple):
@@ -107,7 +108,8 @@ def table_rows(
     """Texts and a value of each row of the files, whose columns have names or, in plain text, numbers.
 
     Args:
-        paths: .jsonl, .csv, .tsv, .parquet; or unquoted text with a ``delimiter``.
+        paths: .jsonl, .csv, .tsv, .parquet; or unquoted text with a ``delimiter``. A .csv or .tsv whose columns have
+            numbers has no header line.
         texts: columns that hold text.
         last: the column of the value.
         kind: what converts the value; a ValueError says what it should be.
@@ -145,6 +147,9 @@ def number(value: Any) -> float:
 
 def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) -> Iterable[tuple[str, list[Any]]]:
     """Where a row stands, and its values of the columns."""
+    quotes = delimiter is None
+    if quotes and all(isinstance(column, int) for column in columns):
+        delimiter = _DELIMITERS.get(ending(path))
     if delimiter is None:
         if ending(path) == ".txt" or not all(isinstance(column, str) for column in columns):
             raise L2VError(f"{name}: {path}: text with columns by number, or .txt, needs a delimiter, as '\\t'")
@@ -158,7 +163,7 @@ def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) ->
     numbers = [column for column in columns if isinstance(column, int)]
     named = [str(column) for column in columns]
     header: list[str] | None = None
-    for line, fields, problem in delimited(path, delimiter, quotes=False, way_out=""):
+    for line, fields, problem in delimited(path, delimiter, quotes=quotes, way_out="close it"):
         where = f"{path}:{line}"
         if problem:
             raise L2VError(f"{where}: {problem}")
@@ -246,7 +251,7 @@ def _is_a_line(line: bytes) -> bool:
 
 
 def _csv(path: Path, columns: list[str], override: str, reading: Reading) -> Iterator[Record]:
-    delimiter = "\t" if ending(path) == ".tsv" else ","
+    delimiter = _DELIMITERS[ending(path)]
     way_out = "close it, or read the text without quoting by reading.quotes=false"
     names: list[str] | None = None
     for line, fields, problem in delimited(path, delimiter, quotes=reading.quotes, way_out=way_out):

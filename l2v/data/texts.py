@@ -106,7 +106,8 @@ class FileTexts:
     @property
     def column_override(self) -> str:
         """What names the column, e.g. data.train.column."""
-        return self.override.rpartition(".")[0] + ".column" if "." in self.override else "column"
+        group, of_files, _ = self.override.partition(".files")
+        return f"{group}.column" if of_files else "column"
 
     def fingerprint(self) -> str:
         odd = "" if self.reading == AS_USUAL else f":{self.reading}"
@@ -144,9 +145,31 @@ def load_hub(
     try:
         data: Any = datasets.load_dataset(path, name, split=split, revision=revision, data_files=data_files)
     except Exception as error:  # datasets raises a dozen unrelated types here
-        raise L2VError(
-            f"{override}={path}: cannot be loaded from the hub ({first_line(error)}); choose another data=, or use "
-            "local files (data=files, data=triplets)"
-        ) from error
+        raise _not_loaded(f"{override}={path}", error) from error
     check_columns(data.column_names, columns, f"{override}={path}", "data.train.column")
     return data
+
+
+def stream_hub(path: str, name: str, revision: str | None, column: str, *, override: str) -> Iterator[Any]:
+    """A column of the training split of a data set of the hub, read on the way: what is not asked for is not loaded.
+
+    Raises:
+        L2VError: it cannot be loaded, now or later on, or has not the column.
+    """
+    import datasets
+
+    try:
+        for row in datasets.load_dataset(path, name, split="train", revision=revision, streaming=True):
+            check_columns(row, [column], override, "another data set")
+            yield row[column]
+    except L2VError:
+        raise
+    except Exception as error:  # datasets raises a dozen unrelated types here
+        raise _not_loaded(override, error) from error
+
+
+def _not_loaded(setting: str, error: Exception) -> L2VError:
+    return L2VError(
+        f"{setting}: cannot be loaded from the hub ({first_line(error)}); choose another data=, or use local files "
+        "(data=files, data=triplets)"
+    )

@@ -1,11 +1,18 @@
-"""The English Wikipedia excerpt inside the package ``gensim``: real text without a network."""
+"""Wikipedia: the English excerpt inside the package ``gensim``, and that of any language on the hub."""
 
 import bz2
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import islice
+from typing import Annotated, Literal, NamedTuple
 
+from annotated_types import Ge
+
+from l2v.data.order import evenly
+from l2v.data.texts import stream_hub
+from l2v.errors import L2VError
+from l2v.extras import require
 from l2v.runs.hashes import file_hash
 from l2v.runs.locations import package_file
 
@@ -66,6 +73,70 @@ class WikipediaExcerpt:
 
     def fingerprint(self) -> str:
         return f"wikipedia-excerpt:3:{file_hash(package_file(_WIKIPEDIA))}:{self.part}:{self.unit}"
+
+
+_SHORTEST_SENTENCE, _LONGEST_SENTENCE = 40, 480
+"""Bytes in UTF-8: some 7 to 80 words of English or German, 13 to 160 characters of Chinese."""
+
+
+@dataclass(frozen=True)
+class Wikipedia:
+    """Wikipedia in one language, from the hub; the articles are read on the way, as many as are asked for.
+
+    They are the first of the dump, which is in the order in which articles were begun. Of these, ``held_out`` evenly
+    spaced ones validate: no article is in both parts.
+    """
+
+    language: str
+    """As the Wikipedia's address has it: de, zh, simple, zh-min-nan."""
+    part: Literal["train", "held_out"]
+    unit: Literal["article", "sentence"] = "article"
+    """A whole article a text, or a sentence a text (the package sentencex finds them)."""
+    articles: Annotated[int, Ge(2)] = 10_000
+    """Of both parts together."""
+    held_out: Annotated[int, Ge(1)] = 100
+    hub: str = "wikimedia/wikipedia"
+    """owner/name of the data set, with a configuration <dump>.<language> and the column text."""
+    dump: str = "20231101"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]+(-[a-z]+)*", self.language):
+            raise L2VError(f"data.languages: {self.language!r} is no language of Wikipedia's, as de, zh or simple")
+        if self.held_out >= self.articles:
+            raise L2VError(
+                f"data.held_out={self.held_out} leaves none of data.train.articles={self.articles} to train on"
+            )
+        if self.unit == "sentence":
+            require("data.languages", "sentencex")
+
+    def texts(self) -> Iterator[str]:
+        for article in self._articles():
+            if self.unit == "article":
+                yield article
+            else:
+                yield from self._sentences(article)
+
+    def _articles(self) -> Iterator[str]:
+        held_out = set(evenly(self.articles, self.held_out))
+        where = f"data.languages: {self.language}"
+        rows = stream_hub(self.hub, f"{self.dump}.{self.language}", self.revision, "text", override=where)
+        for number, text in enumerate(islice(rows, self.articles)):
+            if (number in held_out) == (self.part == "held_out") and text:
+                yield text
+
+    def _sentences(self, article: str) -> Iterator[str]:
+        """A heading or an item of a list is a line of its own, and mostly shorter than a sentence."""
+        from sentencex import segment
+
+        for line in article.splitlines():
+            for sentence in map(str.strip, segment(self.language, line)):
+                if _SHORTEST_SENTENCE <= len(sentence.encode()) <= _LONGEST_SENTENCE:
+                    yield sentence
+
+    def fingerprint(self) -> str:
+        source = f"{self.hub}:{self.dump}.{self.language}:{self.revision}"
+        return f"wikipedia:1:{source}:{self.articles}:{self.held_out}:{self.part}:{self.unit}"
 
 
 def _prose(line: str) -> str:

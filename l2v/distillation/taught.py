@@ -11,8 +11,8 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from l2v.data.datamodule import Rows, evenly
-from l2v.data.order import Pick
+from l2v.data.datamodule import Rows
+from l2v.data.order import Pick, evenly
 from l2v.data.readers import AS_USUAL, Reading
 from l2v.embedding.inputs import Inputs
 from l2v.embedding.shards import finished_manifest, read_vectors

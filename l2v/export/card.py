@@ -21,6 +21,8 @@ _OF_DATA = (
     "part",
     "unit",
     "files",
+    "languages",
+    "shares",
     "vectors",
     "folder",
     "path",
@@ -306,9 +308,9 @@ def _settings(values: dict[str, Any]) -> str:
 
 
 def _public(value: Any) -> Any:
-    """A setting of the data for others to read: of a folder on this machine its last name, of `sets` their names."""
+    """A setting of the data for others to read: of a folder on this machine its last name, of sets their names."""
     if isinstance(value, dict):
-        return "+".join(value)
+        return "+".join(f"{key}:{one}" if isinstance(one, int | float) else key for key, one in value.items())
     if isinstance(value, list):
         return [_public(one) for one in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

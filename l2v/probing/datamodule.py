@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from l2v.data.datamodule import evenly
-from l2v.data.order import Pick
+from l2v.data.order import Pick, evenly
 from l2v.errors import L2VError
 from l2v.models.settings import DType
 from l2v.probing.alignment import Aligned, Shift, align, word_vectors

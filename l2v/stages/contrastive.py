@@ -19,6 +19,9 @@ _TEXTS = ("input_ids", "attention_mask", "pool_mask", "position_ids")
 class ContrastiveStage(Stage):
     """A stage that trains on vectors of texts.
 
+    Of several sets of texts, such as languages, a batch comes from one, as in supervised training: a negative in
+    another language is told apart by its language, which says nothing about meaning and drives the languages apart.
+
     Args:
         max_length: tokens a text, instruction included.
         pooling: mean, weighted_mean, last_token, bos, or that of ``model.pooling``, whose weights are trained.
@@ -33,6 +36,7 @@ class ContrastiveStage(Stage):
     """
 
     trains_pooling = True
+    one_set_a_batch = True
 
     def __init__(
         self,

@@ -15,7 +15,9 @@ from transformers import get_scheduler
 
 from l2v.data.collate import Collator
 from l2v.data.datamodule import Rows, TokenData
+from l2v.data.mixed_order import MixedValidationOrder
 from l2v.data.order import Pick, TrainingOrder, ValidationOrder, seed_of
+from l2v.data.text_mix import TextMixOrder, TextMixRows
 from l2v.data.texts import TextSource
 from l2v.errors import L2VError
 from l2v.models.adapters import trainable_parameters
@@ -91,6 +93,8 @@ class Stage(L.LightningModule):
     """Whether the run ends with an encoder."""
     micro_batch_tokens: int | None = None
     """Tokens of a forward pass, of stages that have the setting; None: one pass."""
+    one_set_a_batch = False
+    """Whether the rows of a batch come from one set of texts, where the data has several."""
     data_keys: tuple[str, ...] = ()
     """Settings of ``data=`` beside train, validation and workers."""
 
@@ -258,10 +262,15 @@ class Stage(L.LightningModule):
 
     def training_order(self, rows: Any, **settings: Any) -> Sampler[list[Pick]]:
         """Which rows make which batch; ``settings`` as of :class:`~l2v.data.order.TrainingOrder`."""
+        if isinstance(rows, TextMixRows):
+            sizes = rows.sizes
+            return TextMixOrder(sizes, rows.mix.shares_of(sizes), one_set_a_batch=self.one_set_a_batch, **settings)
         return TrainingOrder(len(rows), **settings)
 
     def validation_order(self, rows: Any, **settings: Any) -> Sampler[list[Pick]]:
         """Which rows are validated in which batch; ``settings`` as of :class:`~l2v.data.order.ValidationOrder`."""
+        if isinstance(rows, TextMixRows) and self.one_set_a_batch:
+            return MixedValidationOrder(rows.sets, **settings)
         return ValidationOrder(len(rows), **settings)
 
     def loader(self, rows: Rows, *, training: bool, workers: int = 0) -> DataLoader:

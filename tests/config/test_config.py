@@ -117,6 +117,7 @@ def test_every_other_option_composes(group: str, tmp_path: Path, e5: str, taught
         "e5": ["stage=supervised", e5],
         "triplets": ["stage=supervised", e5],
         "taught": ["stage=distillation", *taught],
+        "languages": ["data.languages=[de,en]"],
     }
     for option in options(group):
         if option in ("conll", "conllu", "conll2003"):
@@ -149,11 +150,25 @@ def test_every_stage_of_every_recipe_composes(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", options("evaluation"))
 def test_every_evaluation_suite_is_built(name: str, tmp_path: Path) -> None:
-    from_files = ("quick", "quick_whole", "demo_sts", "sts_dev")
+    from_files = ("quick", "quick_whole", "demo_sts", "sts_dev", "sts_languages")
     data = [f"evaluation.folder={write_quick_folder(tmp_path)}"] if name in from_files else []
     suite = configs.plain(composed("evaluate", [f"evaluation={name}", "encoder=none", *data]))["evaluation"]
     for task in configs.build(suite["tasks"], "evaluation.tasks").values():
         assert task.label and task.metric
+
+
+def test_a_suite_of_several_languages_is_run_in_those_that_are_chosen(tmp_path: Path) -> None:
+    given = ["evaluation=sts_languages", "encoder=none", f"evaluation.folder={write_quick_folder(tmp_path)}"]
+
+    def tasks(*overrides: str) -> dict[str, Any]:
+        return configs.build_tasks(configs.plain(composed("evaluate", [*given, *overrides]))["evaluation"])
+
+    assert list(tasks()) == ["en", "de", "fr", "zh"]
+    assert list(tasks("evaluation.languages=[zh,de]")) == ["zh", "de"]
+    assert tasks("evaluation.instructions.de=Suche")["de"].instruction == "Suche"
+    assert len({task.instruction for task in tasks().values()}) == 4
+    with pytest.raises(L2VError, match="evaluation.languages: no es here; the suite has en, de, fr, zh"):
+        tasks("evaluation.languages=[es]")
 
 
 def test_the_papers_settings_are_the_defaults_of_full_size_models(e5: str) -> None:

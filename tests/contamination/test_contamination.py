@@ -298,6 +298,7 @@ def test_every_kind_of_training_data_composes(files: Path) -> None:
     for option in sorted(file.stem for file in (ROOT / "conf" / "data").glob("*.yaml")):
         more = [f"data.train.files={given[option]}"] if option in given else []
         more += [f"data.folder={files / 'e5'}"] if option == "e5" else []
+        more += [f"data.files={{de: {files / 'train.txt'}}}", "data.held_out=1"] if option == "languages" else []
         more += write_taught_folder(files / "vectors", files / "train.txt") if option == "taught" else []
         config = composed("contamination", [f"data={option}", *more])
         plain = configs.plain(config, without=("data.validation", "data.test"))

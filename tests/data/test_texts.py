@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from l2v.data.texts import FileTexts, HubTexts
-from l2v.data.wikipedia import WikipediaExcerpt, names, split_sentences
+from l2v.data.wikipedia import Wikipedia, WikipediaExcerpt, names, split_sentences
 from l2v.errors import L2VError
 
 TEXTS = ["A cat sat.", 'Zwölf Boxkämpfer, "quoted"\tand a tab', "🐈 on 1, 2 and 3 mats", "naïve\x85next"]
@@ -337,3 +337,88 @@ def test_sentences_end_where_they_do_and_not_after_abbreviations(sentences):
 )
 def test_a_text_names_a_title_in_any_case_and_number(title, text, expected):
     assert names(title, text) is expected
+
+
+ARTICLE = """Berlin
+
+Berlin ist die Hauptstadt und ein Land der Bundesrepublik Deutschland. Dr. Müller wohnt seit 1990 z. B. in Mitte.
+Siehe auch
+Liste der Orte"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The data set of the hub as a folder: 20 German articles and 3 Chinese ones."""
+    texts = {
+        "de": [f"{ARTICLE}\n{number}" for number in range(20)],
+        "zh": ["北京是中华人民共和国的首都。上海是中国人口最多的城市之一。"] * 3,
+    }
+    configs = ""
+    for language, content in texts.items():
+        (tmp_path / f"20231101.{language}").mkdir()
+        table = pyarrow.table({"id": ["1"] * len(content), "title": ["t"] * len(content), "text": content})
+        pyarrow.parquet.write_table(table, tmp_path / f"20231101.{language}" / "train-00000-of-00001.parquet")
+        configs += f"- config_name: 20231101.{language}\n  data_files: 20231101.{language}/*.parquet\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    return str(tmp_path)
+
+
+def test_so_many_articles_of_a_wikipedia_are_read_and_some_held_out(hub):
+    train, held_out = (
+        list(Wikipedia("de", part, articles=11, held_out=3, hub=hub).texts()) for part in ("train", "held_out")
+    )
+    assert held_out == [f"{ARTICLE}\n{number}" for number in (0, 5, 10)]
+    assert train == [f"{ARTICLE}\n{number}" for number in (1, 2, 3, 4, 6, 7, 8, 9)]
+    assert len(list(Wikipedia("de", "train", articles=1000, held_out=1, hub=hub).texts())) == 19
+
+
+def test_no_more_of_a_wikipedia_is_read_than_asked_for(monkeypatch):
+    def rows():
+        yield from ({"text": "an article"} for _ in range(5))
+        pytest.fail("more was read")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **settings: rows())
+    assert len(list(Wikipedia("de", "train", articles=5, held_out=2).texts())) == 3
+
+
+def test_sentences_of_a_wikipedia_end_where_the_language_ends_them(hub):
+    pytest.importorskip("sentencex", reason="sentencex is not installed: pip install 'l2v[languages]'")
+    german, chinese = (
+        list(Wikipedia(language, "held_out", "sentence", articles=3, held_out=1, hub=hub).texts())
+        for language in ("de", "zh")
+    )
+    assert german == [
+        "Berlin ist die Hauptstadt und ein Land der Bundesrepublik Deutschland.",
+        "Dr. Müller wohnt seit 1990 z. B. in Mitte.",
+    ]
+    assert chinese == ["北京是中华人民共和国的首都。", "上海是中国人口最多的城市之一。"]
+
+
+def test_without_what_splits_sentences_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
+    with pytest.raises(L2VError, match=r"data.languages: sentencex is not installed; `pip install 'l2v\[languages\]'`"):
+        Wikipedia("de", "train", "sentence")
+    Wikipedia("de", "train", "article")
+
+
+def test_a_wikipedia_that_the_hub_has_not_is_told_in_one_line(hub):
+    with pytest.raises(L2VError, match=r"^data.languages: xx: cannot be loaded from the hub .*20231101.xx") as error:
+        list(Wikipedia("xx", "train", hub=hub).texts())
+    assert one_line(error)
+
+
+def test_a_connection_that_breaks_while_articles_are_read_is_told(monkeypatch):
+    def rows():
+        yield {"text": "an article"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **settings: rows())
+    with pytest.raises(L2VError, match=r"data.languages: de: cannot be loaded .*reset by peer"):
+        list(Wikipedia("de", "train").texts())
+
+
+def test_the_fingerprint_of_a_wikipedia_changes_with_every_setting():
+    settings = [{}, {"unit": "sentence"}, {"articles": 200}, {"held_out": 7}, {"dump": "1"}, {"revision": "v"}]
+    pytest.importorskip("sentencex", reason="sentencex is not installed: pip install 'l2v[languages]'")
+    prints = {Wikipedia("de", "train", **setting).fingerprint() for setting in settings}
+    assert len(prints | {Wikipedia("fr", "train").fingerprint(), Wikipedia("de", "held_out").fingerprint()}) == 8

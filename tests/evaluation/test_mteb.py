@@ -341,6 +341,49 @@ def make(kind: type[LocalSet], file: Path, content: str, **settings: Any) -> Any
     return kind(name="mine", files=str(file), **settings)
 
 
+def test_every_language_is_scored_with_its_own_instruction_and_told_to_mteb(
+    tiny_model: Path, tmp_path: Path, calls: Calls
+) -> None:
+    data, out = write_quick_folder(tmp_path / "data"), tmp_path / "out"
+    overrides = ["evaluation=sts_languages", f"encoder={tiny_model}", f"evaluation.folder={data}", f"output={out}"]
+    own = ["evaluation.languages=[de,zh,en]", "evaluation.instructions.zh=null"]
+    script("evaluate").main(composed("evaluate", [*overrides, *own]))
+    scores = json.loads((out / "evaluation" / "sts_languages.json").read_text())["scores"]
+    labels = {"de": "STSBenchmark-de", "zh": "STSBenchmark-zh", "en": "STSBenchmark"}
+    assert {name: score["label"] for name, score in scores.items()} == labels
+    asked = {texts[0].rpartition(", in ")[2]: instruction for texts, instruction in calls if ", in " in texts[0]}
+    assert asked == {"de": "Finde semantisch ähnliche Texte", "zh": None}
+    assert "Retrieve semantically similar text" in {instruction for _, instruction in calls}
+    for file in (out / "evaluation" / "mteb" / "results").rglob("STSBenchmark*.json"):
+        spoken = {"STSBenchmark": "eng-Latn", "STSBenchmark-de": "deu-Latn", "STSBenchmark-zh": "cmn-Hans"}[file.stem]
+        assert mteb.results.TaskResult.from_disk(file).languages == [spoken.partition("-")[0]]
+
+
+def test_a_csv_without_a_header_line_is_read_by_the_numbers_of_its_columns(tmp_path: Path) -> None:
+    rows = '"Rot, ""grün"" und blau",b,5.0\nc,"d\ne",1\n'
+    task = make(StsSet, tmp_path / "a.csv", rows, first=0, second=1, score=2)
+    assert list(task.evaluated_texts()) == ['Rot, "grün" und blau', "b", "c", "d\ne"]
+    assert list(make(StsSet, tmp_path / "a.tsv", rows.replace(",", "\t"), first=0, second=1, score=2).evaluated_texts())
+
+
+def test_english_scores_are_found_again_though_sets_have_a_language(tmp_path: Path) -> None:
+    task = write_pairs(tmp_path / "pairs.jsonl")
+    assert task._pin() == replace(task, language="eng-Latn")._pin() != replace(task, language="deu-Latn")._pin()
+
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+
+
+@pytest.mark.skipif(not (SHARED / "stsb-multi-mt").is_dir(), reason="the files of STSb Multi MT are not here")
+def test_the_files_of_stsb_in_four_languages_are_read_whole() -> None:
+    given = ["evaluation=sts_languages", "encoder=none", f"evaluation.folder={SHARED}"]
+    tasks = configs.build_tasks(configs.plain(composed("evaluate", given))["evaluation"])
+    data = {name: task._dataset()["test"] for name, task in tasks.items()}  # type: ignore[attr-defined]
+    assert [len(rows) for rows in data.values()] == [1379] * 4
+    assert all(rows["score"] == pytest.approx(data["en"]["score"], abs=0.051) for rows in data.values())
+    assert data["de"][0]["sentence1"] == "Ein Mädchen frisiert ihr Haar."
+
+
 WRONG = [
     ("a.csv", "sentence1,sentence2,score\na,b,high\nc,d,1\n", {}, r"a.csv:2: expected a number, found 'high'"),
     ("a.csv", "sentence1,sentence2\na,b\n", {}, r"a.csv: no column 'score'"),
@@ -348,6 +391,8 @@ WRONG = [
     ("a.jsonl", '{"sentence1": 3, "sentence2": "b", "score": 1}\n', {}, r"a.jsonl:1: expected text, found int"),
     ("a.jsonl", "{\n", {}, r"a.jsonl:1: not JSON"),
     ("a.txt", "a\tb\t1\n", {}, r"needs a delimiter"),
+    ("a.csv", "a,b,1\nc,d\n", {"first": 0, "second": 1, "score": 2}, r"a.csv:2: 2 columns; expected one with number 2"),
+    ("a.csv", 'a,b,1\n"c,d,1\n', {"first": 0, "second": 1, "score": 2}, r"a.csv:2: a quotation mark opens"),
     ("a.txt", "a\tb\n", {"first": 0, "second": 1, "score": 2, "delimiter": "\t"}, r"a.txt:1: 2 columns"),
     ("a.txt", "x\ty\n", {"delimiter": "\t"}, r"a.txt: no column 'sentence1'"),
     ("a.csv", "sentence1,sentence2,score\na,b,1\nc,d,2\n", {"like": "SciFact"}, r"like=SciFact: mteb has no STS task"),

@@ -231,3 +231,17 @@ def test_the_files_of_conll2003_are_read_whole() -> None:
         tags = [label for s in sentences for label in labels_of(s, "ner", spans=True)]
         spans = sum(label.startswith("B-") for label in tags)
         assert (len(sentences), sum(len(s.words) for s in sentences), spans) == counts
+
+
+GERMAN = Path(__file__).parents[2] / "../shared/data/ud-german-gsd"
+
+
+@pytest.mark.skipif(not GERMAN.is_dir(), reason="the German treebank GSD is not here")
+@pytest.mark.parametrize(("part", "sentences", "words"), [("dev", 799, 12_480), ("test", 977, 16_499)])
+def test_a_german_treebank_is_read_whole_and_its_words_are_found(part: str, sentences: int, words: int) -> None:
+    """A contraction (zum) is two words of the treebank (zu dem)."""
+    source = ColumnWords(str(GERMAN / f"de_gsd-ud-{part}.conllu"), {"word": 1, "pos": 3, "xpos": 4}, format="conllu")
+    found = list(source.sentences())
+    tags = {label for sentence in found for label in sentence.labels["pos"]}
+    assert (len(found), sum(len(sentence.words) for sentence in found)) == (sentences, words)
+    assert {"NOUN", "VERB", "ADP"} < tags and "_" not in tags

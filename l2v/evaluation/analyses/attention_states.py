@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2v.data.datamodule import evenly
+from l2v.data.order import evenly
 from l2v.data.texts import TextSource
 from l2v.encoders.finite import check_finite
 from l2v.encoders.text_encoder import TextEncoder, with_backbone

@@ -7,7 +7,7 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from l2v.data.datamodule import evenly
+from l2v.data.order import evenly
 from l2v.data.wikipedia import WikipediaExcerpt
 from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError

@@ -19,6 +19,7 @@ from l2v.evaluation.mteb.package import known_result, mteb_encoder, mteb_package
 from l2v.evaluation.results import Entries, ResultStore, entry
 from l2v.evaluation.task import Task
 
+_ENGLISH = "eng-Latn"
 Files = str | list[str]
 """A path, a glob pattern, or a list of them."""
 
@@ -31,6 +32,7 @@ class LocalSet(Task):
         name: of the task, in tables and of its file of scores.
         like: a task of mteb whose settings it has, as STSBenchmark; None: those of mteb's class for such tasks.
         instruction: put before queries and symmetric texts, without ":" at the end; None: none.
+        language: of the texts, as mteb writes it, e.g. deu-Latn; with ``like`` that task's own counts.
         sample: how many of the rows to take, drawn once and for all; the name says so. None: all.
         batch_size: texts in a batch.
     """
@@ -38,6 +40,7 @@ class LocalSet(Task):
     name: str
     like: str | None = None
     instruction: str | None = None
+    language: str = _ENGLISH
     sample: Annotated[int, Ge(2)] | None = None
     batch_size: Annotated[int, Ge(1)] = 32
 
@@ -122,7 +125,7 @@ class LocalSet(Task):
                 "type": self.kind,
                 "category": "t2t",
                 "eval_splits": ["test"],
-                "eval_langs": ["eng-Latn"],
+                "eval_langs": [self.language],
                 "main_score": self.main_score,
             }
             task = type("LocalTask", (base,), {"metadata": task_metadata.TaskMetadata(**own, **fields)})()
@@ -140,7 +143,8 @@ class LocalSet(Task):
 
     def _pin(self) -> str:
         """A hash of the settings and the files' content."""
-        settings = {key: value for key, value in asdict(self).items() if key != "batch_size"}
+        unneeded = ("batch_size", *(["language"] if self.language == _ENGLISH else []))
+        settings = {key: value for key, value in asdict(self).items() if key not in unneeded}
         return hashlib.sha256(json.dumps([settings, self.data_fingerprint()], default=str).encode()).hexdigest()[:16]
 
     def _own(self, store: ResultStore) -> ResultStore:
@@ -166,7 +170,8 @@ class _PairFiles(LocalSet):
     """Pairs of texts with a number each.
 
     Attributes:
-        files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``.
+        files: .jsonl, .csv, .tsv, .parquet; or unquoted text with ``delimiter``. Columns by number: of text without a
+            header line.
         first: column of the first text.
         second: of the second.
         delimiter: between the columns of unquoted text.
