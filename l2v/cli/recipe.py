@@ -89,7 +89,8 @@ def main(composed: DictConfig) -> None:
             _heading(f"evaluate after {stage}")
             # what is measured may differ where the stage does not
             scores = folder / stage if "evaluation" in groups else run
-            _evaluate({**_usage(model), "source": str(run), "revision": None}, config["evaluation"], scores)
+            of_run = {"source": str(run), "revision": None, "layers": None}  # it has no more than were trained
+            _evaluate({**_usage(model), **of_run}, config["evaluation"], scores)
         columns.append(scores)
         previous = run
     assert previous is not None

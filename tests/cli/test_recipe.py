@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, hears_ctrl_c
+from tiny import make_tiny_model
 
 from l2v.runs.run import Run
 
@@ -47,6 +48,18 @@ def test_a_recipe_trains_evaluates_reports_and_is_reused(tiny_model: Path, tmp_p
     assert second.returncode == 0, second.stderr
     assert second.stderr.count("it is reused") == 2 and second.stderr.count("reused, nothing has changed") == 4
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")} == made
+
+
+@pytest.mark.slow
+def test_a_recipe_scores_all_the_layers_that_it_trained(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", num_hidden_layers=4)
+    arguments = ["recipe=smoke", f"runs_dir={tmp_path}", f"model.source={model}", "model.layers=0.5", "baselines=[]"]
+    assert recipe(*arguments, "~stages.simcse").returncode == 0
+    file = tmp_path / "smoke" / "mntp" / "evaluation" / "smoke.json"
+    of_recipe = json.loads(file.read_text())["scores"]
+    command = [sys.executable, "evaluate.py", f"encoder={tmp_path}/smoke/mntp", "evaluation=smoke"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert json.loads(file.read_text())["scores"] == of_recipe
 
 
 @pytest.mark.parametrize(
