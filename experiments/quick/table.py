@@ -5,7 +5,6 @@ python experiments/quick/table.py runs/start runs/distillation --results experim
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -13,24 +12,15 @@ from l2v.errors import L2VError
 from l2v.runs.files import read_json, write_json
 
 
-def names(folders: list[Path]) -> list[str]:
-    """The folders' own names, or with those above them where two are alike."""
-    own = [folder.name for folder in folders]
-    if len({*own}) == len(own):
-        return own
-    top = os.path.commonpath(folders)
-    return [os.path.relpath(folder, top) for folder in folders]
-
-
 def main(folders: list[Path], results_file: Path) -> None:
     """Print Markdown, and write the numbers with those of the contamination check."""
     results = {}
-    for name, folder in zip(names(folders), folders, strict=True):
+    for folder in folders:
         file = folder / "evaluation" / "quick.json"
         if not file.exists():
             raise L2VError(f"{folder}: no evaluation/quick.json; run evaluate.py evaluation=quick on it first")
         suite, check = read_json(file), folder / "contamination" / "quick.json"
-        results[name] = {
+        results[folder.name] = {
             "seconds": suite["seconds"],
             "scores": {score["label"]: [score["metric"], score["value"]] for score in suite["scores"].values()},
             "contamination": {
