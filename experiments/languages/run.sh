@@ -28,7 +28,7 @@ similarity() {
     "$python" evaluate.py evaluation=sts_languages evaluation.folder="$data" "$@"
 }
 
-# Every word is read at its own position. The training part of the treebank is larger than that of development, which trains.
+# The treebank's development part trains the probe and its test part scores it; all rows read a word at its own position.
 speech() {
     name=$1
     shift
