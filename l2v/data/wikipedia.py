@@ -83,8 +83,7 @@ _SHORTEST_SENTENCE, _LONGEST_SENTENCE = 40, 480
 class Wikipedia:
     """Wikipedia in one language, from the hub; the articles are read on the way, as many as are asked for.
 
-    They are the first of the dump, which is in the order in which articles were begun. Of these, ``held_out`` evenly
-    spaced ones validate: no article is in both parts.
+    They are the first of the dump. Of these, ``held_out`` evenly spaced ones validate: no article is in both parts.
     """
 
     language: str
