@@ -10,7 +10,7 @@ python=${PYTHON:-python}
 
 scored() {
     "$python" evaluate.py encoder="$1" output="$1" evaluation=demo_sts evaluation.folder="$data" \
-        evaluation.tasks.sickr.sample=1000
+        '~evaluation.tasks.sickr'
 }
 
 for seed in 0 1 2; do
