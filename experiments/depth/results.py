@@ -69,10 +69,14 @@ class Compressed:
 
 
 def tasks(data: Path) -> dict[str, Any]:
-    """Those of evaluation=quick."""
+    """Those of evaluation=quick, STSBenchmark whole and smaller samples of the others."""
+    smaller = {"sickr.sample": 500, "banking77.sample": 500, "stackoverflow.sample": 500}
+    smaller |= {"scifact.sample": 100, "scifact.sample_queries": 50}
+    overrides = ["encoder=none", "evaluation=quick", f"evaluation.folder={data}"]
+    overrides += [f"evaluation.tasks.{key}={value}" for key, value in smaller.items()]
     with initialize_config_dir(str(HERE.parents[1] / "conf"), version_base="1.3"):
-        composed = compose("evaluate", ["encoder=none", "evaluation=quick", f"evaluation.folder={data}"])
-    return configs.build_tasks(OmegaConf.to_container(composed.evaluation, resolve=True)["tasks"])
+        composed = compose("evaluate", overrides)
+    return configs.build_tasks(OmegaConf.to_container(composed.evaluation, resolve=True))
 
 
 def scores(encoder: Compressed, suite: dict[str, Any], folder: Path, name: str) -> dict[str, float]:
