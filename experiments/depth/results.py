@@ -127,35 +127,32 @@ def speeds(runs: Path) -> dict[str, list[float]]:
 def draw(results: dict[str, Any]) -> None:
     """Quality against what a text costs to encode, and against what its vector costs to keep."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for name, one in results.items():
-        mean = one["vectors"]["576 float32"]["scores"]["mean"]
-        speed = statistics.median(one["tokens_per_second"]) if "tokens_per_second" in one else None
-        if speed is not None:
-            left.plot(speed, mean, "o", color="C0")
+    for number, one in enumerate(results.values()):
+        colour, kept = f"C{number}", one["vectors"]
+        mean = kept["576 float32"]["scores"]["mean"]
+        if "tokens_per_second" in one:
+            speed = statistics.median(one["tokens_per_second"])
+            left.plot(speed, mean, "o", color=colour)
             label = f"{one['layers']} layers\n{one['parameters'] / 1e6:.0f}M"
             left.annotate(label, (speed, mean), textcoords="offset points", xytext=(7, -4), fontsize=8)
-        kept = one["vectors"]
-        sizes = [f"{size} float32" for size in (576, *SHORTER)]
-        colour = f"C{list(results).index(name)}"
-        right.plot(
-            [kept[key]["bytes"] for key in sizes],
-            [kept[key]["scores"]["mean"] for key in sizes],
-            "o-",
-            color=colour,
-            label=f"{one['layers']} layers, shorter",
-        )
+        shorter = [kept[f"{size} float32"] for size in (576, *SHORTER)]
+        bytes_of, means = zip(*((point["bytes"], point["scores"]["mean"]) for point in shorter), strict=True)
+        right.plot(bytes_of, means, "o-", color=colour, label=f"{one['layers']} layers")
         for kind, mark in (("int8", "s"), ("binary", "^")):
             point = kept[f"576 {kind}"]
-            told = kind if name == "1.0" else None
-            right.plot(point["bytes"], point["scores"]["mean"], mark, color=colour, markersize=8, label=told)
+            right.plot(point["bytes"], point["scores"]["mean"], mark, color=colour, markersize=8)
+    for mark, told in (("o", "first 576, 288, 144, 72 numbers"), ("s", "int8"), ("^", "binary")):
+        right.plot([], [], mark, color="gray", label=told)
     left.set_xlabel("tokens a second, one encoder on a CPU")
     left.set_ylabel("mean of five tasks")
     right.set_xscale("log")
+    right.set_xticks([72, 288, 576, 1152, 2304], ["72", "288", "576", "1152", "2304"], minor=False)
+    right.minorticks_off()
     right.set_xlabel("bytes a vector")
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="center left")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.margins(0.15)
+        axes.margins(0.2)
     figure.tight_layout()
     figure.savefig(HERE / "cost.png", dpi=110)
 
