@@ -149,7 +149,7 @@ def draw(results: dict[str, Any]) -> None:
     right.set_xticks([72, 288, 576, 1152, 2304], ["72", "288", "576", "1152", "2304"], minor=False)
     right.minorticks_off()
     right.set_xlabel("bytes a vector")
-    right.legend(fontsize=7, loc="center left")
+    left.legend(*right.get_legend_handles_labels(), fontsize=7, loc="upper right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.margins(0.2)
