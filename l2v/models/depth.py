@@ -108,8 +108,7 @@ def states_of_depths(
     """
     decoder = backbone.decoder
     stack = decoder_layers(decoder)
-    inside = {id(module) for layer in stack for module in layer.modules()}
-    around = {id(module) for module in decoder.modules() if any(part is stack for part in module.modules())}
+    place = next(name for name, module in decoder.named_modules() if module is stack)
     found: dict[int, Tensor] = {}
     behind: list[nn.Module] = []
 
@@ -124,8 +123,10 @@ def states_of_depths(
             behind.append(module)
 
     hooks = [keep(number) for number in {*layers, len(stack)}]
-    others = (module for module in decoder.modules() if id(module) not in inside | around)
-    hooks += [module.register_forward_hook(watch) for module in others]
+    for name, module in decoder.named_modules():
+        holds, is_held = f"{place}.".startswith(f"{name}."), f"{name}.".startswith(f"{place}.")
+        if name and not holds and not is_held:
+            hooks.append(module.register_forward_hook(watch))
     try:
         whole = backbone(input_ids, attention_mask, position_ids)
     finally:
