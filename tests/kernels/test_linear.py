@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICES
 from peft import LoraConfig, get_peft_model
 from tiny import make_tiny_decoder
 from torch import nn
 
 from l2v.kernels import linear
+from l2v.kernels.devices import planned_for
 from l2v.kernels.linear import FastLinear, LeanLora, speed_up_linears
 from l2v.kernels.speed import speed_up
 
@@ -293,19 +295,7 @@ def test_lean_lora_works_in_inference_mode_under_autocast() -> None:
             torch.testing.assert_close(within(ids)[0], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-            ],
-        ),
-    ],
-)
+@pytest.mark.parametrize("device", DEVICES)
 def test_lean_lora_in_bfloat16_is_as_near_float32_as_pefts(device: str) -> None:
     """Whose rounding differs, so the two differ by as much from each other."""
 
@@ -322,3 +312,16 @@ def test_lean_lora_in_bfloat16_is_as_near_float32_as_pefts(device: str) -> None:
     assert (gradients(lean=True, bfloat16=False) - exact).norm() < 1e-4 * exact.norm()
     of_peft, of_ours = ((gradients(lean=lean, bfloat16=True) - exact).norm() for lean in (False, True))
     assert 0 < of_ours < 1.2 * of_peft < 0.1 * exact.norm()
+
+
+def test_the_products_of_a_gpu_are_those_of_a_cpu() -> None:
+    """The backward pass of a LoRA has an order of its own there."""
+    found = []
+    for device in ("cpu", "cuda"):
+        model = _adapted(0.0)
+        speed_up(model)
+        with planned_for(device):
+            model(torch.arange(16).view(2, 8))[0][..., 0].sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -1,7 +1,8 @@
-"""RMS norms on a CPU: what each family's own class gives, forward and backward."""
+"""RMS norms: what each family's own class gives, forward and backward."""
 
 import pytest
 import torch
+from devices import DEVICES
 from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -24,10 +25,11 @@ def _norms(kind: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm, Gemma2RMSNorm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("of_weights", [torch.float32, torch.bfloat16])
-def test_it_is_the_familys_own(kind: type[nn.Module], dtype: torch.dtype, of_weights: torch.dtype) -> None:
-    own, fast = (norm.to(of_weights) for norm in _norms(kind))
+@pytest.mark.parametrize("device", DEVICES)
+def test_it_is_the_familys_own(kind: type[nn.Module], dtype: torch.dtype, of_weights: torch.dtype, device: str) -> None:
+    own, fast = (norm.to(device, of_weights) for norm in _norms(kind))
     assert isinstance(fast[0], FastNorm) and isinstance(fast[0], kind)
-    given = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1)).to(dtype)
+    given = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     found = []
     for norm in (own, fast):
         x = given.clone().requires_grad_()
