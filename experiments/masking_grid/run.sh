@@ -9,8 +9,6 @@ data=$1 texts=$2
 shift 2
 [ "${JOBS:-1}" -eq 1 ] || set -- hydra/launcher=joblib hydra.launcher.n_jobs="$JOBS" "$@"
 
-"${PYTHON:-python}" recipe.py -m --config-dir=experiments/paper_scale recipe=smollm2-paper-scale name=masking_grid \
-    data=small_wikipedia data.folder="$texts" seed=0,1 stage.masking_strategy=bert,all \
-    stage.masking_probability=0.2,0.4,0.6,0.8,0.9 stage.block_length=128 stage.max_steps=200 stage.warmup_steps=20 \
-    baselines='[]' evaluation=sts_dev evaluation.folder="$data" export=adapter \
-    "$@"
+"${PYTHON:-python}" recipe.py -m --config-dir=experiments/paper_scale recipe=masking_grid data=small_wikipedia \
+    data.folder="$texts" seed=0,1 stage.masking_strategy=bert,all stage.masking_probability=0.2,0.4,0.6,0.8,0.9 \
+    baselines='[]' evaluation=sts_dev evaluation.folder="$data" evaluation.batch_size=256 "$@"

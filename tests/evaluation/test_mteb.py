@@ -145,6 +145,19 @@ def test_scores_are_those_of_the_vectors(tiny_model: Path, tmp_path: Path) -> No
     assert value == pytest.approx(expected, abs=1e-5) and abs(value) > 0.01
 
 
+def test_predictions_are_kept_where_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    task = write_pairs(tmp_path / "pairs.jsonl")
+    score(tiny_model, {"pairs": task}, tmp_path / "without")
+    assert not list(tmp_path.glob("without/**/predictions"))
+    value = score(tiny_model, {"pairs": replace(task, predictions=True)}, tmp_path / "with")["pairs"]["value"]
+    (file,) = tmp_path.glob("with/evaluation/mteb/predictions/*/pairs_predictions.json")
+    predicted = json.loads(file.read_text())["default"]["test"]["cosine_scores"]
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert spearmanr(predicted, [row["score"] for row in rows]).statistic == pytest.approx(value, abs=1e-6)
+    # asking for them is no other task: the score is found again
+    assert replace(task, predictions=True)._pin() == task._pin()
+
+
 def test_an_instruction_changes_a_score(tiny_model: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
     tasks = {

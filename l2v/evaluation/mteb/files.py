@@ -34,6 +34,8 @@ class LocalSet(Task):
         instruction: put before queries and symmetric texts, without ":" at the end; None: none.
         language: of the texts, as mteb writes it, e.g. deu-Latn; with ``like`` that task's own counts.
         sample: how many of the rows to take, drawn once and for all; the name says so. None: all.
+        predictions: keep what is predicted, too, when it is scored: the cosine of each pair, the documents that each
+            query finds, ... in mteb's format, under ``evaluation/mteb/predictions`` of the run's folder.
         batch_size: texts in a batch.
     """
 
@@ -42,6 +44,7 @@ class LocalSet(Task):
     instruction: str | None = None
     language: str = _ENGLISH
     sample: Annotated[int, Ge(2)] | None = None
+    predictions: bool = False
     batch_size: Annotated[int, Ge(1)] = 32
 
     sampled: ClassVar[str] = "rows"
@@ -72,7 +75,8 @@ class LocalSet(Task):
         if self.parts(store):
             store = self._own(store)
             model = mteb_encoder(encoder, store, lambda _: self.instruction, self.batch_size, show)
-            run_task(self._task_with_data(), model, result_cache(store))
+            kept = store.folder / "predictions" / store.fingerprint if self.predictions else None
+            run_task(self._task_with_data(), model, result_cache(store), kept)
         return {}
 
     def table(self, name: str, store: ResultStore, scored: Entries) -> Entries:
@@ -143,7 +147,7 @@ class LocalSet(Task):
 
     def _pin(self) -> str:
         """A hash of the settings and the files' content."""
-        unneeded = ("batch_size", *(["language"] if self.language == _ENGLISH else []))
+        unneeded = ("batch_size", "predictions", *(["language"] if self.language == _ENGLISH else []))
         settings = {key: value for key, value in asdict(self).items() if key not in unneeded}
         return hashlib.sha256(json.dumps([settings, self.data_fingerprint()], default=str).encode()).hexdigest()[:16]
 

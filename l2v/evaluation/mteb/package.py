@@ -117,8 +117,8 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def run_task(task: Any, model: Any, cache: Any) -> Any:
-    """A task's result, which is kept; one line is said."""
+def run_task(task: Any, model: Any, cache: Any, predictions: Path | None = None) -> Any:
+    """A task's result, which is kept, and in a folder what was predicted for each text; one line is said."""
     import mteb
 
     begin = time.monotonic()
@@ -130,6 +130,7 @@ def run_task(task: Any, model: Any, cache: Any) -> Any:
             task,
             cache=cache,
             overwrite_strategy="always",
+            prediction_folder=predictions,
             encode_kwargs={"batch_size": model.batch_size, "show_progress_bar": False},
             show_progress_bar=False,
             co2_tracker=False,
