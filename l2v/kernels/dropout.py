@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from l2v.kernels.devices import is_planned, kind_of
+from l2v.kernels.devices import is_planned
 
 _DRAWS = 2**16
 """On a CPU the probability is rounded to a multiple of 1 / 65,536; the scale that makes up for it is exact."""
@@ -19,32 +19,29 @@ Key = tuple[int, int]
 """Where a part of a mask begins in the pool of random bits, and which of them to flip."""
 
 
-def dropout_mask(
-    shape: torch.Size, probability: float, device: torch.device | str = "cpu"
-) -> tuple[UInt8[Tensor, "..."] | Bool[Tensor, "..."], float]:
-    """1 for numbers that stay, 0 for others, and what to multiply by: 1 / (the share that stays, in the mean).
+def dropout_mask(shape: torch.Size, probability: float) -> tuple[UInt8[Tensor, "..."], float]:
+    """On a CPU: 1 for numbers that stay, 0 for others, and what to multiply by: 1 / (the share that stays, on average).
 
-    For :func:`masked`. On a CPU in a hundredth of the time of ``Tensor.bernoulli_``: torch's generator, and so the
-    step's seed, chooses a part of a pool of random bits, and which of them to flip.
+    For :func:`masked`. In a hundredth of the time of ``Tensor.bernoulli_``: torch's generator, and so the step's seed,
+    chooses a part of a pool of random bits, and which of them to flip.
     """
-    if (kind := kind_of(device)) != "cpu":
-        mask = torch.empty(shape, dtype=torch.uint8, device=device).bernoulli_(1 - probability)
-        return mask.view(torch.bool) if kind == "cuda" else mask, 1 / (1 - probability)
     return mask_of(shape, probability, draw_keys(shape.numel())), dropout_scale(probability)
 
 
 def masked(
-    x: Float[Tensor, "*shape"], mask: UInt8[Tensor, "*shape"] | Bool[Tensor, "*shape"] | None
+    x: Float[Tensor, "*shape"], mask: UInt8[Tensor, "*shape"] | Bool[Tensor, "*shape"] | None, scale: float = 1.0
 ) -> Float[Tensor, "*shape"]:
     """The numbers that stay, and 0 for others, without a gradient; all of them without a mask.
 
-    CUDA's product of tensors of two types converts each number where it reads it, at a third of the speed of the kernel
-    that the gradient of torch's own dropout has.
+    Args:
+        x: the numbers.
+        mask: of :func:`dropout_mask`, or of torch's own dropout, whose kernel for gradients takes it.
+        scale: what the numbers are multiplied by as well where the mask is torch's.
     """
     if mask is None:
         return x
     if mask.dtype == torch.bool:
-        return torch.ops.aten.native_dropout_backward(x, mask, 1.0)
+        return torch.ops.aten.native_dropout_backward(x, mask, scale)
     return x * mask
 
 

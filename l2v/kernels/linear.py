@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -143,20 +143,21 @@ class LeanLora(PeftLinear):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if torch.compiler.is_compiling():
+        if args or kwargs or torch.compiler.is_compiling():
             return super().forward(x, *args, **kwargs)
         names = self.active_adapters
-        if args or kwargs or len(names) != 1 or not self._is_plain(names[0], x):
-            return super().forward(x, *args, **kwargs)
-        name, base = names[0], cast(FastLinear, self.base_layer)
+        if len(names) != 1 or self.disable_adapters or self.merged_adapters or names[0] not in self.lora_A:
+            return super().forward(x)
+        name = names[0]
+        base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name]
+        if b.bias is not None or name in self.lora_variant or not _goes_together(x, base, a):
+            return super().forward(x)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         dropout: Any = self.lora_dropout[name]  # nn.Identity for a probability of 0
-        drops = isinstance(dropout, nn.Dropout) and dropout.p > 0 and self.training
-        mask, scale = dropout_mask(x.shape, dropout.p, x.device) if drops else (None, 1.0)
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        probability = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         weight = base.weight_for(dtype)
-        return _Lora.apply(x, _shared_cast(x, dtype), weight, base.bias, a, b, mask, self.scaling[name] * scale)
+        return _Lora.apply(x, _shared_cast(x, dtype), weight, base.bias, a, b.weight, probability, self.scaling[name])
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self._drop_copy()
@@ -169,20 +170,6 @@ class LeanLora(PeftLinear):
     def _drop_copy(self) -> None:
         if isinstance(self.base_layer, FastLinear):
             self.base_layer.drop_copy()
-
-    def _is_plain(self, name: str, x: Tensor) -> bool:
-        base = self.base_layer
-        return (
-            not (self.disable_adapters or self.merged)
-            and name in self.lora_A
-            and name not in self.lora_variant
-            and self.lora_B[name].bias is None
-            and isinstance(base, FastLinear)
-            and not base.weight.requires_grad
-            # DeepSpeed gathers the weights of a layer when it is called
-            and not hasattr(base.weight, "ds_id")
-            and _fit(x, base.weight, self.lora_A[name].weight)
-        )
 
 
 def speed_up_linears(model: nn.Module) -> None:
@@ -227,13 +214,20 @@ def _is_float32_on_cpu(*tensors: Tensor) -> bool:
     return all(kind_of(tensor.device) == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
-def _fit(x: Tensor, *weights: Any) -> bool:
-    """Whether they can be multiplied: on one device, and of one dtype, or of the dtypes that autocast takes."""
-    if any(weight.device != x.device for weight in weights):
+def _goes_together(x: Tensor, base: nn.Module, a: Tensor) -> bool:
+    """Whether a LoRA is on a frozen linear layer, on one device, and of one dtype, or of those that autocast takes."""
+    if not isinstance(base, FastLinear):
+        return False
+    weight = base.weight
+    # DeepSpeed gathers the weights of a layer when it is called
+    if weight.requires_grad or hasattr(weight, "ds_id") or not x.device == weight.device == a.device:
         return False
     if torch.is_autocast_enabled(x.device.type):
-        return all(tensor.is_floating_point() and tensor.dtype != torch.float64 for tensor in (x, *weights))
-    return all(weight.dtype == x.dtype for weight in weights)
+        return x.dtype in _AUTOCAST and weight.dtype in _AUTOCAST and a.dtype in _AUTOCAST
+    return weight.dtype == x.dtype == a.dtype
+
+
+_AUTOCAST = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def keep_products() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -294,7 +288,10 @@ class _Linear(torch.autograd.Function):
 
 
 class _Lora(torch.autograd.Function):
-    """y = x W' + bias + scale * ((x * mask) A') B', in the dtype of ``cast``, which is x; W and the bias are frozen."""
+    """y = x W' + bias + scale * (dropped(x) A') B', in the dtype of ``cast``, which is x; W and the bias are frozen.
+
+    Autocast, where it is on, finds nothing to cast in the forward pass.
+    """
 
     @staticmethod
     def forward(
@@ -305,18 +302,25 @@ class _Lora(torch.autograd.Function):
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
-        mask: Tensor | None,
+        probability: float,
         scale: float,
     ) -> Tensor:
-        dtype = cast.dtype
         ctx.dtypes = x.dtype, a.dtype, b.dtype
-        a, b = a.to(dtype), b.to(dtype)
+        dtype = cast.dtype
+        weight, a, b = _in(weight, dtype), _in(a, dtype), _in(b, dtype)
+        dropped, mask, ctx.of_kept = cast, None, 1.0
+        if probability > 0:
+            if kind_of(x.device) == "cpu":
+                mask, of_mask = dropout_mask(cast.shape, probability)
+                scale *= of_mask
+            else:
+                dropped, mask = torch.native_dropout(cast, probability, True)
+                ctx.of_kept = 1 / (1 - probability)
         found = None if _now.kept is None else next(_now.kept).get()
         if found is None:
-            with torch.autocast(x.device.type, enabled=False):
-                y = _add(product(cast, weight.to(dtype)), bias)
-                low = product(masked(cast, mask), a).flatten(0, -2)
-                y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
+            y = _add(product(cast, weight), bias)
+            low = product(masked(cast, mask) if dropped is cast else dropped, a).flatten(0, -2)
+            y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
             if _now.products is not None:
                 _now.products.append(_Product(y, low))
         else:
@@ -328,35 +332,47 @@ class _Lora(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cast, weight, a, b, mask, low = ctx.saved_tensors
-        dtype = cast.dtype
-        of_x_dtype, of_a_dtype, of_b_dtype = ctx.dtypes
-        with torch.autocast(cast.device.type, enabled=False):
-            gradient = gradient.to(dtype)
-            rows = gradient.flatten(0, -2)
-            of_low, of_b = _through_b(rows, b, low, ctx.scale)
-            of_a = product(of_low.T, masked(cast, mask).flatten(0, -2).T)
-            of_x = None
-            if ctx.needs_input_grad[0]:
-                of_x = product(gradient, weight.to(dtype).T)
-                through_a = product(of_low, a.T).view_as(of_x)
-                of_x.add_(masked(through_a, mask))
-                of_x = of_x.to(of_x_dtype)
-        return of_x, None, None, None, of_a.to(of_a_dtype), of_b.to(of_b_dtype), None, None
+        if torch.is_autocast_enabled(gradient.device.type):
+            with torch.autocast(gradient.device.type, enabled=False):
+                return _backward_of_lora(ctx, gradient)
+        return _backward_of_lora(ctx, gradient)
 
 
-def _through_b(
-    rows: Float[Tensor, "rows out"], b: Float[Tensor, "out rank"], low: Float[Tensor, "rows rank"], scale: float
-) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "out rank"]]:
-    """The gradients of ``low`` and of ``b`` in ``scale * low @ b.T``."""
-    if kind_of(rows.device) == "cpu":
-        return product(rows, b.T).mul_(scale), product(low.T, rows.T).T.mul_(scale)
-    # the scale within the product and a gradient laid out as its weight: three kernels fewer a layer
-    nothing = rows.new_empty(())
-    return (
-        torch.addmm(nothing, rows, b, beta=0, alpha=scale),
-        torch.addmm(nothing, rows.T, low, beta=0, alpha=scale),
-    )
+def _backward_of_lora(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    cast, weight, a, b, mask, low = ctx.saved_tensors
+    of_x_dtype, of_a_dtype, of_b_dtype = ctx.dtypes
+    of_x = None
+    gradient = _in(gradient, cast.dtype)
+    rows = gradient.flatten(0, -2)
+    dropped = masked(cast, mask, ctx.of_kept).flatten(0, -2)
+    if kind_of(cast.device) == "cpu":
+        of_low = product(rows, b.T).mul_(ctx.scale)
+        of_a = product(of_low.T, dropped.T)
+        of_b = product(low.T, rows.T).T.mul_(ctx.scale)
+        if ctx.needs_input_grad[0]:
+            of_x = product(gradient, weight.T)
+            of_x.add_(masked(product(of_low, a.T).view_as(of_x), mask))
+    else:
+        # fewer and shorter calls: on a GPU a small model waits for them
+        nothing = rows.new_empty(())
+        of_low = torch.addmm(nothing, rows, b, beta=0, alpha=ctx.scale)
+        of_a = torch.mm(of_low.T, dropped)
+        of_b = torch.addmm(nothing, rows.T, low, beta=0, alpha=ctx.scale)
+        if ctx.needs_input_grad[0]:
+            of_x = torch.mm(rows, weight)
+            if mask is None:
+                of_x.addmm_(of_low, a)
+            else:
+                of_x.add_(masked(torch.mm(of_low, a), mask.view_as(of_x), ctx.of_kept))
+            of_x = of_x.view(cast.shape)
+    if of_x is not None:
+        of_x = _in(of_x, of_x_dtype)
+    return of_x, None, None, None, _in(of_a, of_a_dtype), _in(of_b, of_b_dtype), None, None
+
+
+def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a dtype; the call alone takes a microsecond."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _add(y: Tensor, bias: Tensor | None) -> Tensor:

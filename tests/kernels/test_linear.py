@@ -8,6 +8,7 @@ import pytest
 import torch
 from devices import DEVICES
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
 from tiny import make_tiny_decoder
 from torch import nn
 
@@ -261,7 +262,7 @@ def test_lean_lora_drops_what_peft_would_drop(library: bool, monkeypatch: pytest
     for module in plain.modules():
         if type(module) is nn.Dropout and module.p:
             module.__class__ = Dropout
-    monkeypatch.setattr(linear, "dropout_mask", lambda shape, p, _: (mask_of(shape, p).byte(), 1 / (1 - p)))
+    monkeypatch.setattr(linear, "dropout_mask", lambda shape, p: (mask_of(shape, p).byte(), 1 / (1 - p)))
     expected, found = _step(plain), _step(lean)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
@@ -325,3 +326,27 @@ def test_the_products_of_a_gpu_are_those_of_a_cpu() -> None:
         found.append([p.grad for p in model.parameters() if p.grad is not None])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_the_dropout_of_a_gpu_is_torchs() -> None:
+    """What a layer gives there, and its gradients, are those of the plain formula with the same numbers dropped."""
+    layer = next(module for module in _adapted(0.25).modules() if isinstance(module, PeftLinear))
+    layer.__class__, layer.base_layer.__class__ = LeanLora, FastLinear
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b)
+    x, weights = torch.randn(2, 5, layer.in_features), torch.randn(2, 5, layer.out_features)
+
+    def gradients(given: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        start = x.clone().requires_grad_()
+        torch.manual_seed(3)
+        y = given(start)
+        return [y.detach(), *torch.autograd.grad((y * weights).sum(), [start, a, b])]
+
+    def plain(start: torch.Tensor) -> torch.Tensor:
+        dropped, _ = torch.native_dropout(start, 0.25, True)
+        return start @ layer.base_layer.weight.T + layer.scaling["default"] * (dropped @ a.T @ b.T)
+
+    with planned_for("cuda"):
+        found = gradients(layer)
+    for mine, expected in zip(found, gradients(plain), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
