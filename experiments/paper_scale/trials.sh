@@ -1,6 +1,5 @@
 #!/bin/sh
-# The learning rates that run.sh trains with: short trials from the untrained model, chosen by STSBenchmark's development
-# part and SICK-R.
+# Learning rates for run.sh: short trials from the untrained model, scored by STSBenchmark's development part and SICK-R.
 #   sh experiments/paper_scale/trials.sh <folder of data> <folder of texts> [overrides]
 # JOBS=n trains n of each at once, and both stages (the extra l2v[sweep]).
 set -eu
@@ -11,9 +10,9 @@ shift 2
 here=$(dirname "$0")
 
 trial() {
-    "${PYTHON:-python}" recipe.py -m --config-dir="$here" recipe=smollm2-paper-scale data=small_wikipedia \
+    "${PYTHON:-python}" recipe.py -m --config-dir="$here" recipe=paper_scale data=small_wikipedia \
         data.folder="$texts" baselines='[]' stage.max_steps=200 stage.warmup_steps=20 evaluation=sts_dev \
-        evaluation.folder="$data" export=adapter "$@"
+        evaluation.folder="$data" "$@"
 }
 
 together() {
@@ -21,5 +20,5 @@ together() {
 }
 
 together trial name=paper_scale_trials/mntp '~stages.simcse' stage.learning_rate=5e-4,1e-3,2e-3 "$@"
-together trial name=paper_scale_trials/simcse '~stages.mntp' stage.learning_rate=3e-5,1e-4,3e-4 "$@"
+together trial name=paper_scale_trials/simcse '~stages.mntp' stage.learning_rate=3e-4,5e-4,1e-3 "$@"
 wait
