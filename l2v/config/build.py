@@ -72,7 +72,10 @@ def check_value(annotation: Any, value: Any, where: str) -> Any:
 
     for config in (ConfigDict(arbitrary_types_allowed=True), None):  # pydantic takes no config beside a dataclass
         try:
-            return TypeAdapter(annotation, config=config).validate_python(value)
+            found = TypeAdapter(annotation, config=config).validate_python(value)
+            if isinstance(value, bool) and type(found) in (int, float):  # to pydantic true is 1
+                raise L2VError(f"{where}={str(value).lower()}: expected a number")
+            return found
         except ValidationError as error:
             reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
             swept = "; several values are a sweep: add -m" if isinstance(value, str) and "," in value else ""
