@@ -6,6 +6,7 @@ A batch is of one set, and no text of it is another row's query or positive.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,36 +53,19 @@ class MixedOrder(GlobalBatches):
     Args:
         texts: which texts the rows have.
         names: of the data sets, for messages.
-        batch_size: rows a batch on each rank.
-        batches: how many batches training takes in all.
-        first: the first batch to yield.
-        seed: of the shuffles.
-        rank: of this process.
-        world_size: processes.
         alpha: 1: batches in proportion to the sets' sizes; 0: as many of every set.
-        override: what an error names.
+        settings: see :class:`~l2v.data.order.GlobalBatches`.
 
     Raises:
         L2VError: no set has the rows of a batch.
     """
 
-    def __init__(
-        self,
-        texts: RowTexts,
-        *,
-        names: Sequence[str],
-        batch_size: int,
-        batches: int,
-        first: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        alpha: float = 1.0,
-        override: str = "stage.batch_size",
-    ) -> None:
-        super().__init__(batch_size, batches, first, seed, rank, world_size, override)
+    def __init__(self, texts: RowTexts, *, names: Sequence[str], alpha: float = 1.0, **settings: Any) -> None:
+        super().__init__(**settings)
         everyone = [
-            SetBatches(texts, np.flatnonzero(texts.sets == number), self.global_batch, seed_of(seed, "set", number))
+            SetBatches(
+                texts, np.flatnonzero(texts.sets == number), self.global_batch, seed_of(self.seed, "set", number)
+            )
             for number in range(len(names))
         ]
         self.sets = [one for one in everyone if one.batches]
@@ -89,7 +73,7 @@ class MixedOrder(GlobalBatches):
         """Sets that have not the rows of a batch."""
         if not self.sets:
             raise L2VError(f"{self.needed} without equal texts, but no data set has them; lower it or give more data")
-        if self.left_out and rank == 0:
+        if self.left_out and self.rank == 0:
             say(f"{self.needed}; left out, as they have fewer: {', '.join(self.left_out)}", style="yellow")
         self.shares = _shares([one.batches for one in self.sets], alpha)
         self.round_batches = sum(self.shares)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,28 @@ def seed_of(*parts: int | str) -> int:
 
 
 class GlobalBatches(Sampler[list[Pick]]):
-    """Batches for as many steps as training takes, of which each rank reads its share; see :class:`TrainingOrder`."""
+    """Batches for as many steps as training takes, of which each rank reads its share; see :class:`TrainingOrder`.
+
+    Args:
+        batch_size: rows a batch on each rank.
+        batches: how many batches training takes in all.
+        first: the first batch to yield.
+        seed: of the shuffles.
+        rank: of this process.
+        world_size: processes.
+        override: what an error names.
+    """
 
     def __init__(
-        self, batch_size: int, batches: int, first: int, seed: int, rank: int, world_size: int, override: str
+        self,
+        *,
+        batch_size: int,
+        batches: int,
+        first: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        override: str = "stage.batch_size",
     ) -> None:
         if batch_size < 1:
             raise L2VError(f"{override}={batch_size}: expected at least 1 row")
@@ -65,28 +83,11 @@ class TrainingOrder(GlobalBatches):
 
     Args:
         rows: how many there are.
-        batch_size: rows a batch on each rank.
-        batches: how many batches training takes in all.
-        first: the first batch to yield.
-        seed: of the shuffles.
-        rank: of this process.
-        world_size: processes.
-        override: what an error names.
+        settings: see :class:`GlobalBatches`.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        *,
-        batch_size: int,
-        batches: int,
-        first: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        override: str = "stage.batch_size",
-    ) -> None:
-        super().__init__(batch_size, batches, first, seed, rank, world_size, override)
+    def __init__(self, rows: int, **settings: Any) -> None:
+        super().__init__(**settings)
         if rows < self.global_batch:
             raise L2VError(f"{self.needed}, but the training data has {rows}; lower it or give more data")
         self.rows = rows

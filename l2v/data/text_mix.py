@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
@@ -135,13 +135,7 @@ class TextMixOrder(GlobalBatches):
         sizes: rows of each set; the rows of the first come first.
         shares: of each set; they add up to 1.
         one_set_a_batch: whether a batch comes from one set.
-        batch_size: rows a batch on each rank.
-        batches: how many batches training takes in all.
-        first: the first batch to yield.
-        seed: of the shuffles.
-        rank: of this process.
-        world_size: processes.
-        override: what an error names.
+        settings: see :class:`~l2v.data.order.GlobalBatches`.
 
     Raises:
         L2VError: a set has fewer rows than a batch takes of it.
@@ -153,15 +147,9 @@ class TextMixOrder(GlobalBatches):
         shares: Mapping[str, float],
         *,
         one_set_a_batch: bool,
-        batch_size: int,
-        batches: int,
-        first: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        override: str = "stage.batch_size",
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, batches, first, seed, rank, world_size, override)
+        super().__init__(**settings)
         wanted = np.array([shares[name] for name in sizes])
         rows = 1 if one_set_a_batch else self.global_batch
         most = np.full(len(wanted), self.global_batch) if one_set_a_batch else np.ceil(np.round(rows * wanted, 9))
@@ -173,11 +161,11 @@ class TextMixOrder(GlobalBatches):
                 )
         self.sizes = list(sizes.values())
         self._begins = np.cumsum([0, *self.sizes[:-1]])
-        counts = _counts(wanted, rows, batches, seed_of(seed, "sets")) * (self.global_batch // rows)
+        counts = _counts(wanted, rows, self.batches, seed_of(self.seed, "sets")) * (self.global_batch // rows)
         # (batches + 1, sets): rows of each set before a batch
         self._before = np.concatenate([np.zeros((1, len(wanted)), dtype=np.int64), np.cumsum(counts, axis=0)])
         self._passes: dict[int, tuple[int, np.ndarray]] = {}
-        if rank == 0:
+        if self.rank == 0:
             read = self._before[-1] / self.sizes
             told = (
                 f"{name} {100 * share:.3g}% ({size:,} rows, read {times:.2g} times)"
