@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 _planned: ContextVar[str | None] = ContextVar("planned", default=None)
@@ -20,6 +22,12 @@ def kind_of(device: torch.device | str) -> str:
 def is_planned() -> bool:
     """Whether tensors have shapes only (:mod:`l2v.planning`)."""
     return _planned.get() is not None
+
+
+def is_whole(weight: object) -> bool:
+    """Whether a parameter is all there, in a plan too: none that is split over processes, in 4 bits, or gathered when
+    its layer is called (DeepSpeed)."""
+    return type(weight) in (nn.Parameter, FakeTensor) and not hasattr(weight, "ds_id")
 
 
 @contextlib.contextmanager

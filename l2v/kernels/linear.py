@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2v.errors import L2VError
-from l2v.kernels.devices import kind_of, with_numbers
+from l2v.kernels.devices import is_whole, kind_of, with_numbers
 from l2v.kernels.dropout import dropout_mask, masked
 from l2v.runs.files import cache_folder
 from l2v.runs.hashes import settings_hash
@@ -122,8 +122,8 @@ class FastLinear(nn.Linear):
     def weight_for(self, dtype: torch.dtype) -> Tensor:
         """The weight, or its copy in a dtype: on a CPU that of a frozen one is kept until the weight changes."""
         weight = self.weight
-        plain = kind_of(weight.device) == "cpu" and type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
-        if weight.dtype == dtype or weight.requires_grad or weight.is_inference() or not plain:
+        kept_on = kind_of(weight.device) == "cpu" and is_whole(weight)
+        if weight.dtype == dtype or weight.requires_grad or weight.is_inference() or not kept_on:
             return weight
         kept: _Cast | None = self.__dict__.get("_copy")
         if kept is None or not kept.is_of(weight, dtype):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from l2v.kernels.devices import is_planned, kind_of, with_numbers
+from l2v.kernels.devices import is_planned, is_whole, kind_of, with_numbers
 
 Form = Literal["weight", "1 + weight"]
 """What a family multiplies the normalised numbers by: Llama and most others, and Gemma."""
@@ -28,13 +28,7 @@ class FastNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = cast(Tensor, self.weight)
         kind = kind_of(hidden_states.device)
-        plain = (
-            kind == kind_of(weight.device)
-            and type(weight) is nn.Parameter
-            # DeepSpeed gathers the weights of a layer when it is called
-            and not hasattr(weight, "ds_id")
-            and not torch.compiler.is_compiling()
-        )
+        plain = kind == kind_of(weight.device) and is_whole(weight) and not torch.compiler.is_compiling()
         by_torch = kind == "cuda" and self.form == "weight" and hidden_states.dtype == weight.dtype
         if plain and by_torch and not is_planned():
             with torch.autocast("cuda", enabled=False):

@@ -4,10 +4,12 @@ import pytest
 import torch
 from devices import DEVICES
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from l2v.kernels.devices import planned_for
 from l2v.kernels.norms import FastNorm, speed_up_norms
 
 
@@ -41,6 +43,15 @@ def test_it_is_the_familys_own(kind: type[nn.Module], dtype: torch.dtype, of_wei
         assert mine.dtype == theirs.dtype
         error = (mine.float() - theirs.float()).norm() / theirs.float().norm()
         assert error < (1e-5 if exact else 1e-2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_plan_goes_its_way(device: str) -> None:
+    """Whose weights have no numbers: the input is kept for the backward pass, and no copy of it in float32."""
+    with FakeTensorMode(), planned_for(device):
+        _, fast = _norms(LlamaRMSNorm)
+        y = fast(torch.ones(2, 12, requires_grad=True))
+    assert type(fast[0].weight) is FakeTensor and "_Norm" in y.grad_fn.name()
 
 
 def test_gradients_are_those_of_what_it_gives() -> None:
