@@ -233,7 +233,8 @@ def test_an_adapter_of_fewer_layers_is_not_exported_for_all(tiny: Tiny, tmp_path
 
 def test_a_plan_counts_the_layers_that_are_kept(deep_model: Path) -> None:
     def parameters(*overrides: str) -> int:
-        config = composed("plan", [f"model.source={deep_model}", "stage=mntp", "trainer=cpu", *overrides])
+        small = ["stage.block_length=16", "stage.global_batch_size=2", "stage.micro_batch_tokens=null"]
+        config = composed("plan", [f"model.source={deep_model}", "stage=mntp", "trainer=cpu", *small, *overrides])
         from l2v import config as configs
 
         return measure(build_plan(configs.plain(config))[0]).parameters
