@@ -308,7 +308,7 @@ class _Lora(torch.autograd.Function):
         ctx.dtypes = x.dtype, a.dtype, b.dtype
         dtype = cast.dtype
         weight, a, b = _in(weight, dtype), _in(a, dtype), _in(b, dtype)
-        dropped, mask, ctx.of_kept = cast, None, 1.0
+        dropped, mask, ctx.of_kept = None, None, 1.0
         if probability > 0:
             if kind_of(x.device) == "cpu":
                 mask, of_mask = dropout_mask(cast.shape, probability)
@@ -319,7 +319,7 @@ class _Lora(torch.autograd.Function):
         found = None if _now.kept is None else next(_now.kept).get()
         if found is None:
             y = _add(product(cast, weight), bias)
-            low = product(masked(cast, mask) if dropped is cast else dropped, a).flatten(0, -2)
+            low = product(masked(cast, mask) if dropped is None else dropped, a).flatten(0, -2)
             y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
             if _now.products is not None:
                 _now.products.append(_Product(y, low))
