@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from devices import ON_A_GPU
 from launch import ROOT, Tiny
 from tiny import SENTENCES, make_tiny_model
 
@@ -20,10 +21,7 @@ from l2v.models.families import Family
 from l2v.models.packing import prove_packing
 from l2v.runs.run import Run
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+pytestmark = ON_A_GPU
 
 
 def test_vectors_are_those_of_the_cpu(tiny_model: Path) -> None:
