@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 from l2v.errors import L2VError
 from l2v.kernels.devices import is_whole, kind_of, with_numbers
 from l2v.kernels.dropout import dropout_mask, masked
+from l2v.kernels.gates import Activation, Gated, gradients, multiplied
 from l2v.runs.files import cache_folder
 from l2v.runs.hashes import settings_hash
 
@@ -142,22 +143,34 @@ class LeanLora(PeftLinear):
     its dtype. What is not plain LoRA on a frozen linear layer, or is of several dtypes, goes PEFT's way.
     """
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or torch.compiler.is_compiling():
-            return super().forward(x, *args, **kwargs)
-        names = self.active_adapters
-        if len(names) != 1 or self.disable_adapters or self.merged_adapters or names[0] not in self.lora_A:
-            return super().forward(x)
-        name = names[0]
-        base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name]
-        if b.bias is not None or name in self.lora_variant or not _goes_together(x, base, a):
-            return super().forward(x)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    takes_gated = True
+    """Of an MLP, for its last layer: see :class:`l2v.kernels.gates.Gated`."""
+
+    def forward(self, x: Tensor | Gated, *args: Any, **kwargs: Any) -> Tensor:
+        given = x.gate if isinstance(x, Gated) else x
+        name = None if args or kwargs or torch.compiler.is_compiling() else self._plain_adapter(given)
+        if name is None:
+            return super().forward(x.product() if isinstance(x, Gated) else x, *args, **kwargs)
+        base: Any = self.base_layer
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        device = given.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
         dropout: Any = self.lora_dropout[name]  # nn.Identity for a probability of 0
         probability = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
-        weight = base.weight_for(dtype)
-        return _Lora.apply(x, _shared_cast(x, dtype), weight, base.bias, a, b.weight, probability, self.scaling[name])
+        layer = base.weight_for(dtype), base.bias, a, b, probability, self.scaling[name]
+        if isinstance(x, Gated):
+            return _LoraOfGated.apply(x.gate, x.up, x.activation, dtype, *layer)
+        return _Lora.apply(x, _shared_cast(x, dtype), *layer)
+
+    def _plain_adapter(self, x: Tensor) -> str | None:
+        """The one adapter that is on, where it is plain LoRA and goes together with the layer."""
+        names = self.active_adapters
+        if len(names) != 1 or self.disable_adapters or self.merged_adapters or names[0] not in self.lora_A:
+            return None
+        name = names[0]
+        a: Any = self.lora_A[name]
+        plain = self.lora_B[name].bias is None and name not in self.lora_variant
+        return name if plain and _goes_together(x, self.base_layer, a.weight) else None
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         self._drop_copy()
@@ -214,7 +227,7 @@ def _is_float32_on_cpu(*tensors: Tensor) -> bool:
     return all(kind_of(tensor.device) == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
-def _goes_together(x: Tensor, base: nn.Module, a: Tensor) -> bool:
+def _goes_together(x: Tensor, base: object, a: Tensor) -> bool:
     """Whether a LoRA is on a frozen linear layer, on one device, and of one dtype, or of those that autocast takes."""
     if not isinstance(base, FastLinear):
         return False
@@ -306,40 +319,90 @@ class _Lora(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         ctx.dtypes = x.dtype, a.dtype, b.dtype
-        dtype = cast.dtype
-        weight, a, b = _in(weight, dtype), _in(a, dtype), _in(b, dtype)
-        dropped, mask, ctx.of_kept = None, None, 1.0
-        if probability > 0:
-            if kind_of(x.device) == "cpu":
-                mask, of_mask = dropout_mask(cast.shape, probability)
-                scale *= of_mask
-            else:
-                dropped, mask = torch.native_dropout(cast, probability, True)
-                ctx.of_kept = 1 / (1 - probability)
-        found = None if _now.kept is None else next(_now.kept).get()
-        if found is None:
-            y = _add(product(cast, weight), bias)
-            low = product(masked(cast, mask) if dropped is None else dropped, a).flatten(0, -2)
-            y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
-            if _now.products is not None:
-                _now.products.append(_Product(y, low))
-        else:
-            y, low = found
-        ctx.save_for_backward(cast, weight, a, b, mask, low)
-        ctx.scale = scale
+        y, *kept = _forward_of_lora(ctx, cast, weight, bias, a, b, probability, scale)
+        ctx.save_for_backward(cast, *kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_autocast_enabled(gradient.device.type):
-            with torch.autocast(gradient.device.type, enabled=False):
-                return _backward_of_lora(ctx, gradient)
-        return _backward_of_lora(ctx, gradient)
+        with _without_autocast(gradient.device.type):
+            of_x, of_a, of_b = _backward_of_lora(ctx, gradient, *ctx.saved_tensors)
+        return of_x, None, None, None, of_a, of_b, None, None
 
 
-def _backward_of_lora(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    cast, weight, a, b, mask, low = ctx.saved_tensors
+class _LoraOfGated(torch.autograd.Function):
+    """The same of x = activation(gate) times up, from which it is computed again for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        up: Tensor,
+        activation: Activation,
+        dtype: torch.dtype,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        probability: float,
+        scale: float,
+    ) -> Tensor:
+        ctx.dtypes = gate.dtype, a.dtype, b.dtype
+        ctx.activation = activation
+        x = _in(multiplied(gate, up, activation), dtype)
+        y, *kept = _forward_of_lora(ctx, x, weight, bias, a, b, probability, scale)
+        ctx.save_for_backward(gate, up, *kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, *kept = ctx.saved_tensors
+        with _without_autocast(gradient.device.type):
+            activated = ctx.activation.forward(gate)
+            of_x, of_a, of_b = _backward_of_lora(ctx, gradient, _in(activated * up, kept[0].dtype), *kept)
+            of_gate, of_up = None, None
+            if of_x is not None:
+                of_gate, of_up = gradients(of_x, gate, up, ctx.activation, activated)
+        return of_gate, of_up, None, None, None, None, of_a, of_b, None, None
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+
+
+def _forward_of_lora(
+    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, probability: float, scale: float
+) -> tuple[Any, ...]:
+    """y, and what :func:`_backward_of_lora` needs beside x."""
+    weight, a, b = (_in(matrix, x.dtype) for matrix in (weight, a, b))
+    dropped, mask, ctx.of_kept = None, None, 1.0
+    if probability > 0:
+        if kind_of(x.device) == "cpu":
+            mask, of_mask = dropout_mask(x.shape, probability)
+            scale *= of_mask
+        else:
+            dropped, mask = torch.native_dropout(x, probability, True)
+            ctx.of_kept = 1 / (1 - probability)
+    found = None if _now.kept is None else next(_now.kept).get()
+    if found is None:
+        y = _add(product(x, weight), bias)
+        low = product(masked(x, mask) if dropped is None else dropped, a).flatten(0, -2)
+        y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
+        if _now.products is not None:
+            _now.products.append(_Product(y, low))
+    else:
+        y, low = found
+    ctx.scale = scale
+    return y, weight, a, b, mask, low
+
+
+def _backward_of_lora(
+    ctx: Any, gradient: Tensor, cast: Tensor, weight: Tensor, a: Tensor, b: Tensor, mask: Tensor | None, low: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of x, which is ``cast``, A and B."""
     of_x_dtype, of_a_dtype, of_b_dtype = ctx.dtypes
     of_x = None
     gradient = _in(gradient, cast.dtype)
@@ -367,7 +430,7 @@ def _backward_of_lora(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             of_x = of_x.view(cast.shape)
     if of_x is not None:
         of_x = _in(of_x, of_x_dtype)
-    return of_x, None, None, None, _in(of_a, of_a_dtype), _in(of_b, of_b_dtype), None, None
+    return of_x, _in(of_a, of_a_dtype), _in(of_b, of_b_dtype)
 
 
 def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
