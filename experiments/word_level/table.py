@@ -1,8 +1,11 @@
-"""Word-level scores of a folder of runs as a table, and as ``results.json`` in that folder.
+"""Word-level scores of folders of runs as a table, seeds folded into mean and deviation, and as a file of results.
 
-python experiments/word_level/table.py runs/word_level
+python experiments/word_level/table.py runs/word_level                  writes results.json into the folder
+python experiments/word_level/table.py runs/words-*/word_level --results experiments/word_level/results_paper_scale.json
 """
 
+import argparse
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,26 +56,42 @@ def collect(folder: Path) -> list[dict[str, Any]]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: token accuracy (the paper's number), with the F1 of spans in brackets."""
-    cells = {(result["row"], result["task"]): result for result in results}
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        cells.setdefault((result["row"], result["task"]), []).append(result)
     rows = sorted({row for row, _ in cells}, key=lambda row: (list(ROWS).index(row) if row in ROWS else len(ROWS), row))
     lines = ["| | Chunking | NER | POS |", "|---|--:|--:|--:|"]
     for row in rows:
-        shown = [_cell(cells.get((row, task))) for task in TASKS]
+        shown = [_cell(cells.get((row, task), [])) for task in TASKS]
         lines.append(f"| {ROWS.get(row, row)} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def _cell(result: dict[str, Any] | None) -> str:
-    if result is None:
+def _cell(seeds: list[dict[str, Any]]) -> str:
+    if not seeds:
         return "–"
-    f1 = "" if result["f1"] is None else f" ({result['f1']:.2f})"
-    return f"{result['paper_accuracy']:.2f}{f1}"
+    f1 = [result["f1"] for result in seeds if result["f1"] is not None]
+    return _folded([result["paper_accuracy"] for result in seeds]) + (f" ({_folded(f1)})" if f1 else "")
+
+
+def _folded(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs/word_level")])
+    parser.add_argument("--results", type=Path, help="the file to write; default: results.json in the first folder")
+    given = parser.parse_args(arguments)
+    try:
+        found = [result for folder in given.folders for result in collect(folder)]
+    except L2VError as error:
+        sys.exit(f"error: {error}")
+    write_json(given.results or given.folders[0] / "results.json", found)
+    print(table(found))
 
 
 if __name__ == "__main__":
-    try:
-        found = collect(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/word_level"))
-    except L2VError as error:
-        sys.exit(f"error: {error}")
-    write_json(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/word_level") / "results.json", found)
-    print(table(found))
+    main()
