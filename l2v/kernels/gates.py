@@ -60,7 +60,7 @@ class FastGate(nn.Module):
     activation: Activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or any(map(_is_hooked, _activations(self))):
             return super().forward(x)
         gated, last = _gated(self, x, self.activation), cast(nn.Module, self.down_proj)
         # whoever hooks into a layer expects a tensor
@@ -111,6 +111,12 @@ def _gated(module: Any, x: Tensor, activation: Activation) -> Gated:
         gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
         return Gated(gate, up, activation)
     return Gated(module.gate_proj(x), module.up_proj(x), activation)
+
+
+def _activations(module: nn.Module) -> list[nn.Module]:
+    """The module that a family's own class activates the gate with; none where it is a function."""
+    found = (module._modules.get(name) for name in _ACTIVATIONS)
+    return [one for one in found if one is not None]
 
 
 def _is_hooked(module: nn.Module) -> bool:

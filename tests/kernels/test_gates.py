@@ -160,6 +160,15 @@ def test_a_hook_on_the_last_layer_sees_a_tensor() -> None:
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+def test_a_hook_on_the_activation_sees_the_gate() -> None:
+    model = _fast(_mlp("llama"))
+    expected = model(torch.ones(1, WIDTH))
+    seen = []
+    model.act_fn.register_forward_hook(lambda layer, given, result: seen.append(given[0]))
+    assert torch.equal(model(torch.ones(1, WIDTH)), expected)
+    assert torch.equal(*seen, model.gate_proj(torch.ones(1, WIDTH)))
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plan_goes_its_way(device: str) -> None:
     with FakeTensorMode(), planned_for(device):
