@@ -47,6 +47,10 @@ def collect(folder: Path) -> list[dict[str, Any]]:
                 "layer": words["layer"],
                 "paper_accuracy": round(100 * scores["paper_accuracy"], 2),
                 "f1": round(100 * scores["f1"], 2) if "f1" in scores else None,
+                "by_layer": {
+                    probe["layer"]: round(100 * probe[words["part"]]["paper_accuracy"], 2)
+                    for probe in words.get("by_layer", ())
+                },
             }
         )
     if not results:
@@ -64,6 +68,21 @@ def table(results: list[dict[str, Any]]) -> str:
     for row in rows:
         shown = [_cell(cells.get((row, task), [])) for task in TASKS]
         lines.append(f"| {ROWS.get(row, row)} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def table_by_layer(results: list[dict[str, Any]]) -> str:
+    """Markdown: token accuracy of a probe on each layer of the first run; empty where a run has one layer."""
+    layers = list(results[0]["by_layer"])
+    if len(layers) < 2:
+        return ""
+    names = {"chunk": "chunking", "ner": "NER", "pos": "POS"}
+    lines = [f"| layer | | {' | '.join(map(str, layers))} |", f"|---|---|{'--:|' * len(layers)}"]
+    for task in TASKS:
+        for result in results:
+            if result["task"] == task and list(result["by_layer"]) == layers:
+                shown = " | ".join(f"{result['by_layer'][layer]:.2f}" for layer in layers)
+                lines.append(f"| {names[task]} | {ROWS.get(result['row'], result['row'])} | {shown} |")
     return "\n".join(lines)
 
 
@@ -91,6 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     write_json(given.results or given.folders[0] / "results.json", found)
     print(table(found))
+    if by_layer := table_by_layer(found):
+        print(f"\n{by_layer}")
 
 
 if __name__ == "__main__":

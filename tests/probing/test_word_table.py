@@ -51,3 +51,22 @@ def test_folders_of_seeds_become_mean_and_deviation(
         ("pos", 0),
         ("ner", 1),
     ]
+
+
+def test_several_layers_have_a_table_of_their_own(
+    module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(tmp_path, "bi", "ner", 0, paper_accuracy=0.92)
+    file = tmp_path / "bi-ner" / "evaluation" / "ner.json"
+    found = read_json(file)
+    found["words"]["by_layer"] = [
+        {"layer": layer, "test": {"paper_accuracy": accuracy}} for layer, accuracy in ((6, 0.95), (30, 0.92))
+    ]
+    write_json(file, found)
+    module.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "| layer | | 6 | 30 |",
+        "|---|---|--:|--:|",
+        "| NER | Bi | 95.00 | 92.00 |",
+    ]
+    assert read_json(tmp_path / "results.json")[0]["by_layer"] == {"6": 95.0, "30": 92.0}
