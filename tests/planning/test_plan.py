@@ -113,6 +113,7 @@ def test_a_tall_model_takes_what_short_ones_say(sharing: Any) -> None:
     assert with_layers(model_config("google/gemma-3-1b-it"), 6).layer_types[-1] == "full_attention"
 
 
+@pytest.mark.slow
 def test_a_tall_model_trained_at_several_depths_takes_what_short_ones_say() -> None:
     setup = Specification(**TINY | {"layers": 16}, stage="supervised").setup()
     plain = quick_needs(setup)
