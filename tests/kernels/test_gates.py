@@ -193,6 +193,13 @@ class _Dropping(LlamaMLP):
         return self.down_proj(nn.functional.dropout(y, 0.1, self.training))
 
 
+class _Clipping(LlamaMLP):
+    """Clips large gates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=100) * self.up_proj(x))
+
+
 class _Normed(LlamaMLP):
     """Has a layer more than a gated MLP."""
 
@@ -211,7 +218,7 @@ class _Routed(LlamaMLP):
         return super().forward(x) * weights
 
 
-@pytest.mark.parametrize("kind", [_Dropping, _Normed, _Routed])
+@pytest.mark.parametrize("kind", [_Dropping, _Clipping, _Normed, _Routed])
 def test_another_kind_of_mlp_is_left_alone(kind: type[LlamaMLP]) -> None:
     mlp = kind(LlamaConfig(hidden_size=WIDTH, intermediate_size=INNER)).eval()
     assert type(_fast(mlp)) is kind
