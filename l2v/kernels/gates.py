@@ -1,8 +1,7 @@
 """Gated MLPs (SwiGLU, GEGLU) that keep the gate and what it is multiplied by for the backward pass, and nothing else.
 
 A family's own class keeps the activated gate as well, and a LoRA after it the product of the two: half of what an MLP
-keeps. Here the backward pass computes both again, from one end to the other of tensors that it reads anyway. The
-numbers are the family's own.
+keeps. Here the backward pass computes both again, of the two that are kept. The numbers are the family's own.
 """
 
 import copy
@@ -127,7 +126,7 @@ def _is_hooked(module: nn.Module) -> bool:
 def _form(module: nn.Module) -> tuple[Layers, Activation] | None:
     """Which layers an MLP has and what it computes of its gate, as seen on random numbers; None: something else."""
     names = set(module._modules) - set(_ACTIVATIONS)
-    if not names >= {"down_proj"} or len(module._parameters) > 0:
+    if module._parameters:
         return None
     layers: tuple[Layers, ...] = ("gate_proj, up_proj", "gate_up_proj")
     for one in layers:

@@ -307,19 +307,8 @@ class _Lora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        cast: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        probability: float,
-        scale: float,
-    ) -> Tensor:
-        ctx.dtypes = x.dtype, a.dtype, b.dtype
-        y, *kept = _forward_of_lora(ctx, cast, weight, bias, a, b, probability, scale)
+    def forward(ctx: Any, x: Tensor, cast: Tensor, *layer: Any) -> Tensor:
+        y, *kept = _forward_of_lora(ctx, x.dtype, cast, *layer)
         ctx.save_for_backward(cast, *kept)
         return y
 
@@ -335,23 +324,10 @@ class _LoraOfGated(torch.autograd.Function):
     """The same of x = activation(gate) times up, from which it is computed again for the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        gate: Tensor,
-        up: Tensor,
-        activation: Activation,
-        dtype: torch.dtype,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        probability: float,
-        scale: float,
-    ) -> Tensor:
-        ctx.dtypes = gate.dtype, a.dtype, b.dtype
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation, dtype: torch.dtype, *layer: Any) -> Tensor:
         ctx.activation = activation
         x = _in(multiplied(gate, up, activation), dtype)
-        y, *kept = _forward_of_lora(ctx, x, weight, bias, a, b, probability, scale)
+        y, *kept = _forward_of_lora(ctx, gate.dtype, x, *layer)
         ctx.save_for_backward(gate, up, *kept)
         return y
 
@@ -374,9 +350,18 @@ def _without_autocast(device: str) -> AbstractContextManager[None]:
 
 
 def _forward_of_lora(
-    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, probability: float, scale: float
+    ctx: Any,
+    given: torch.dtype,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    probability: float,
+    scale: float,
 ) -> tuple[Any, ...]:
-    """y, and what :func:`_backward_of_lora` needs beside x."""
+    """y, and what :func:`_backward_of_lora` needs beside x, which was ``given`` in a dtype."""
+    ctx.dtypes = given, a.dtype, b.dtype
     weight, a, b = (_in(matrix, x.dtype) for matrix in (weight, a, b))
     dropped, mask, ctx.of_kept = None, None, 1.0
     if probability > 0:
