@@ -1,13 +1,15 @@
-"""Attention in training on a CPU: with dropout in the memory of the tokens, not of their pairs, and fast in 16 bits.
+"""Attention on a CPU: in the memory of the tokens, not of their pairs, with dropout and in bfloat16 too.
 
 torch's fused kernel for CPUs takes no dropout, and without the kernel every pair of tokens of a text is kept several
 times for the backward pass: its weight, its mask, its dropped weight. Here the pairs of some rows and heads at a time
 are computed, and computed again in the backward pass.
 
 The fused kernel's backward pass takes three to five times as long in bfloat16 as in float32, also where the processor
-multiplies bfloat16 natively. So what is trained in 16 bits goes through it in float32.
+multiplies bfloat16 natively. There, attention is made of products in bfloat16 (:class:`_InBfloat16`), in inference too;
+where it does not, that of training is the fused kernel in float32.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from l2v.kernels.devices import kind_of
-from l2v.kernels.dropout import draw_keys, dropout_scale, mask_of
+from l2v.kernels.dropout import draw_keys, dropout_scale, mask_in_place, mask_of
 
 _AT_ONCE = 2**20
 """Pairs of tokens."""
@@ -49,7 +51,21 @@ def _sdpa(
     # autocast multiplies all attention in its dtype
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     plain = not torch.compiler.is_compiling() and all(kind_of(x.device) == "cpu" for x in (query, key, value))
-    if dropout == 0 and plain and dtype.itemsize < 4 and torch.is_grad_enabled() and query.requires_grad:
+    own = (
+        plain
+        and (dropout > 0 or _is_fast(dtype))
+        and key.shape[2] == length
+        and (attention_mask is None or attention_mask.dim() == 4)
+        # in bfloat16 a number added to a score is rounded together with it
+        and (dropout > 0 or attention_mask is None or attention_mask.dtype == torch.bool)
+        and not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    )
+    if own:
+        if attention_mask is None and causal:
+            attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        return lean_attention(query, key, value, attention_mask, dropout, scaling, dtype), None
+    trains = torch.is_grad_enabled() and query.requires_grad
+    if plain and trains and dtype.itemsize < 4 and dropout == 0:
         with torch.autocast("cpu", enabled=False):
             if attention_mask is not None and attention_mask.is_floating_point():
                 attention_mask = attention_mask.float()
@@ -57,29 +73,28 @@ def _sdpa(
                 module, query.float(), key.float(), value.float(), attention_mask, 0.0, scaling, is_causal, **kwargs
             )
         return output.to(dtype), None
-    own = (
-        plain
-        and dropout > 0
-        and key.shape[2] == length
-        and (attention_mask is None or attention_mask.dim() == 4)
-        and not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
-    )
-    if not own:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
-    if attention_mask is None and causal:
-        attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    return dropped_attention(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, dropout, scaling), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
 
 
-def dropped_attention(
+@functools.cache
+def _is_fast(dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies a dtype of 16 bits faster than float32."""
+    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+
+
+def lean_attention(
     query: Float[Tensor, "batch heads length width"],
     key: Float[Tensor, "batch groups length width"],
     value: Float[Tensor, "batch groups length out"],
     mask: Mask | None,
     probability: float,
     scale: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "batch length heads out"]:
-    """softmax(scale query key' + mask), some weights dropped, times the values; on a CPU, computed in float32 at least.
+    """softmax(scale query key' + mask), some weights dropped, times the values, on a CPU.
+
+    In bfloat16, with a mask of booleans or none, products are of bfloat16 numbers and sums of float32, as in fused
+    kernels; else all is computed in float32 at least.
 
     Args:
         query: ``heads`` is a multiple of the ``groups`` of keys and values, whose heads come one after another.
@@ -88,13 +103,18 @@ def dropped_attention(
         mask: true for pairs that see each other, or what is added to their scores. None: all see each other.
         probability: of a weight to be dropped; the others are scaled up.
         scale: default: 1 / sqrt(width).
+        dtype: of what is given, rounded once, and of what comes out. Default: the queries'.
     """
-    return _DroppedAttention.apply(
-        query, key, value, mask, probability, query.shape[-1] ** -0.5 if scale is None else scale
-    )
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    dtype = dtype or query.dtype
+    if dtype == torch.bfloat16 and _is_fast(dtype) and (mask is None or mask.dtype == torch.bool):
+        return _InBfloat16.apply(query, key, value, mask, probability, scale)
+    return _Wide.apply(query.to(dtype), key.to(dtype), value.to(dtype), mask, probability, scale)
 
 
-class _DroppedAttention(torch.autograd.Function):
+class _Wide(torch.autograd.Function):
+    """In float32 at least."""
+
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(
@@ -102,12 +122,12 @@ class _DroppedAttention(torch.autograd.Function):
     ) -> Tensor:
         batch, heads, length, _ = query.shape
         output = query.new_empty(batch, length, heads, value.shape[-1])
-        by_head, drawn = output.transpose(1, 2), []
+        by_head, drawn, wide = output.transpose(1, 2), [], _wide(query.dtype)
         for part in _parts(query, key):
-            q, k, v = part.queries(query), part.of(key), part.of(value)
+            q, k, v = part.queries(query, wide), part.of(key, wide), part.of(value, wide)
             weights = _weights(q, k, part.mask(mask), scale, part.size)
             drawn.append(draw_keys(weights.numel()))
-            weights.mul_(mask_of(weights.shape, probability, drawn[-1]))
+            mask_in_place(weights, mask_of(weights.shape, probability, drawn[-1], weights.dtype))
             part.write(_scaled_product(weights, v, dropout_scale(probability)), by_head)
         ctx.save_for_backward(query, key, value, mask, output)
         ctx.probability, ctx.scale, ctx.drawn = probability, scale, drawn
@@ -120,23 +140,128 @@ class _DroppedAttention(torch.autograd.Function):
         query, key, value, mask, output = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         # each query's sum over keys of a weight times its gradient
-        sums = (_wide(gradient) * output).sum(dim=-1, keepdim=True).transpose(1, 2)
+        wide = _wide(query.dtype)
+        sums = (gradient.to(wide) * output).sum(dim=-1, keepdim=True).transpose(1, 2)
         by_head = gradient.transpose(1, 2)
         for part, drawn in zip(_parts(query, key), ctx.drawn, strict=True):
-            q, k, v = part.queries(query), part.of(key), part.of(value)
-            g = part.queries(by_head) * dropout_scale(ctx.probability)
+            q, k, v = part.queries(query, wide), part.of(key, wide), part.of(value, wide)
+            g = part.queries(by_head, wide) * dropout_scale(ctx.probability)
             weights = _weights(q, k, part.mask(mask), ctx.scale, part.size)
-            stays = mask_of(weights.shape, ctx.probability, drawn)
-            of_scores = torch.bmm(g, v.mT).mul_(stays).sub_(part.queries(sums)).mul_(weights)
-            part.write_groups(torch.bmm(weights.mul_(stays).mT, g), of_value)
+            stays = mask_of(weights.shape, ctx.probability, drawn, weights.dtype)
+            of_scores = mask_in_place(torch.bmm(g, v.mT), stays).sub_(part.queries(sums, wide)).mul_(weights)
+            part.write_groups(torch.bmm(mask_in_place(weights, stays).mT, g), of_value)
             part.write_groups(_scaled_product(of_scores.mT, q, ctx.scale), of_key)
             part.write(_scaled_product(of_scores, k, ctx.scale), of_query)
         return of_query, of_key, of_value, None, None, None
 
 
-def _wide(x: Tensor) -> Tensor:
+class _InBfloat16(torch.autograd.Function):
+    """Products of bfloat16 numbers, and few passes over the pairs of tokens, all in 16 bits.
+
+    A product is rounded once to bfloat16, whose error grows with the number. So what a score is compared with is
+    subtracted within the product, in float32: its row's greatest in the forward pass, the logarithm of the row's sum in
+    the backward pass, by two more columns of the queries (see :func:`_shift`) and ones beside the keys. What is left is
+    near 0 where a weight is large. The gradient of a weight and its row's mean are subtracted likewise.
+    """
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float, scale: float
+    ) -> Tensor:
+        ctx.dtypes, dtype = (query.dtype, key.dtype, value.dtype), torch.bfloat16
+        query, key, value, bits = query.to(dtype), _centred(key).to(dtype), value.to(dtype), _bits(mask)
+        batch, heads, length, _ = query.shape
+        output = query.new_empty(batch, length, heads, value.shape[-1])
+        logarithms = torch.empty(batch, heads, length, 1)
+        by_head, drawn = output.transpose(1, 2), []
+        for part in _parts(query, key):
+            q, k, v = part.queries(query, dtype, 2), part.of(key, dtype, 2), part.of(value, dtype)
+            scores = _scaled_product(q, k.mT, scale)
+            if bits is not None:
+                seen = part.mask(bits)
+                part.pairs(scores).bitwise_and_(seen).bitwise_or_(seen.bitwise_not() & _LEAST)
+            greatest = scores.float().amax(dim=-1, keepdim=True)
+            _shift(q, greatest, scale)
+            weights = _masked_weights(q, k, part, bits, scale, scores)
+            sums = weights.float().sum(dim=-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+            part.write(greatest.add_(sums.log()), logarithms)
+            if probability > 0:
+                drawn.append(draw_keys(weights.numel()))
+                mask_in_place(weights, mask_of(weights.shape, probability, drawn[-1], dtype))
+            part.write(torch.bmm(weights, v).mul_(dropout_scale(probability) / sums), by_head)
+        ctx.save_for_backward(query, key, value, bits, output, logarithms)
+        ctx.probability, ctx.scale, ctx.drawn = probability, scale, drawn
+        return output
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bits, output, logarithms = ctx.saved_tensors
+        given = zip((query, key, value), ctx.dtypes, strict=True)
+        of_query, of_key, of_value = (torch.empty_like(x, dtype=dtype) for x, dtype in given)
+        # each query's sum over keys of a weight times its gradient
+        sums = (gradient.float() * output).sum(dim=-1, keepdim=True).transpose(1, 2)
+        by_head, wide, dtype = gradient.transpose(1, 2), torch.float32, query.dtype
+        of_dropout = dropout_scale(ctx.probability)
+        for number, part in enumerate(_parts(query, key)):
+            q, g = part.queries(query, dtype, 2), part.queries(by_head, dtype, 2)
+            k, v = part.of(key, dtype, 2), part.of(value, dtype, 2)
+            _shift(q, part.queries(logarithms, wide), ctx.scale)
+            weights = _masked_weights(q, k, part, bits, ctx.scale)
+            if ctx.probability > 0:
+                stays = mask_of(weights.shape, ctx.probability, ctx.drawn[number], dtype)
+                of_weights = mask_in_place(_scaled_product(g, v.mT, of_dropout), stays)
+                of_scores = of_weights.sub_(part.queries(sums, wide)).mul_(weights)
+                mask_in_place(weights, stays)
+            else:
+                _shift(g, part.queries(sums, wide), 1.0)
+                of_scores = torch.bmm(g, v.mT).mul_(weights)
+            part.write_groups(_scaled_product(weights.mT, g[..., :-2], of_dropout), of_value)
+            part.write_groups(_scaled_product(of_scores.mT, q[..., :-2], ctx.scale), of_key)
+            part.write(_scaled_product(of_scores, k[..., :-2], ctx.scale), of_query)
+        return of_query, of_key, of_value, None, None, None
+
+
+_LEAST = torch.tensor(torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16).view(torch.int16)
+
+
+def _centred(key: Tensor) -> Tensor:
+    """Without what all keys of a head have in common, often most of them: it changes all scores of a query by the same,
+    and is multiplied by gradients whose sum is 0 but for rounding."""
+    key = key.float()
+    return key - key.mean(dim=2, keepdim=True)
+
+
+def _bits(mask: Tensor | None) -> Tensor | None:
+    """All bits where a mask is true, none elsewhere."""
+    return None if mask is None else -mask.to(torch.int16)
+
+
+def _shift(queries: Tensor, by: Tensor, scale: float) -> None:
+    """Have the products of queries with keys, times the scale, be less by a number a query: its two parts of bfloat16
+    are the last columns, and those of the keys ones."""
+    shift = by / -scale
+    high = shift.to(queries.dtype)
+    queries[..., -2:-1] = high
+    queries[..., -1:] = shift.sub_(high)
+
+
+def _masked_weights(
+    queries: Tensor, keys: Tensor, part: "_Part", bits: Tensor | None, scale: float, out: Tensor | None = None
+) -> Tensor:
+    """exp(scale queries keys') of pairs that see each other, 0 for others."""
+    nothing = queries.new_zeros(())
+    weights = torch.baddbmm(nothing, queries, keys.mT, beta=0, alpha=scale, out=out).exp_()  # type: ignore[call-overload]
+    if bits is not None:
+        part.pairs(weights).bitwise_and_(part.mask(bits))
+    return weights
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
     """16 bits are too few to add up weights."""
-    return x.float() if x.dtype.itemsize < 4 else x
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _scaled_product(x: Tensor, y: Tensor, scale: float) -> Tensor:
@@ -168,28 +293,40 @@ class _Part:
         """Groups of a row."""
         return self.groups.stop - self.groups.start
 
-    def of(self, x: Tensor) -> Tensor:
-        """Keys, values or what is like them -> (rows * groups, length, width), to compute with."""
-        return _wide(x[self.rows, self.groups].flatten(0, 1))
+    def of(self, x: Tensor, dtype: torch.dtype, ones: int = 0) -> Tensor:
+        """Keys, values or what is like them -> (rows * groups, length, width), to compute with; and more columns."""
+        return _with_columns(x[self.rows, self.groups], dtype, ones, 1.0).flatten(0, 1)
 
     def write_groups(self, part: Tensor, x: Tensor) -> None:
         """The opposite of ``of``."""
         x[self.rows, self.groups] = part.unflatten(0, (-1, self.size))
 
-    def queries(self, x: Tensor) -> Tensor:
-        """(batch, heads, length, width) -> (rows * groups, heads of a group * length, width), to compute with."""
-        part = x[self.rows, self.heads]
-        return _wide(part.reshape(len(part) * self.size, -1, part.shape[-1]))
+    def queries(self, x: Tensor, dtype: torch.dtype, zeros: int = 0) -> Tensor:
+        """(batch, heads, length, width) -> (rows * groups, heads of a group * length, width), likewise."""
+        part = _with_columns(x[self.rows, self.heads], dtype, zeros, 0.0)
+        return part.reshape(len(part) * self.size, -1, part.shape[-1])
 
     def write(self, part: Tensor, x: Tensor) -> None:
         """The opposite of ``queries``."""
         rows = len(part) // self.size
         x[self.rows, self.heads] = part.view(rows, -1, *x.shape[2:])
 
+    def pairs(self, scores: Tensor) -> Tensor:
+        """The bits of scores of 16 bits, as ``mask`` has them: (rows, heads, length, length)."""
+        return scores.view(torch.int16).view(len(scores) // self.size, -1, scores.shape[-1], scores.shape[-1])
+
     def mask(self, x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
         return x[self.rows if len(x) > 1 else slice(None), self.heads if x.shape[1] > 1 else slice(None)]
+
+
+def _with_columns(x: Tensor, dtype: torch.dtype, more: int, number: float) -> Tensor:
+    if not more:
+        return x.to(dtype)
+    y = x.new_full((*x.shape[:-1], x.shape[-1] + more), number, dtype=dtype)
+    y[..., :-more] = x
+    return y
 
 
 def _parts(query: Tensor, key: Tensor) -> Iterator[_Part]:

@@ -5,7 +5,10 @@ oneDNN, which torch carries too, does not: twice the speed there. Which of the t
 
 LoRA as PEFT writes it keeps, for each of the seven layers of a block, a dropped copy of the input in float32 and a
 mask, and under autocast a copy of that in 16 bits: 7 to 9 bytes a number. Here a layer keeps its input, which others
-keep too, and a mask of one byte a number.
+keep too, and on a GPU a mask of one byte a number.
+
+In 16 bits a sum is rounded where a number ends, so what LoRA adds to the large product of the frozen weight is lost as
+long as it is small. Here the large product is added to what LoRA gives, in float32, and rounded once.
 
 Under autocast on a CPU a frozen weight is cast once, not in each pass, and the input of several layers once for all.
 
@@ -34,8 +37,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from l2v.errors import L2VError
-from l2v.kernels.devices import is_whole, kind_of, with_numbers
-from l2v.kernels.dropout import dropout_mask, masked
+from l2v.kernels.devices import is_planned, is_whole, kind_of, with_numbers
+from l2v.kernels.dropout import dropout_mask, mask_in_place, masked
 from l2v.kernels.gates import Activation, Gated, gradients, multiplied
 from l2v.runs.files import cache_folder
 from l2v.runs.hashes import settings_hash
@@ -101,9 +104,21 @@ def processor_name() -> str:
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
     """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
     if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
-        # detached: it is a view of itself as a matrix, and a model may not write into views
+        # detached: see below, in _forward_of_lora
         return _by_onednn(x, weight).detach()
     return nn.functional.linear(x, weight)
+
+
+def added_to(
+    y: Float[Tensor, "*rows out"], x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]
+) -> Float[Tensor, "*rows out"]:
+    """``y + x @ weight.T`` without a gradient, rounded once. It may be written over y, a whole tensor of its own."""
+    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
+        if is_planned():  # the operation says no shapes
+            return _by_onednn(x, weight).add_(y)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
+    y.view(-1, y.shape[-1]).addmm_(x.flatten(0, -2), weight.T)
+    return y
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
@@ -366,16 +381,19 @@ def _forward_of_lora(
     dropped, mask, ctx.of_kept = None, None, 1.0
     if probability > 0:
         if kind_of(x.device) == "cpu":
-            mask, of_mask = dropout_mask(x.shape, probability)
+            mask, of_mask = dropout_mask(x.shape, probability, x.dtype)
             scale *= of_mask
         else:
             dropped, mask = torch.native_dropout(x, probability, True)
             ctx.of_kept = 1 / (1 - probability)
     found = None if _now.kept is None else next(_now.kept).get()
     if found is None:
-        y = _add(product(x, weight), bias)
         low = product(masked(x, mask) if dropped is None else dropped, a).flatten(0, -2)
-        y.view(-1, y.shape[-1]).addmm_(low, b.T, alpha=scale)
+        # the large product is added to the small one: the other way around, a step that changes y by less than half
+        # of its last digit would be lost
+        y = _scaled(low, b, scale, bias).view(*x.shape[:-1], len(b))
+        # detached: it is a view, and a model may not write into views
+        y = added_to(y, x, weight).detach()
         if _now.products is not None:
             _now.products.append(_Product(y, low))
     else:
@@ -398,24 +416,28 @@ def _backward_of_lora(
         of_a = product(of_low.T, dropped.T)
         of_b = product(low.T, rows.T).T.mul_(ctx.scale)
         if ctx.needs_input_grad[0]:
-            of_x = product(gradient, weight.T)
-            of_x.add_(masked(product(of_low, a.T).view_as(of_x), mask))
+            of_x = mask_in_place(product(of_low, a.T).view(cast.shape), mask)
     else:
         # fewer and shorter calls: on a GPU a small model waits for them
-        nothing = rows.new_empty(())
-        of_low = torch.addmm(nothing, rows, b, beta=0, alpha=ctx.scale)
+        of_low = _scaled(rows, b.T, ctx.scale)
         of_a = torch.mm(of_low.T, dropped)
-        of_b = torch.addmm(nothing, rows.T, low, beta=0, alpha=ctx.scale)
+        of_b = torch.addmm(rows.new_empty(()), rows.T, low, beta=0, alpha=ctx.scale)
         if ctx.needs_input_grad[0]:
-            of_x = torch.mm(rows, weight)
-            if mask is None:
-                of_x.addmm_(of_low, a)
-            else:
-                of_x.add_(masked(torch.mm(of_low, a), mask.view_as(of_x), ctx.of_kept))
-            of_x = of_x.view(cast.shape)
+            of_x = torch.mm(of_low, a).view(cast.shape)
+            if mask is not None:
+                of_x = masked(of_x, mask, ctx.of_kept)
     if of_x is not None:
-        of_x = _in(of_x, of_x_dtype)
+        of_x = _in(added_to(of_x, gradient, weight.T), of_x_dtype)
     return of_x, _in(of_a, of_a_dtype), _in(of_b, of_b_dtype)
+
+
+def _scaled(x: Tensor, weight: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """bias + scale * x @ weight.T."""
+    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
+        return _add(product(x, weight * scale), bias)
+    if bias is None:
+        return torch.addmm(x.new_empty(()), x, weight.T, beta=0, alpha=scale)
+    return torch.addmm(_in(bias, x.dtype), x, weight.T, alpha=scale)
 
 
 def _in(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEEPING = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 2**31 - 1}
-"""Bytes, the most that glibc takes."""
+_KEEPING = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: -1}
+"""Bytes: the most that glibc takes, and no limit, since a contrastive step frees more than that at its end."""
 _GIVING_BACK = {_M_MMAP_THRESHOLD: 2**16, _M_TRIM_THRESHOLD: 2**17}
 _keeps = False
 _MAPS = Path("/proc/self/maps")

@@ -104,6 +104,7 @@ class _Rotation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
+        x = x.to(torch.promote_types(x.dtype, cos.dtype))  # products of two dtypes are slow
         y = x * cos
         (low, high), (of_low, of_high) = x.chunk(2, dim=-1), sin.chunk(2, dim=-1)
         first, second = y.chunk(2, dim=-1)

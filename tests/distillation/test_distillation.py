@@ -25,7 +25,7 @@ from l2v.errors import L2VError, Stopped
 from l2v.losses.vectors import direction_loss, neighbour_loss
 from l2v.runs.run import Run
 
-ON_CPU = {"accelerator": "cpu", "devices": 1}
+ON_CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 
 
 def test_directions_are_those_of_sentence_transformers() -> None:

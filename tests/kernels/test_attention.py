@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from l2v.kernels import attention as module
-from l2v.kernels.attention import dropped_attention, register_attention
+from l2v.kernels.attention import lean_attention, register_attention
 from l2v.models.bidirectional import set_attention
 
 BATCH, GROUPS, LENGTH, WIDTH = 3, 2, 5, 4
@@ -48,7 +48,7 @@ def test_without_a_drop_it_is_torchs_attention(kind: str, heads: int) -> None:
     mine, torchs = (tuple(x.requires_grad_() for x in _tensors(heads)) for _ in range(2))
     mask = _mask(kind, heads)
     added = mask.float() if mask is not None and mask.dtype.is_floating_point else mask
-    got = dropped_attention(*mine, added, 1e-9, 0.3)
+    got = lean_attention(*mine, added, 1e-9, 0.3)
     expected = scaled_dot_product_attention(*torchs, attn_mask=added, scale=0.3, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(got, expected)
     direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(2))
@@ -69,7 +69,7 @@ def test_gradients_with_dropout_are_those_of_what_it_gives(kind: str, at_once: N
 
     def attention(*tensors: Tensor) -> Tensor:
         torch.manual_seed(0)
-        return dropped_attention(*tensors, mask, 0.4)
+        return lean_attention(*tensors, mask, 0.4)
 
     given = tuple(x.requires_grad_() for x in _tensors(heads, dtype=torch.float64))
     assert torch.autograd.gradcheck(attention, given)
@@ -92,7 +92,7 @@ def test_dropped_weights() -> None:
     value = torch.eye(length).expand(4, 3, length, length)
     weights = (query @ key.mT * 8**-0.5).softmax(dim=-1).transpose(1, 2)
     torch.manual_seed(0)
-    first, second = (dropped_attention(query, key, value, None, probability) for _ in range(2))
+    first, second = (lean_attention(query, key, value, None, probability) for _ in range(2))
     for found in (first, second):
         stays = found != 0
         assert abs(stays.float().mean().item() - (1 - probability)) < 0.02
@@ -100,7 +100,7 @@ def test_dropped_weights() -> None:
     agree = ((first != 0) == (second != 0)).float().mean().item()
     assert abs(agree - (0.7**2 + 0.3**2)) < 0.02
     torch.manual_seed(0)
-    assert torch.equal(dropped_attention(query, key, value, None, probability), first)
+    assert torch.equal(lean_attention(query, key, value, None, probability), first)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -159,13 +159,48 @@ def test_in_16_bits_it_is_torchs_attention_but_for_rounding() -> None:
         assert (after.float() - before.float()).norm() < 2e-2 * before.float().norm()
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("probability", [0.0, 0.4])
+@pytest.mark.parametrize("kind", ["none", "bool", "bool of heads", "of all rows"])
+def test_in_bfloat16_it_is_as_near_as_bfloat16_can_be(
+    kind: str, probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large scores, with much that all keys have in common, and with the same weights dropped as in float64."""
+    monkeypatch.setattr(module, "_is_fast", lambda dtype: True)
+    heads = 2 * GROUPS
+    query, key, value = _tensors(heads)
+    given = tuple(x.bfloat16() for x in (8 * query, key + 10, value))
+    mask = _mask(kind, heads)
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        tensors = [x.to(dtype).requires_grad_() for x in given]
+        torch.manual_seed(0)
+        output = lean_attention(*tensors, mask, probability, 0.3)
+        assert output.dtype == dtype
+        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        found.append([x.double() for x in (output, *torch.autograd.grad(output, tensors, direction))])
+    for exact, rounded in zip(*found, strict=True):
+        assert (rounded - exact).norm() < 2e-2 * exact.norm()
+
+
+def test_queries_that_see_nothing_give_nothing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_is_fast", lambda dtype: True)
+    tensors = [x.bfloat16().requires_grad_() for x in _tensors(GROUPS)]
+    mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+    mask[..., 0, :] = False
+    output = lean_attention(*tensors, mask, 0.0)
+    assert output[:, 0].abs().max() == 0 and output[:, 1:].abs().min() > 0
+    gradients = torch.autograd.grad(output, tensors, torch.ones_like(output))
+    assert all(x.isfinite().all() for x in gradients) and gradients[0][:, :, 0].abs().max() == 0
+
+
 def test_a_backward_pass_under_autocast_is_no_less_exact() -> None:
     """As where a backward pass runs forward passes again, and goes back through them."""
     found = []
     for autocast in (False, True):
         given = [x.requires_grad_() for x in _tensors(GROUPS)]
         torch.manual_seed(0)
-        output = dropped_attention(*given, None, 0.4)
+        output = lean_attention(*given, None, 0.4)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             found.append(torch.autograd.grad(output, given, torch.ones_like(output)))
     for plain, under in zip(*found, strict=True):
