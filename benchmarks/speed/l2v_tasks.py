@@ -1,7 +1,6 @@
 """l2v's side: the same encoder and training loop that users run."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,9 @@ from l2v.training.trainer import make_trainer, quiet_lightning
 SMALL_PASS_TOKENS = 768
 """``stage.micro_batch_tokens`` of MNTP where memory is to be saved. Elsewhere it is what a CPU gets."""
 
+PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+"""``trainer.precision``."""
+
 
 class Steps(Callback):
     """Reads the clock before and after each step."""
@@ -42,9 +44,9 @@ class Steps(Callback):
         self.clock.end()
 
 
-def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
-    def run(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
-        encoder = Encoder.from_pretrained(model, device="cpu")
+def encode(task: str) -> timing.Task:
+    def run(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
+        encoder = Encoder.from_pretrained(model, device="cpu", dtype=precision)
         encoder.encode(inputs[task][:8])
         clock = timing.Clock(warmup=0)
         for _ in range(steps):
@@ -56,11 +58,11 @@ def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
     return run
 
 
-def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
+def train(task: str, *, small: bool) -> timing.Task:
     """A stage in Lightning's loop. ``small`` saves memory: MNTP goes in micro-batches, the others compute some
     activations twice."""
 
-    def run(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+    def run(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
         backbone = Backbone.load(
             str(model),
             with_head=task == "mntp",
@@ -75,7 +77,7 @@ def train(task: str, *, small: bool) -> Callable[[Path, dict[str, Any], int], ti
         stage.attach(backbone, 0)
         clock = timing.Clock(warmup)
         trainer = make_trainer(
-            {"accelerator": "cpu", "devices": 1, "precision": "32-true", "gradient_clip_val": 1.0},
+            {"accelerator": "cpu", "devices": 1, "precision": PRECISION[precision], "gradient_clip_val": 1.0},
             max_steps=count,
             callbacks=[Steps(clock)],
             logger=False,

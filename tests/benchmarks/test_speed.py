@@ -23,10 +23,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("precision", run.PRECISIONS)
 @pytest.mark.parametrize("task", list(l2v_tasks.TASKS))
-def test_every_task_of_l2v_runs(work: Path, task: str) -> None:
+def test_every_task_of_l2v_runs(work: Path, task: str, precision: run.Precision) -> None:
     inputs = json.loads((work / "inputs.json").read_text())
-    clock = l2v_tasks.TASKS[task](work / "model", inputs, 2)
+    clock = l2v_tasks.TASKS[task](work / "model", inputs, 2, precision)
     assert len(clock.rows) == 2
     assert all(row["seconds"] > 0 for row in clock.rows)
 
@@ -42,23 +43,28 @@ def test_a_whole_run(work: Path) -> None:
     inputs = json.loads((work / "inputs.json").read_text())
     own = run.Side("l2v", sys.executable, BENCHMARKS / "speed" / "l2v_tasks.py", ("encode_short",))
     other = run.Side("peer", sys.executable, own.script, own.tasks)
-    *_, rows = run.measure([own, other], ["encode_short", "mntp"], work, rounds=1, threads=1, steps=1)
-    again = run.measure([own, other], ["encode_short"], work, rounds=1, threads=1, steps=1, known=rows)
+    times = {"rounds": 1, "threads": 1, "steps": 1}
+    *_, rows = run.measure([own, other], ["encode_short", "mntp"], run.PRECISIONS, work, **times)
+    again = run.measure([own, other], ["encode_short"], run.PRECISIONS, work, known=rows, **times)
     assert next(again, None) is None  # nothing is left to measure
-    assert [(row["task"], row["side"]) for row in rows] == [("encode_short", "l2v"), ("encode_short", "peer")]
-    rate = run.matrix_rate(1, work / "model")
-    tasks = run.summary(rows, inputs, work / "model", rate)
-    row = tasks["encode_short"]
+    expected = [("l2v", "float32"), ("l2v", "bfloat16"), ("peer", "float32"), ("peer", "bfloat16")]
+    assert [(row["side"], row["precision"]) for row in rows] == expected
+    rates = run.matrix_rate(1, work / "model")
+    tasks = run.summary(rows, inputs, work / "model", rates)
+    row = tasks["encode_short"]["bfloat16"]
+    seconds = {(r["side"], r["precision"]): r["rows"][0]["seconds"] for r in rows}
+    faster = seconds["l2v", "float32"] / seconds["l2v", "bfloat16"]
+    assert row["sides"]["l2v"]["float32_time"] == pytest.approx([faster] * 3)
     assert row["sides"]["l2v"]["peak_mib"] > 50
     assert row["ratios"]["peer / l2v"]["memory"][0] == pytest.approx(1, rel=0.2)
     results = {
         "machine": {"processor": run.processor(), "threads": 1, "torch": "2"},
-        "matrix_rate": rate,
+        "matrix_rate": rates,
         "tasks": tasks,
         "startup": {"import l2v": [0.1]},
     }
     table = run.markdown(results)
-    assert "| encode_short |" in table and "| peer |" in table
+    assert "| encode_short |" in table and "| bfloat16 | peer |" in table
 
 
 def test_the_floor_counts_real_tokens(work: Path) -> None:
