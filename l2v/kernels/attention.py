@@ -178,8 +178,7 @@ class _InBfloat16(torch.autograd.Function):
         for part in _parts(query, key):
             q, k, v = part.queries(query, dtype, 2), part.of(key, dtype, 2), part.of(value, dtype)
             scores = _scaled_product(q, k.mT, scale)
-            if bits is not None:
-                seen = part.mask(bits)
+            if (seen := part.mask(bits)) is not None:
                 part.pairs(scores).bitwise_and_(seen).bitwise_or_(seen.bitwise_not() & _LEAST)
             greatest = scores.float().amax(dim=-1, keepdim=True)
             _shift(q, greatest, scale)
@@ -253,9 +252,9 @@ def _masked_weights(
 ) -> Tensor:
     """exp(scale queries keys') of pairs that see each other, 0 for others."""
     nothing = queries.new_zeros(())
-    weights = torch.baddbmm(nothing, queries, keys.mT, beta=0, alpha=scale, out=out).exp_()  # type: ignore[call-overload]
-    if bits is not None:
-        part.pairs(weights).bitwise_and_(part.mask(bits))
+    weights = torch.baddbmm(nothing, queries, keys.mT, beta=0, alpha=scale, out=out).exp_()
+    if (seen := part.mask(bits)) is not None:
+        part.pairs(weights).bitwise_and_(seen)
     return weights
 
 
