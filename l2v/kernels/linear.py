@@ -411,15 +411,14 @@ def _backward_of_lora(
     gradient = _in(gradient, cast.dtype)
     rows = gradient.flatten(0, -2)
     dropped = masked(cast, mask, ctx.of_kept).flatten(0, -2)
+    of_low = _scaled(rows, b.T, ctx.scale)
     if kind_of(cast.device) == "cpu":
-        of_low = product(rows, b.T).mul_(ctx.scale)
         of_a = product(of_low.T, dropped.T)
         of_b = product(low.T, rows.T).T.mul_(ctx.scale)
         if ctx.needs_input_grad[0]:
             of_x = mask_in_place(product(of_low, a.T).view(cast.shape), mask)
     else:
         # fewer and shorter calls: on a GPU a small model waits for them
-        of_low = _scaled(rows, b.T, ctx.scale)
         of_a = torch.mm(of_low.T, dropped)
         of_b = torch.addmm(rows.new_empty(()), rows.T, low, beta=0, alpha=ctx.scale)
         if ctx.needs_input_grad[0]:
