@@ -161,7 +161,7 @@ class _InBfloat16(torch.autograd.Function):
     A product is rounded once to bfloat16, whose error grows with the number. So what a score is compared with is
     subtracted within the product, in float32: its row's greatest in the forward pass, the logarithm of the row's sum in
     the backward pass, by two more columns of the queries (see :func:`_shift`) and ones beside the keys. What is left is
-    near 0 where a weight is large. The gradient of a weight and its row's mean are subtracted likewise.
+    near 0 where a weight is large. A row's mean is subtracted from the gradients of its weights likewise.
     """
 
     @staticmethod
@@ -170,7 +170,7 @@ class _InBfloat16(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float, scale: float
     ) -> Tensor:
         ctx.dtypes, dtype = (query.dtype, key.dtype, value.dtype), torch.bfloat16
-        query, key, value, bits = query.to(dtype), _centred(key).to(dtype), value.to(dtype), _bits(mask)
+        query, key, value, bits = query.to(dtype), key.to(dtype), value.to(dtype), _bits(mask)
         batch, heads, length, _ = query.shape
         output = query.new_empty(batch, length, heads, value.shape[-1])
         logarithms = torch.empty(batch, heads, length, 1)
@@ -203,7 +203,7 @@ class _InBfloat16(torch.autograd.Function):
         # each query's sum over keys of a weight times its gradient
         sums = (gradient.float() * output).sum(dim=-1, keepdim=True).transpose(1, 2)
         by_head, wide, dtype = gradient.transpose(1, 2), torch.float32, query.dtype
-        of_dropout = dropout_scale(ctx.probability)
+        of_dropout, centred = dropout_scale(ctx.probability), _centred(key)
         for number, part in enumerate(_parts(query, key)):
             q, g = part.queries(query, dtype, 2), part.queries(by_head, dtype, 2)
             k, v = part.of(key, dtype, 2), part.of(value, dtype, 2)
@@ -219,7 +219,7 @@ class _InBfloat16(torch.autograd.Function):
                 of_scores = torch.bmm(g, v.mT).mul_(weights)
             part.write_groups(_scaled_product(weights.mT, g[..., :-2], of_dropout), of_value)
             part.write_groups(_scaled_product(of_scores.mT, q[..., :-2], ctx.scale), of_key)
-            part.write(_scaled_product(of_scores, k[..., :-2], ctx.scale), of_query)
+            part.write(_scaled_product(of_scores, part.of(centred, dtype), ctx.scale), of_query)
         return of_query, of_key, of_value, None, None, None
 
 
@@ -227,10 +227,10 @@ _LEAST = torch.tensor(torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16).vie
 
 
 def _centred(key: Tensor) -> Tensor:
-    """Without what all keys of a head have in common, often most of them: it changes all scores of a query by the same,
-    and is multiplied by gradients whose sum is 0 but for rounding."""
-    key = key.float()
-    return key - key.mean(dim=2, keepdim=True)
+    """Without what all keys of a head have in common, often most of them: the gradients of a query's scores, which they
+    are multiplied by for the query's own gradient, have a sum of 0 but for rounding."""
+    wide = key.float()
+    return (wide - wide.mean(dim=2, keepdim=True)).to(key.dtype)
 
 
 def _bits(mask: Tensor | None) -> Tensor | None:

@@ -163,10 +163,15 @@ class LeanLora(PeftLinear):
 
     def forward(self, x: Tensor | Gated, *args: Any, **kwargs: Any) -> Tensor:
         given = x.gate if isinstance(x, Gated) else x
-        name = None if args or kwargs or torch.compiler.is_compiling() else self._plain_adapter(given)
+        name = None if args or kwargs else self._plain_adapter(given)
         if name is None:
             return super().forward(x.product() if isinstance(x, Gated) else x, *args, **kwargs)
         base: Any = self.base_layer
+        if torch.compiler.is_compiling() and isinstance(x, Tensor):
+            low = self.lora_A[name](self.lora_dropout[name](x))
+            y = self.lora_B[name](low) * self.scaling[name]  # the smaller one first, see _forward_of_lora
+            y = y if base.bias is None else y + base.bias
+            return torch.addmm(y.flatten(0, -2), x.flatten(0, -2), base.weight.T).view(y.shape)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         device = given.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype

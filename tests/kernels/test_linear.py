@@ -240,7 +240,8 @@ def test_lean_lora_keeps_nothing_for_its_dropout() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_small_steps_are_not_lost_in_bfloat16(device: str, bias: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_small_steps_are_not_lost_in_bfloat16(device: str, bias: bool, compiled: bool) -> None:
     """A first step changes what a layer gives by less than half of the last digit of a bfloat16 number. On average it
     is there, since it is added before what the layer gives is rounded; PEFT adds it afterwards, and most is lost."""
     torch.manual_seed(0)
@@ -262,6 +263,8 @@ def test_small_steps_are_not_lost_in_bfloat16(device: str, bias: bool) -> None:
 
     assert abs(arrives()) < 0.5
     speed_up_linears(model)
+    if compiled:
+        layer.compile(backend="aot_eager", fullgraph=True)
     assert abs(arrives() - 1) < 0.3
 
 
