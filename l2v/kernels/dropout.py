@@ -26,14 +26,6 @@ Key = int
 """Where in the pool a part of a mask begins."""
 
 
-def dropout_mask(shape: torch.Size, probability: float, dtype: torch.dtype) -> tuple[Int[Tensor, "..."], float]:
-    """On a CPU: the mask for numbers of a dtype, and what to multiply by: 1 / (the share that stays, on average).
-
-    For :func:`masked`. Torch's generator, and so the step's seed, chooses the part of the pool.
-    """
-    return mask_of(shape, probability, draw_keys(shape.numel()), dtype), dropout_scale(probability)
-
-
 def masked(
     x: Float[Tensor, "*shape"], mask: Int[Tensor, "*shape"] | Bool[Tensor, "*shape"] | None, scale: float = 1.0
 ) -> Float[Tensor, "*shape"]:
@@ -41,7 +33,7 @@ def masked(
 
     Args:
         x: the numbers.
-        mask: of :func:`dropout_mask`, or of torch's own dropout, whose kernel for gradients takes it.
+        mask: of :func:`mask_of`, or of torch's own dropout, whose kernel for gradients takes it.
         scale: what the numbers are multiplied by as well where the mask is torch's.
     """
     if mask is None:
@@ -52,14 +44,14 @@ def masked(
 
 
 def mask_in_place(x: Float[Tensor, "*shape"], mask: Int[Tensor, "*shape"] | None) -> Float[Tensor, "*shape"]:
-    """The same, written over the numbers; for a mask of :func:`dropout_mask`."""
+    """The same, written over the numbers; for a mask of :func:`mask_of`."""
     if mask is not None:
         x.view(mask.dtype).bitwise_and_(mask)
     return x
 
 
 def draw_keys(count: int) -> list[Key]:
-    """Of torch's generator: what the masks of ``count`` numbers are made from, see :func:`mask_of`."""
+    """Of torch's generator, and so of the step's seed: which parts of the pool the masks of ``count`` numbers are."""
     return torch.randint(_POOL - _AT_ONCE + 1, (-(-count // _AT_ONCE),)).tolist()
 
 

@@ -38,7 +38,7 @@ from torch.autograd.function import once_differentiable
 
 from l2v.errors import L2VError
 from l2v.kernels.devices import is_planned, is_whole, kind_of, with_numbers
-from l2v.kernels.dropout import dropout_mask, mask_in_place, masked
+from l2v.kernels.dropout import draw_keys, dropout_scale, mask_in_place, mask_of, masked
 from l2v.kernels.gates import Activation, Gated, gradients, multiplied
 from l2v.runs.files import cache_folder
 from l2v.runs.hashes import settings_hash
@@ -383,17 +383,18 @@ def _forward_of_lora(
     """y, and what :func:`_backward_of_lora` needs beside x, which was ``given`` in a dtype."""
     ctx.dtypes = given, a.dtype, b.dtype
     weight, a, b = (_in(matrix, x.dtype) for matrix in (weight, a, b))
-    dropped, mask, ctx.of_kept = None, None, 1.0
+    dropped, of_x, mask, ctx.of_kept, ctx.drawn = x, None, None, 1.0, None
     if probability > 0:
         if kind_of(x.device) == "cpu":
-            mask, of_mask = dropout_mask(x.shape, probability, x.dtype)
-            scale *= of_mask
+            drawn = draw_keys(x.numel())
+            of_x = mask_of(x.shape, probability, drawn, x.dtype)
+            scale, ctx.drawn = scale * dropout_scale(probability), (probability, drawn)
         else:
             dropped, mask = torch.native_dropout(x, probability, True)
             ctx.of_kept = 1 / (1 - probability)
     found = None if _now.kept is None else next(_now.kept).get()
     if found is None:
-        low = product(masked(x, mask) if dropped is None else dropped, a).flatten(0, -2)
+        low = product(masked(dropped, of_x), a).flatten(0, -2)
         # the large product is added to the small one: the other way around, a step that changes y by less than half
         # of its last digit would be lost
         y = _scaled(low, b, scale, bias).view(*x.shape[:-1], len(b))
@@ -415,6 +416,9 @@ def _backward_of_lora(
     of_x = None
     gradient = _in(gradient, cast.dtype)
     rows = gradient.flatten(0, -2)
+    if ctx.drawn is not None:  # a mask of several parts takes memory
+        probability, drawn = ctx.drawn
+        mask = mask_of(cast.shape, probability, drawn, cast.dtype)
     dropped = masked(cast, mask, ctx.of_kept).flatten(0, -2)
     of_low = _scaled(rows, b.T, ctx.scale)
     if kind_of(cast.device) == "cpu":

@@ -5,12 +5,17 @@ import torch
 from devices import DEVICES
 
 from l2v.kernels import dropout
-from l2v.kernels.dropout import dropout_mask, mask_in_place, masked
+from l2v.kernels.dropout import draw_keys, mask_in_place, mask_of, masked
+
+
+def _mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype) -> torch.Tensor:
+    size = torch.Size(shape)
+    return mask_of(size, probability, draw_keys(size.numel()), dtype)
 
 
 def _stays(shape: tuple[int, ...], probability: float) -> torch.Tensor:
     """1 for numbers that stay, 0 for others."""
-    mask, _ = dropout_mask(torch.Size(shape), probability, torch.bfloat16)
+    mask = _mask(shape, probability, torch.bfloat16)
     assert mask.shape == shape and mask.dtype == torch.int16 and set(mask.unique().tolist()) == {0, -1}
     return -mask.float()
 
@@ -46,7 +51,7 @@ def test_dropout_masks_are_independent() -> None:
 
 def test_masks_take_no_memory() -> None:
     """They are parts of one pool, for numbers of one size and one probability."""
-    masks = [dropout_mask(torch.Size([300, 400]), 0.2, torch.float32)[0] for _ in range(2)]
+    masks = [_mask((300, 400), 0.2, torch.float32) for _ in range(2)]
     assert masks[0].data_ptr() != masks[1].data_ptr()
     assert masks[0].untyped_storage().data_ptr() == masks[1].untyped_storage().data_ptr()
 
@@ -55,7 +60,7 @@ def test_masks_take_no_memory() -> None:
 def test_masked_numbers(dtype: torch.dtype) -> None:
     x = torch.randn(31, 17, dtype=dtype)
     x[0, :] = torch.inf
-    mask, _ = dropout_mask(x.shape, 0.3, dtype)
+    mask = _mask(x.shape, 0.3, dtype)
     left = masked(x, mask)
     assert left.dtype == dtype and torch.equal(left, torch.where(mask != 0, x, 0))
     assert masked(x, None) is x
@@ -68,7 +73,7 @@ def test_masks_of_any_size_of_numbers_drop_the_same() -> None:
     kept = []
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        kept.append(dropout_mask(torch.Size([31, 17]), 0.3, dtype)[0] != 0)
+        kept.append(_mask((31, 17), 0.3, dtype) != 0)
     assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
 
 
