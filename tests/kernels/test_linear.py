@@ -208,7 +208,7 @@ def test_lean_lora_is_lora_under_autocast(library: bool, weights: torch.dtype) -
 
 
 def test_lean_lora_keeps_nothing_for_its_dropout() -> None:
-    """Beside the layer's input, which its neighbours keep too, and tensors of the adapter's rank: masks are made again."""
+    """Beside the layer's input, which its neighbours keep too, and tensors of the rank: masks are made again."""
 
     def kept(lean: bool) -> dict[torch.dtype, int]:
         torch.manual_seed(0)
