@@ -103,7 +103,7 @@ def processor_name() -> str:
 
 def product(x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*rows out"]:
     """``x @ weight.T`` without a gradient. Both of one dtype; they may be transposed."""
-    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
+    if _goes_by_onednn(x):
         # detached: see below, in _forward_of_lora
         return _by_onednn(x, weight).detach()
     return nn.functional.linear(x, weight)
@@ -113,12 +113,16 @@ def added_to(
     y: Float[Tensor, "*rows out"], x: Float[Tensor, "*rows in"], weight: Float[Tensor, "out in"]
 ) -> Float[Tensor, "*rows out"]:
     """``y + x @ weight.T`` without a gradient, rounded once. It may be written over y, a whole tensor of its own."""
-    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
+    if _goes_by_onednn(x):
         if is_planned():  # the operation says no shapes
             return _by_onednn(x, weight).add_(y)
         return torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
     y.view(-1, y.shape[-1]).addmm_(x.flatten(0, -2), weight.T)
     return y
+
+
+def _goes_by_onednn(x: Tensor) -> bool:
+    return onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu"
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
@@ -383,18 +387,18 @@ def _forward_of_lora(
     """y, and what :func:`_backward_of_lora` needs beside x, which was ``given`` in a dtype."""
     ctx.dtypes = given, a.dtype, b.dtype
     weight, a, b = (_in(matrix, x.dtype) for matrix in (weight, a, b))
-    dropped, of_x, mask, ctx.of_kept, ctx.drawn = x, None, None, 1.0, None
+    dropped, stays, mask, ctx.of_kept, ctx.drawn = x, None, None, 1.0, None
     if probability > 0:
         if kind_of(x.device) == "cpu":
             drawn = draw_keys(x.numel())
-            of_x = mask_of(x.shape, probability, drawn, x.dtype)
+            stays = mask_of(x.shape, probability, drawn, x.dtype)
             scale, ctx.drawn = scale * dropout_scale(probability), (probability, drawn)
         else:
             dropped, mask = torch.native_dropout(x, probability, True)
             ctx.of_kept = 1 / (1 - probability)
     found = None if _now.kept is None else next(_now.kept).get()
     if found is None:
-        low = product(masked(dropped, of_x), a).flatten(0, -2)
+        low = product(masked(dropped, stays), a).flatten(0, -2)
         # the large product is added to the small one: the other way around, a step that changes y by less than half
         # of its last digit would be lost
         y = _scaled(low, b, scale, bias).view(*x.shape[:-1], len(b))
@@ -441,7 +445,7 @@ def _backward_of_lora(
 
 def _scaled(x: Tensor, weight: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """bias + scale * x @ weight.T."""
-    if onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu":
+    if _goes_by_onednn(x):
         return _add(product(x, weight * scale), bias)
     if bias is None:
         return torch.addmm(x.new_empty(()), x, weight.T, beta=0, alpha=scale)
