@@ -137,9 +137,12 @@ def test_two_processes_are_as_one(taught: Callable[[int], Taught], trainer: str)
     (outcomes,) = run_pair(made.folder / "pair", [Job([*two, *settings])])
     assert [outcome.error for outcome in outcomes] == [None] * 2
     first, second = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, one.parent / "two"))
-    assert all(torch.allclose(value, second[name], atol=1e-5) for name, value in first.items())
-    of_one, of_two = (checkpoint(run)["state_dict"]["projection.weight"] for run in (one, one.parent / "two"))
-    assert torch.allclose(of_one, of_two, atol=1e-5)
+    first["projection"], second["projection"] = (
+        checkpoint(run)["state_dict"]["projection.weight"] for run in (one, one.parent / "two")
+    )
+    # A tensor as a whole: AdamW makes a step of its own out of the rounding of one gradient near zero.
+    for name, value in first.items():
+        assert value.norm() > 0 and (second[name] - value).norm() <= 1e-5 * value.norm(), name
     assert [row["step"] for row in rows_of(one.parent / "two")] == [0, 3]
 
 
