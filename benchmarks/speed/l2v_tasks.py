@@ -19,7 +19,7 @@ from l2v.models.backbone import Backbone
 from l2v.process import set_up_process
 from l2v.stages.mntp import MNTP
 from l2v.stages.simcse import SimCSE
-from l2v.stages.stage import PASS_TOKENS_ON_CPU, Stage
+from l2v.stages.stage import Stage, pass_tokens
 from l2v.stages.supervised import Supervised
 from l2v.text.tokenization import tokenize
 from l2v.training.trainer import make_trainer, quiet_lightning
@@ -106,7 +106,7 @@ def stage_and_batch(
             "attention_mask": torch.ones_like(ids),
             "tokens": ids.numel(),
         }
-        passes = SMALL_PASS_TOKENS if small else PASS_TOKENS_ON_CPU
+        passes = SMALL_PASS_TOKENS if small else _pass_tokens(keeps_all=False)
         return MNTP(batch_size=len(ids), block_length=ids.shape[1], micro_batch_tokens=passes, **settings), batch
     if task == "simcse":
         tokens = tokenize(inputs[task], tokenizer, max_length=128)
@@ -117,7 +117,7 @@ def stage_and_batch(
         stage: Stage = SimCSE(
             batch_size=len(rows),
             attention_dropout=0.3,
-            micro_batch_tokens=PASS_TOKENS_ON_CPU,
+            micro_batch_tokens=_pass_tokens(keeps_all=True),
             **settings,
         )
         return stage, batch
@@ -146,14 +146,20 @@ def stage_and_batch(
         )
         for n, (query, pair) in enumerate(zip(queries, documents, strict=True))
     ]
+    grad_cache = task == "supervised_16x"
     stage = Supervised(
         batch_size=len(rows),
         loss=Contrastive(),
-        micro_batch_tokens=PASS_TOKENS_ON_CPU,
-        grad_cache=task == "supervised_16x",
+        micro_batch_tokens=_pass_tokens(keeps_all=not grad_cache),
+        grad_cache=grad_cache,
         **settings,
     )
     return stage, TripletBatch(padding, "right", negatives=1)(rows)
+
+
+def _pass_tokens(*, keeps_all: bool) -> Any:
+    """What ``stage.micro_batch_tokens=auto`` stands for here."""
+    return pass_tokens("auto", on_cpu=True, sharding="none", keeps_all=keeps_all)
 
 
 TASKS = {

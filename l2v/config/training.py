@@ -84,7 +84,10 @@ def build_trained(config: dict[str, Any], *, on_cpu: bool, sharding: "Sharding")
     model = Model(**check(Model, {**config["model"], "pooling": pooling}, "model"))
     if "micro_batch_tokens" in stage_settings:
         stage_settings["micro_batch_tokens"] = pass_tokens(
-            stage_settings["micro_batch_tokens"], on_cpu=on_cpu, sharding=sharding
+            stage_settings["micro_batch_tokens"],
+            on_cpu=on_cpu,
+            sharding=sharding,
+            keeps_all=stage_settings.get("grad_cache") is False,
         )
     return build(stage_settings, "stage"), model, _build_adapter(config["adapter"])
 

@@ -7,10 +7,12 @@ are computed, and computed again in the backward pass.
 The fused kernel's backward pass takes three to five times as long in bfloat16 as in float32, also where the processor
 multiplies bfloat16 natively. There, attention is made of products in bfloat16 (:class:`_InBfloat16`), in inference too;
 where it does not, that of training is the fused kernel in float32.
+
+Of a row that holds several texts, the pairs within the texts are computed, and none between them (:func:`keep_apart`).
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +20,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from l2v.kernels.devices import kind_of
+from l2v.kernels.devices import is_planned, kind_of
 from l2v.kernels.dropout import draw_keys, dropout_scale, mask_in_place, mask_of
 
-_AT_ONCE = 2**20
-"""Pairs of tokens."""
+_AT_ONCE = 5 * 2**18
+"""Pairs of tokens: 1.3 million."""
 
 Mask = Bool[Tensor, "#batch #heads length length"] | Float[Tensor, "#batch #heads length length"]
 
@@ -51,6 +54,13 @@ def _sdpa(
     # autocast multiplies all attention in its dtype
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     plain = not torch.compiler.is_compiling() and all(kind_of(x.device) == "cpu" for x in (query, key, value))
+    bare = not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    if plain and bare and attention_mask in _texts:
+
+        def within(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+            return _sdpa(module, queries, keys, values, mask, dropout, scaling, is_causal=False, **kwargs)[0]
+
+        return _texts[attention_mask].attend(within, query, key, value), None
     own = (
         plain
         and (dropout > 0 or _is_fast(dtype))
@@ -58,7 +68,7 @@ def _sdpa(
         and (attention_mask is None or attention_mask.dim() == 4)
         # in bfloat16 a number added to a score is rounded together with it
         and (dropout > 0 or attention_mask is None or attention_mask.dtype == torch.bool)
-        and not any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+        and bare
     )
     if own:
         if attention_mask is None and causal:
@@ -80,6 +90,103 @@ def _sdpa(
 def _is_fast(dtype: torch.dtype) -> bool:
     """Whether the processor multiplies a dtype of 16 bits faster than float32."""
     return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+
+
+_texts = WeakTensorKeyDictionary()
+"""By the mask that a model is given: what :func:`keep_apart` found."""
+
+
+def keep_apart(mask: Mask, starts: Bool[Tensor, "batch length"]) -> None:
+    """Where this very mask is given to attention on a CPU, no pairs of two texts are computed.
+
+    Args:
+        mask: (batch, 1, length, length), true for pairs that see each other, none of them of two texts; others are let
+            be.
+        starts: where a text begins, or a stretch of padding.
+    """
+    if mask.device.type == "cpu" and mask.dtype == torch.bool and not is_planned():
+        _texts[mask] = _Texts.of(mask, starts)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of packed rows, each in a row of its own: those of similar lengths together, with padding.
+
+    Tokens are counted through all rows of a batch.
+    """
+
+    padded: Tensor
+    """By the token with padding: which token it is, any where it is padding."""
+    padding: Tensor
+    """Which of those are padding."""
+    own: Tensor
+    """By the token: where it is with padding."""
+    shapes: Sequence[tuple[int, int]]
+    """By the group: texts, and tokens of the longest."""
+    masks: Sequence[Tensor | None]
+    """By the group: which pairs see each other; None: all."""
+
+    @staticmethod
+    def of(mask: Tensor, starts: Tensor) -> "_Texts":
+        length, count = mask.shape[-1], starts.numel()
+        begins = starts.flatten().nonzero().flatten()
+        lengths = torch.diff(begins, append=begins.new_tensor([count]))
+        order = lengths.argsort(descending=True, stable=True)
+        by_length = lengths[order].tolist()
+        padded, absent, masks, shapes, first = [], [], [], [], 0
+        while first < len(order):
+            longest = by_length[first]
+            # a quarter of the pairs at least are of tokens
+            last = first + sum(shorter * shorter * 4 >= longest * longest for shorter in by_length[first:])
+            rows, places = order[first:last], torch.arange(longest)
+            outside = places >= lengths[rows, None]
+            tokens = torch.where(outside, 0, begins[rows, None] + places)
+            columns = tokens % length
+            seen = mask[:, 0][(tokens // length)[:, :1, None], columns[:, :, None], columns[:, None]]
+            seen = seen.logical_or_(outside[:, :, None]).logical_and_(~outside[:, None])
+            masks.append(None if bool(seen.all()) else seen[:, None])
+            padded.append(tokens.flatten())
+            absent.append(outside.flatten())
+            shapes.append((last - first, longest))
+            first = last
+        tokens, outside = torch.cat(padded), torch.cat(absent)
+        inside = (~outside).nonzero().flatten()
+        own = torch.empty(count, dtype=torch.long).index_copy_(0, tokens[inside], inside)
+        return _Texts(tokens, outside.nonzero().flatten(), own, shapes, masks)
+
+    def attend(self, within: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(batch, length, heads, out), by ``within``, attention of rows of one text each with a mask."""
+        batch, _, length, _ = query.shape
+        groups = zip(*(self._by_text(x) for x in (query, key, value)), self.masks, strict=True)
+        outputs = [within(*given).flatten(0, 1) for given in groups]
+        return _Moved.apply(torch.cat(outputs), self.own, None, self.padded, self.padding).unflatten(0, (batch, length))
+
+    def _by_text(self, x: Tensor) -> list[Tensor]:
+        """(batch, heads, length, width) -> by the group (texts, heads, length of the longest, width)."""
+        moved = _Moved.apply(x.transpose(1, 2).flatten(0, 1), self.padded, self.padding, self.own, None)
+        parts = moved.split([texts * longest for texts, longest in self.shapes])
+        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+class _Moved(torch.autograd.Function):
+    """Rows in another order; some of them zeros."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor, zeros: Tensor | None, back: Tensor, of_zeros: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(back, of_zeros)
+        return _moved(x, rows, zeros)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _moved(gradient, *ctx.saved_tensors), None, None, None, None
+
+
+def _moved(x: Tensor, rows: Tensor, zeros: Tensor | None) -> Tensor:
+    y = x.flatten(1).index_select(0, rows)
+    return (y if zeros is None else y.index_fill_(0, zeros, 0.0)).unflatten(1, x.shape[1:])
 
 
 def lean_attention(

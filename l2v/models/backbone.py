@@ -1,6 +1,7 @@
 """The shared backbone: a decoder, bidirectional, with an adapter on it. Every stage trains one of these."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
+from l2v.kernels.devices import is_planned, kind_of
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
 from l2v.kernels.linear import keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
@@ -34,6 +36,10 @@ from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
 from l2v.text.tokenization import position_ids
+
+
+_OF_A_ROW = 4096
+"""Tokens at most of several texts in one row, whose mask is of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Backbone(nn.Module):
         self.pooling: Pooling | None = None
         self.positions = learned_positions(decoder)
         self._accepts_position_ids = accepts_position_ids(decoder)
-        self._packing_is_proven = False
+        self._keeps_apart: bool | None = None  # the texts of a row; None: not tried yet
         if head is not None:
             head.requires_grad_(False)
 
@@ -211,9 +217,9 @@ class Backbone(nn.Module):
             L2VError: ``segment_ids`` are given and the decoder cannot keep the texts of a row apart.
         """
         if segment_ids is not None:
-            if not self._packing_is_proven:
+            if not self._keeps_apart:
                 prove_packing(self.decoder)
-                self._packing_is_proven = True
+                self._keeps_apart = True
             return packed_states(self.decoder, input_ids, segment_ids)
         self.check_length(input_ids.shape[1], "tokens of a row")
         positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
@@ -237,21 +243,27 @@ class Backbone(nn.Module):
         With ``layers`` (batch, their number + 1, hidden): of the decoder cut after each of them, then of the whole one.
 
         With ``micro_batch_tokens`` the rows run sorted by length in several forward passes of at most that many
-        tokens each, padding included: the same vectors, without computing a short text's padding up to the longest.
+        tokens each: the same vectors, without computing a short text's padding up to the longest. On a CPU the texts
+        of a pass are one row without any padding, where the decoder is proven to keep them apart.
         With ``grad_cache`` a backward pass needs the memory of one of these passes (:mod:`l2v.kernels.grad_cache`).
         """
 
         def run(ids: Tensor, mask: Tensor, text: Tensor, positions: Tensor | None) -> Tensor:
             if not layers:
-                return pool(self(ids, mask, positions), text, mask, pooling)
+                states = self._unpadded(ids, mask) if packs else self(ids, mask, positions)
+                return pool(states, text, mask, pooling)
             states = states_of_depths(self, layers, ids, mask, positions)
             return torch.stack([pool(one, text, mask, pooling) for one in states], dim=1)
 
+        packs = micro_batch_tokens is not None and not layers and self._packs_on(input_ids.device)
         if micro_batch_tokens is None:
             return run(input_ids, attention_mask, pool_mask, position_ids)
         lengths = attention_mask.sum(dim=1)
         order = lengths.argsort(descending=True)
-        groups = row_groups(order.tolist(), lengths.tolist(), micro_batch_tokens)
+        if packs:
+            groups = packed_groups(order.tolist(), lengths.tolist(), min(micro_batch_tokens, _OF_A_ROW))
+        else:
+            groups = row_groups(order.tolist(), lengths.tolist(), micro_batch_tokens)
         if is_split(self):  # every process runs as many passes, the last of them for nothing
             groups += [[int(order[-1])]] * (most_of_all(len(groups), input_ids.device) - len(groups))
         parts = []
@@ -266,6 +278,32 @@ class Backbone(nn.Module):
         else:
             vectors = torch.cat([run(*part) for part in parts])
         return vectors[: len(order)][order.argsort()]
+
+    def _packs_on(self, device: torch.device) -> bool:
+        """Whether texts go through the decoder in one row, by attention that computes no pairs of two texts."""
+        if kind_of(device) != "cpu" or self.config._attn_implementation != "sdpa" or is_planned() or is_split(self):
+            return False
+        if self._keeps_apart is None:
+            try:
+                with torch.autocast("cpu", enabled=False):
+                    prove_packing(self.decoder)
+                self._keeps_apart = True
+            except L2VError:
+                self._keeps_apart = False
+        return self._keeps_apart
+
+    def _unpadded(
+        self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Token states of the last layer, with zeros for padding, of which none is computed."""
+        self.check_length(int(attention_mask.sum(dim=1).max()), "tokens of a row")
+        tokens = attention_mask.flatten().nonzero().flatten()
+        if len(tokens) == attention_mask.numel():
+            return self(input_ids, attention_mask)
+        rows = (tokens // input_ids.shape[1] + 1).unsqueeze(0)
+        states = packed_states(self.decoder, input_ids.flatten()[tokens].unsqueeze(0), rows)[0]
+        padded = states.new_zeros(attention_mask.numel(), states.shape[-1])
+        return padded.index_copy(0, tokens, states).unflatten(0, attention_mask.shape)
 
     def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocabulary"]:
         """Vocabulary scores of token states, scaled and capped as the model's own forward does."""
@@ -388,6 +426,21 @@ def row_groups(
         size = max(1, min(limits, default=len(order)))
         groups.append(list(order[begin : begin + size]))
         begin += size
+    return groups
+
+
+def packed_groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut row numbers into groups of about as many tokens, at most ``budget`` without padding, or one row."""
+    total = sum(lengths[row] for row in order)
+    share = total / math.ceil(total / budget)
+    groups: list[list[int]] = []
+    tokens = 0
+    for row in order:
+        if not groups or tokens >= share or tokens + lengths[row] > budget:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(row)
+        tokens += lengths[row]
     return groups
 
 

@@ -12,6 +12,7 @@ from transformers.masking_utils import (
 )
 
 from l2v.errors import L2VError
+from l2v.kernels.attention import keep_apart
 from l2v.models.bidirectional import Attention, accepts_position_ids
 from l2v.models.proof import device_and_dtype, in_evaluation, largest_change, same_within, trace
 
@@ -55,6 +56,9 @@ def packed_mask(config: Any, segment_ids: Int[Tensor, "batch length"], dtype: to
     masks = {
         kind: create[kind](config, like, None, past_key_values=None, and_mask_function=same_text) for kind in kinds
     }
+    for mask in masks.values():
+        if isinstance(mask, Tensor):
+            keep_apart(mask, _starts(segment_ids))
     return masks[kinds[0]] if types is None else masks
 
 

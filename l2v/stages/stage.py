@@ -40,8 +40,14 @@ PASS_TOKENS_ON_CPU = 1024
 devices are filled by a whole batch, and split weights are gathered for each pass."""
 
 
-def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding) -> Any:
+def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding, keeps_all: bool) -> Any:
     """What ``stage.micro_batch_tokens`` stands for: tokens of a forward pass; None: one pass.
+
+    Args:
+        setting: a number, None or ``auto``.
+        on_cpu: whether the stage trains on one.
+        sharding: what is split over processes.
+        keeps_all: whether the activations of all passes stay: shorter ones would save no memory.
 
     Raises:
         L2VError: it is a text, and not ``auto``.
@@ -49,7 +55,9 @@ def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding) -> Any:
     if isinstance(setting, str):
         if setting != "auto":
             raise L2VError(f"stage.micro_batch_tokens={setting}: expected a number of tokens, null (one pass) or auto")
-        return PASS_TOKENS_ON_CPU if on_cpu and sharding in ("none", "optimizer") else None
+        if not on_cpu or sharding not in ("none", "optimizer"):
+            return None
+        return 2 * PASS_TOKENS_ON_CPU if keeps_all else PASS_TOKENS_ON_CPU
     return setting
 
 

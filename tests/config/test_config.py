@@ -213,25 +213,34 @@ def test_a_step_has_as_many_rows_on_any_number_of_processes() -> None:
 @pytest.mark.parametrize(
     ("overrides", "gpu", "passes"),
     [
-        ([], False, 1024),
-        (["trainer=ddp", "trainer.accelerator=cpu"], False, 1024),
-        (["trainer=cpu"], True, 1024),
+        ([], False, (1024, 2048)),
+        (["trainer=ddp", "trainer.accelerator=cpu"], False, (1024, 2048)),
+        (["trainer=cpu"], True, (1024, 2048)),
         (["trainer=gpu"], True, None),
         (["trainer=ddp"], True, None),
         (["trainer=fsdp", "trainer.accelerator=cpu"], False, None),
-        (["trainer=deepspeed_zero2", "trainer.accelerator=cpu"], False, 1024),
+        (["trainer=deepspeed_zero2", "trainer.accelerator=cpu"], False, (1024, 2048)),
         (["trainer=deepspeed_zero3", "trainer.accelerator=cpu"], False, None),
-        (["stage.micro_batch_tokens=64"], False, 64),
+        (["stage.micro_batch_tokens=64"], False, (64, 64)),
         (["stage.micro_batch_tokens=null"], False, None),
     ],
 )
 def test_passes_of_a_cpu_are_small(
-    stage: str, overrides: list[str], gpu: bool, passes: int | None, e5: str, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    overrides: list[str],
+    gpu: bool,
+    passes: tuple[int, int] | None,
+    e5: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """MNTP keeps the activations of one pass, contrastive stages those of all, unless by GradCache."""
     importlib.import_module("peft")  # with bitsandbytes, which looks for a GPU when it is imported
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     data = ["data=e5", e5] if stage == "supervised" else []
-    assert build(f"stage={stage}", *data, *overrides).stage.micro_batch_tokens == passes
+    short, long = passes or (None, None)
+    assert build(f"stage={stage}", *data, *overrides).stage.micro_batch_tokens == (short if stage == "mntp" else long)
+    if stage != "mntp" and passes:
+        assert build(f"stage={stage}", "stage.grad_cache=true", *data, *overrides).stage.micro_batch_tokens == short
 
 
 def test_the_quirks_of_the_reference_are_opt_in(e5: str) -> None:

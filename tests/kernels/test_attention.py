@@ -1,5 +1,6 @@
 """Attention with dropout on a CPU: what plain operations give, without keeping pairs of tokens."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from tiny import make_tiny_decoder
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 from l2v.kernels import attention as module
-from l2v.kernels.attention import lean_attention, register_attention
+from l2v.kernels.attention import keep_apart, lean_attention, register_attention
 from l2v.models.bidirectional import set_attention
 
 BATCH, GROUPS, LENGTH, WIDTH = 3, 2, 5, 4
@@ -205,3 +207,66 @@ def test_a_backward_pass_under_autocast_is_no_less_exact() -> None:
             found.append(torch.autograd.grad(output, given, torch.ones_like(output)))
     for plain, under in zip(*found, strict=True):
         assert torch.equal(plain, under)
+
+
+def _of_texts(lengths: list[list[int]], kind: str) -> tuple[Tensor, Tensor]:
+    """The mask of rows of texts of these lengths, and where each begins."""
+    number = torch.stack([torch.repeat_interleave(torch.tensor(row)) for row in lengths])
+    seen = (number[:, :, None] == number[:, None]).unsqueeze(1)
+    places = torch.arange(number.shape[1])
+    if kind == "causal":
+        seen &= places[:, None] >= places
+    if kind == "windowed":
+        seen &= (places[:, None] - places).abs() <= 2
+    return seen, torch.nn.functional.pad(number.diff(dim=1) != 0, (1, 0), value=True)
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "causal", "windowed"])
+@pytest.mark.parametrize("lengths", [[[6, 1, 3, 2]], [[6, 1, 3, 2], [4, 4, 3, 1]]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_a_row_of_texts_only_the_pairs_within_them_are_computed(
+    dtype: torch.dtype, lengths: list[list[int]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_attention()
+    sdpa = AttentionInterface()["sdpa"]
+    generator = torch.Generator().manual_seed(0)
+    shape = len(lengths), 12
+    query, key, value = (
+        torch.randn(*shape, heads, WIDTH, generator=generator, dtype=dtype).transpose(1, 2).requires_grad_()
+        for heads in (4, GROUPS, GROUPS)
+    )
+    layer = torch.nn.Module()
+    layer.num_key_value_groups, layer.is_causal = 4 // GROUPS, False
+    mask, starts = _of_texts(lengths, kind)
+    expected, _ = sdpa(layer, query, key, value, mask.clone())
+    pairs: list[int] = []
+
+    def counting(own: Any) -> Any:
+        def counted(*given: Any, **named: Any) -> Any:
+            of_query = next(x for x in given if isinstance(x, Tensor))
+            pairs.append(of_query.shape[0] * of_query.shape[2] ** 2)
+            return own(*given, **named)
+
+        return counted
+
+    for name in ("sdpa_attention_forward", "lean_attention"):
+        monkeypatch.setattr(module, name, counting(getattr(module, name)))
+    keep_apart(mask, starts)
+    found, _ = sdpa(layer, query, key, value, mask)
+    least = sum(length**2 for row in lengths for length in row)
+    assert least <= sum(pairs) < mask.numel()
+    rounding = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(found, expected, **rounding)
+    direction = torch.randn(found.shape, generator=generator, dtype=dtype)
+    gradients = (torch.autograd.grad(x, (query, key, value), direction) for x in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, **({} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}))
+
+
+def test_what_is_known_of_a_mask_goes_with_it() -> None:
+    mask, starts = _of_texts([[3, 3]], "bidirectional")
+    keep_apart(mask, starts)
+    known = len(module._texts)
+    del mask
+    gc.collect()
+    assert len(module._texts) == known - 1

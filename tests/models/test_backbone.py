@@ -130,21 +130,68 @@ def test_micro_batches_give_the_same_vectors(tiny_model, side, pooling, budget):
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+def rows_of_passes(backbone, rows, **settings):
+    """The shapes of the ids that the decoder is given."""
+    backbone.embed(**rows, micro_batch_tokens=1)  # texts in one row are tried out first
+    shapes = []
+
+    def keep(_, args, kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+
+    hook = backbone.decoder.register_forward_pre_hook(keep, with_kwargs=True)
+    backbone.embed(**rows, **settings)
+    hook.remove()
+    return shapes
+
+
 @pytest.mark.parametrize("budget", [50, 200])
-def test_micro_batches_stay_within_their_budget(tiny_model, budget, monkeypatch):
-    backbone = Backbone.load(str(tiny_model))
-    shapes, forward = [], backbone.decoder.forward
-
-    def counted(input_ids, **rest):
-        shapes.append(tuple(input_ids.shape))
-        return forward(input_ids=input_ids, **rest)
-
-    monkeypatch.setattr(backbone.decoder, "forward", counted)
+def test_micro_batches_stay_within_their_budget(tiny_model, budget):
+    backbone = Backbone.load(str(tiny_model), attn_implementation="eager")
     rows = batch(backbone, SENTENCES + ["cat"] * 20)
-    backbone.embed(**rows, micro_batch_tokens=budget)
+    shapes = rows_of_passes(backbone, rows, micro_batch_tokens=budget)
     assert sum(count for count, _ in shapes) == len(SENTENCES) + 20
     assert all(count * length <= budget or count == 1 for count, length in shapes)
     assert sum(count * length for count, length in shapes) < rows["input_ids"].numel()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("budget", [8, 50, 10_000])
+def test_the_texts_of_a_pass_are_one_row_without_padding_on_a_cpu(tiny_model, budget, side):
+    backbone = Backbone.load(str(tiny_model))
+    rows = batch(backbone, SENTENCES + ["cat"] * 20, side=side)
+    shapes = rows_of_passes(backbone, rows, micro_batch_tokens=budget)
+    lengths = rows["attention_mask"].sum(dim=1)
+    assert sum(count * length for count, length in shapes) == lengths.sum()
+    assert all(count * length <= max(budget, lengths.max()) for count, length in shapes)
+    if budget == 10_000:
+        assert shapes == [(1, lengths.sum())]
+
+
+def test_the_texts_of_a_row_are_kept_apart_in_training_too(tiny_model):
+    """With dropout in attention and adapter: a text's gradient comes from its own tokens."""
+    backbone = Backbone.load(str(tiny_model), attention_dropout=0.5)
+    backbone.add_adapter(Lora(rank=4, alpha=8, dropout=0.5))
+    rows = batch(backbone.train())
+    embedded = []
+
+    def keep(_, args, output):
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = backbone.decoder.get_input_embeddings().register_forward_hook(keep)
+    vectors = backbone.embed(**rows, micro_batch_tokens=10_000)
+    hook.remove()
+    states = embedded[-1]
+    assert states.shape[:2] == (1, rows["attention_mask"].sum())
+    lengths = rows["attention_mask"].sum(dim=1)
+    order = lengths.argsort(descending=True)
+    ends = lengths[order].cumsum(0)
+    for place, row in enumerate(order):
+        (gradient,) = torch.autograd.grad(vectors[row].sum(), states, retain_graph=True)
+        reached = gradient[0].abs().sum(dim=-1) > 0
+        own = torch.zeros_like(reached)
+        own[ends[place] - lengths[row] : ends[place]] = True
+        assert torch.equal(reached, own)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
