@@ -71,7 +71,7 @@ def train(task: str, *, small: bool) -> timing.Task:
         )
         warmup = 0 if task == "supervised_16x" else 1  # a step of minutes needs none
         count = warmup + steps
-        stage, batch = stage_and_batch(task, inputs, backbone, count, small=small)
+        stage, batch = stage_and_batch(task, inputs, backbone, count, small=small, precision=precision)
         torch.manual_seed(0)
         backbone.add_adapter(Lora())
         stage.attach(backbone, 0)
@@ -92,7 +92,13 @@ def train(task: str, *, small: bool) -> timing.Task:
 
 
 def stage_and_batch(
-    task: str, inputs: dict[str, Any], backbone: Backbone, steps: int, *, small: bool = False
+    task: str,
+    inputs: dict[str, Any],
+    backbone: Backbone,
+    steps: int,
+    *,
+    small: bool = False,
+    precision: timing.Precision = "float32",
 ) -> tuple[Stage, dict[str, Any]]:
     """The stage of a task, and the batch of its inputs."""
     settings: dict[str, Any] = {"name": task, "max_steps": steps, "learning_rate": 5e-5}
@@ -106,7 +112,7 @@ def stage_and_batch(
             "attention_mask": torch.ones_like(ids),
             "tokens": ids.numel(),
         }
-        passes = SMALL_PASS_TOKENS if small else _pass_tokens(keeps_all=False)
+        passes = SMALL_PASS_TOKENS if small else _pass_tokens(precision, keeps_all=False)
         return MNTP(batch_size=len(ids), block_length=ids.shape[1], micro_batch_tokens=passes, **settings), batch
     if task == "simcse":
         tokens = tokenize(inputs[task], tokenizer, max_length=128)
@@ -117,7 +123,7 @@ def stage_and_batch(
         stage: Stage = SimCSE(
             batch_size=len(rows),
             attention_dropout=0.3,
-            micro_batch_tokens=_pass_tokens(keeps_all=True),
+            micro_batch_tokens=_pass_tokens(precision, keeps_all=True),
             **settings,
         )
         return stage, batch
@@ -150,16 +156,16 @@ def stage_and_batch(
     stage = Supervised(
         batch_size=len(rows),
         loss=Contrastive(),
-        micro_batch_tokens=_pass_tokens(keeps_all=not grad_cache),
+        micro_batch_tokens=_pass_tokens(precision, keeps_all=not grad_cache),
         grad_cache=grad_cache,
         **settings,
     )
     return stage, TripletBatch(padding, "right", negatives=1)(rows)
 
 
-def _pass_tokens(*, keeps_all: bool) -> Any:
+def _pass_tokens(precision: timing.Precision, *, keeps_all: bool) -> Any:
     """What ``stage.micro_batch_tokens=auto`` stands for here."""
-    return pass_tokens("auto", on_cpu=True, sharding="none", keeps_all=keeps_all)
+    return pass_tokens("auto", on_cpu=True, sharding="none", precision=PRECISION[precision], keeps_all=keeps_all)
 
 
 TASKS = {

@@ -77,6 +77,7 @@ def build_trained(config: dict[str, Any], *, on_cpu: bool, sharding: "Sharding")
     """
     from l2v.stages.stage import pass_tokens
     from l2v.training.settings import Model
+    from l2v.training.trainer import resolve_precision
 
     stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
     _check_keys(f"model.stages.{config['stage']['name']}", _of_stage(config), config["stage"])
@@ -87,6 +88,7 @@ def build_trained(config: dict[str, Any], *, on_cpu: bool, sharding: "Sharding")
             stage_settings["micro_batch_tokens"],
             on_cpu=on_cpu,
             sharding=sharding,
+            precision=resolve_precision(str(config["trainer"]["precision"]), "cpu"),
             keeps_all=stage_settings.get("grad_cache") is False,
         )
     return build(stage_settings, "stage"), model, _build_adapter(config["adapter"])

@@ -38,6 +38,10 @@ def register_attention() -> None:
     AttentionInterface.register("sdpa", _sdpa)
 
 
+def is_registered() -> bool:
+    return AttentionInterface()["sdpa"] is _sdpa
+
+
 def _sdpa(
     module: nn.Module,
     query: Tensor,

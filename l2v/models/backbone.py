@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from l2v.errors import L2VError
+from l2v.kernels.attention import is_registered
 from l2v.kernels.devices import is_planned, kind_of
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
 from l2v.kernels.linear import keep_products
@@ -36,7 +37,6 @@ from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
 from l2v.text.tokenization import position_ids
-
 
 _OF_A_ROW = 4096
 """Tokens at most of several texts in one row, whose mask is of all pairs."""
@@ -281,7 +281,8 @@ class Backbone(nn.Module):
 
     def _packs_on(self, device: torch.device) -> bool:
         """Whether texts go through the decoder in one row, by attention that computes no pairs of two texts."""
-        if kind_of(device) != "cpu" or self.config._attn_implementation != "sdpa" or is_planned() or is_split(self):
+        plain = kind_of(device) == "cpu" and not is_planned() and not is_split(self)
+        if not plain or self.config._attn_implementation != "sdpa" or not is_registered():
             return False
         if self._keeps_apart is None:
             try:

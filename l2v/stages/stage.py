@@ -40,13 +40,14 @@ PASS_TOKENS_ON_CPU = 1024
 devices are filled by a whole batch, and split weights are gathered for each pass."""
 
 
-def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding, keeps_all: bool) -> Any:
+def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding, precision: str, keeps_all: bool) -> Any:
     """What ``stage.micro_batch_tokens`` stands for: tokens of a forward pass; None: one pass.
 
     Args:
         setting: a number, None or ``auto``.
         on_cpu: whether the stage trains on one.
         sharding: what is split over processes.
+        precision: of Lightning's: in 16 bits the cache holds twice as many tokens.
         keeps_all: whether the activations of all passes stay: shorter ones would save no memory.
 
     Raises:
@@ -57,7 +58,7 @@ def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding, keeps_all: bo
             raise L2VError(f"stage.micro_batch_tokens={setting}: expected a number of tokens, null (one pass) or auto")
         if not on_cpu or sharding not in ("none", "optimizer"):
             return None
-        return 2 * PASS_TOKENS_ON_CPU if keeps_all else PASS_TOKENS_ON_CPU
+        return 2 * PASS_TOKENS_ON_CPU if keeps_all and "16" in precision else PASS_TOKENS_ON_CPU
     return setting
 
 

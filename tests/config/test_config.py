@@ -215,6 +215,7 @@ def test_a_step_has_as_many_rows_on_any_number_of_processes() -> None:
     [
         ([], False, (1024, 2048)),
         (["trainer=ddp", "trainer.accelerator=cpu"], False, (1024, 2048)),
+        (["trainer.precision=32-true"], False, (1024, 1024)),
         (["trainer=cpu"], True, (1024, 2048)),
         (["trainer=gpu"], True, None),
         (["trainer=ddp"], True, None),
@@ -233,9 +234,10 @@ def test_passes_of_a_cpu_are_small(
     e5: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """MNTP keeps the activations of one pass, contrastive stages those of all, unless by GradCache."""
+    """MNTP keeps the activations of one pass, contrastive stages those of all, unless by GradCache. bf16 takes half."""
     importlib.import_module("peft")  # with bitsandbytes, which looks for a GPU when it is imported
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     data = ["data=e5", e5] if stage == "supervised" else []
     short, long = passes or (None, None)
     assert build(f"stage={stage}", *data, *overrides).stage.micro_batch_tokens == (short if stage == "mntp" else long)
