@@ -30,6 +30,9 @@ from l2v.kernels.dropout import draw_keys, dropout_scale, mask_in_place, mask_of
 _AT_ONCE = 5 * 2**18
 """Pairs of tokens: 1.3 million."""
 
+_WORTH_A_GROUP = 2**16
+"""Pairs of a token with padding that take as long as what a further group of texts costs (docs/performance.md)."""
+
 Mask = Bool[Tensor, "#batch #heads length length"] | Float[Tensor, "#batch #heads length length"]
 
 
@@ -137,11 +140,9 @@ class _Texts:
         lengths = torch.diff(begins, append=begins.new_tensor([count]))
         order = lengths.argsort(descending=True, stable=True)
         by_length = lengths[order].tolist()
-        padded, absent, masks, shapes, first = [], [], [], [], 0
-        while first < len(order):
+        padded, absent, masks, shapes = [], [], [], []
+        for first, last in _groups(by_length):
             longest = by_length[first]
-            # a quarter of the pairs at least are of tokens
-            last = first + sum(shorter * shorter * 4 >= longest * longest for shorter in by_length[first:])
             rows, places = order[first:last], torch.arange(longest)
             outside = places >= lengths[rows, None]
             tokens = torch.where(outside, 0, begins[rows, None] + places)
@@ -152,7 +153,6 @@ class _Texts:
             padded.append(tokens.flatten())
             absent.append(outside.flatten())
             shapes.append((last - first, longest))
-            first = last
         tokens, outside = torch.cat(padded), torch.cat(absent)
         inside = (~outside).nonzero().flatten()
         own = torch.empty(count, dtype=torch.long).index_copy_(0, tokens[inside], inside)
@@ -170,6 +170,18 @@ class _Texts:
         moved = _Moved.apply(x.transpose(1, 2).flatten(0, 1), self.padded, self.padding, self.own, None)
         parts = moved.split([texts * longest for texts, longest in self.shapes])
         return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Where groups of texts, longest first, begin and end."""
+    begins: list[int] = []
+    spent = 0
+    for number, length in enumerate(lengths):
+        spent += lengths[begins[-1]] ** 2 - length**2 if begins else 0
+        if not begins or spent > _WORTH_A_GROUP:
+            begins.append(number)
+            spent = 0
+    return list(zip(begins, [*begins[1:], len(lengths)], strict=True))
 
 
 class _Moved(torch.autograd.Function):

@@ -227,6 +227,7 @@ def _of_texts(lengths: list[list[int]], kind: str) -> tuple[Tensor, Tensor]:
 def test_of_a_row_of_texts_only_the_pairs_within_them_are_computed(
     dtype: torch.dtype, lengths: list[list[int]], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_WORTH_A_GROUP", 10)
     register_attention()
     sdpa = AttentionInterface()["sdpa"]
     generator = torch.Generator().manual_seed(0)
@@ -261,6 +262,14 @@ def test_of_a_row_of_texts_only_the_pairs_within_them_are_computed(
     gradients = (torch.autograd.grad(x, (query, key, value), direction) for x in (found, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, **({} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}))
+
+
+def test_texts_of_similar_lengths_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the pairs of padding cost less than another group."""
+    assert module._groups([30] * 20 + [10] * 20) == [(0, 40)]
+    assert module._groups([500, 500, 300, 290]) == [(0, 2), (2, 4)]
+    monkeypatch.setattr(module, "_WORTH_A_GROUP", 0)
+    assert module._groups([3, 3, 2, 1]) == [(0, 2), (2, 3), (3, 4)]
 
 
 def test_what_is_known_of_a_mask_goes_with_it() -> None:
