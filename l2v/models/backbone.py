@@ -217,9 +217,7 @@ class Backbone(nn.Module):
             L2VError: ``segment_ids`` are given and the decoder cannot keep the texts of a row apart.
         """
         if segment_ids is not None:
-            if not self._keeps_apart:
-                prove_packing(self.decoder)
-                self._keeps_apart = True
+            self._prove_packing()
             return packed_states(self.decoder, input_ids, segment_ids)
         self.check_length(input_ids.shape[1], "tokens of a row")
         positions = {"position_ids": position_ids} if position_ids is not None and self._accepts_position_ids else {}
@@ -286,12 +284,17 @@ class Backbone(nn.Module):
             return False
         if self._keeps_apart is None:
             try:
-                with torch.autocast("cpu", enabled=False):
-                    prove_packing(self.decoder)
-                self._keeps_apart = True
+                self._prove_packing()
             except L2VError:
                 self._keeps_apart = False
-        return self._keeps_apart
+        return bool(self._keeps_apart)
+
+    def _prove_packing(self) -> None:
+        """Once: raise an L2VError where texts in one row reach each other."""
+        if not self._keeps_apart:
+            with torch.autocast(next(self.decoder.parameters()).device.type, enabled=False):
+                prove_packing(self.decoder)
+            self._keeps_apart = True
 
     def _unpadded(
         self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]

@@ -41,7 +41,8 @@ def packed_mask(config: Any, segment_ids: Int[Tensor, "batch length"], dtype: to
     Raises:
         L2VError: for layers that carry a state from token to token, which no mask cuts.
     """
-    number = _starts(segment_ids).cumsum(dim=1)
+    starts = _starts(segment_ids)
+    number = starts.cumsum(dim=1)
     like = torch.empty(*segment_ids.shape, 0, dtype=dtype, device=segment_ids.device)
     same_text = packed_sequence_mask_function(number)
     # both follow config.is_causal, also to the two-sided masks
@@ -58,7 +59,7 @@ def packed_mask(config: Any, segment_ids: Int[Tensor, "batch length"], dtype: to
     }
     for mask in masks.values():
         if isinstance(mask, Tensor):
-            keep_apart(mask, _starts(segment_ids))
+            keep_apart(mask, starts)
     return masks[kinds[0]] if types is None else masks
 
 
