@@ -29,6 +29,20 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, of a GPU or of the machine: no fault of the model or of what was asked for.
+
+    torch has a type for its own allocator's complaint alone; those of CUDA's libraries are told by their text.
+    """
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(part in text for part in _SHORT_OF_MEMORY)
+    )
+
+
+_SHORT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory", "not enough memory")
+
+
 @contextlib.contextmanager
 def panics_told() -> Iterator[None]:
     """Tell in one line what the tokenizers' library gives up on: a pattern that backtracks without end.

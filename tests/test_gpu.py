@@ -15,6 +15,7 @@ from tiny import SENTENCES, make_tiny_model
 
 from l2v import Encoder
 from l2v.kernels import masked_loss as fused_loss
+from l2v.kernels.memory import give_back_what_is_free
 from l2v.models.backbone import Backbone
 from l2v.models.examination import examine
 from l2v.models.families import Family
@@ -132,3 +133,12 @@ def test_scores_of_all_hidden_tokens_are_never_held_at_once() -> None:
     fused_loss.summed_cross_entropy(states, targets, fused_loss.Scores(head, vocabulary)).backward()
     # plain: 2 GB of scores, three times
     assert torch.cuda.max_memory_allocated() - before < 5 * 4 * fused_loss.SCORES_AT_ONCE["cuda"] < 3e9
+
+
+def test_what_a_model_has_left_on_the_gpu_is_given_back(tiny_model: Path) -> None:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    Encoder.from_pretrained(tiny_model, device="cuda").encode(SENTENCES)
+    assert torch.cuda.memory_reserved() > before
+    give_back_what_is_free()
+    assert torch.cuda.memory_reserved() == before

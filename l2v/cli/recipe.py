@@ -125,10 +125,12 @@ def _usage(model: dict[str, Any]) -> dict[str, Any]:
 
 def _evaluate(how: dict[str, Any], suite: dict[str, Any], folder: Path) -> None:
     from l2v.evaluation.suite import evaluate
+    from l2v.kernels.memory import give_back_what_is_free
     from l2v.models.settings import EncoderSettings
 
     tasks = configs.build_tasks(suite)
     evaluate(EncoderSettings(**how), tasks, suite=suite["suite"], folder=folder)
+    give_back_what_is_free()  # the next stage trains in a process of its own
 
 
 def _finish(columns: list[Path], run: Path, folder: Path, name: str, seconds: float) -> None:

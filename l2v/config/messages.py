@@ -10,7 +10,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from l2v.config.search import options, with_bases
-from l2v.errors import L2VError
+from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.extras import install_hint
 
 
@@ -24,6 +24,8 @@ def one_line(error: BaseException, folders: Sequence[Path]) -> str:
     for known in _chain(error):
         if isinstance(known, L2VError):
             return str(known)
+        if is_out_of_memory(known):
+            return _out_of_memory(known)
     text = str(error)
     if found := re.search(r"Could not find '([\w/@.-]+)/([^'/]+)'", text):
         group, option = found[1].split("@")[0], found[2]
@@ -53,6 +55,22 @@ def no_such_option(group: str, option: str, folders: Sequence[Path]) -> str:
         return f"{group}={option}: needs a plugin of Hydra that is not installed; `pip install {plugin}`"
     there = f"; there are {', '.join(known)}" if known else ""
     return f"{group}={option}: no such option{guess(option, known)}{there}"
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """What was short, who holds it, and what takes less."""
+    told = first_line(error)
+    found = re.search(r"Tried to allocate (.*?)\. GPU (\d+) has a total capacity of (.*?) of which (.*?) is free", told)
+    if found:
+        told = f"{found[1]} were asked for, of GPU {found[2]}'s {found[3]} {found[4]} were free"
+        others = re.findall(r"Process \d+ has ([\d.]+) (MiB|GiB)", str(error))
+        held = sum(float(number) / (1024 if unit == "MiB" else 1) for number, unit in others)
+        if held >= 1:
+            told += f"; other processes hold {held:.1f} GiB"
+    return (
+        f"out of memory ({told}). For training, `l2v plan` with the same settings tells what fits and what to change, "
+        "as model.gradient_checkpointing=true or fewer stage.micro_batch_tokens; elsewhere choose a smaller batch_size"
+    )
 
 
 _PLUGINS = {

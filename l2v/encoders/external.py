@@ -14,7 +14,7 @@ from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TextPreparation
 from l2v.encoders.saved_settings import beyond_l2v
 from l2v.encoders.texts import TextInput, cosines, split_pairs
-from l2v.errors import L2VError, first_line
+from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.extras import require
 from l2v.models.quiet import quiet
 from l2v.models.settings import EncoderSettings
@@ -78,6 +78,8 @@ class SentenceTransformersEncoder:
                     model_kwargs={"dtype": settings.dtype},
                 )
         except Exception as error:  # of two libraries, which have many
+            if is_out_of_memory(error):
+                raise
             if not place.is_local:
                 raise not_on_hub(place, error, "encoder") from error
             raise L2VError(f"encoder={settings.source}: sentence-transformers: {first_line(error)}") from error

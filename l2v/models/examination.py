@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from l2v.errors import L2VError, first_line
+from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import accepts_position_ids, decoder_layers
@@ -364,6 +364,8 @@ def _found(check: Callable[[], str]) -> str:
     try:
         return check()
     except (L2VError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         return f"no: {_reason(error)}"
 
 

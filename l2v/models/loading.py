@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from l2v.errors import L2VError, first_line, panics_told
+from l2v.errors import L2VError, first_line, is_out_of_memory, panics_told
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import changes_embeddings
 from l2v.models.bidirectional import Attention, set_attention
@@ -303,6 +303,8 @@ def told_as_one_line(source: Source) -> Iterator[None]:
     except json.JSONDecodeError as error:
         raise L2VError(f"model.source={source.name}: config.json is not JSON ({error})") from None
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if not source.is_local and isinstance(error, OSError):
             raise not_on_hub(source, error) from error
         told = first_line(error)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from l2v.errors import L2VError, first_line
+from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.models.bidirectional import Attention, accepts_position_ids, decoder_layers
 from l2v.text.tokenization import position_ids
 
@@ -264,6 +264,8 @@ def in_evaluation(model: nn.Module, attention: Attention, check: Callable[[], T]
     try:
         return check()
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         config: Any = model.config
         raise L2VError(
             f"{config.model_type} with attn_implementation={config._attn_implementation} cannot run as {attention} "

@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from launch import ROOT, hears_ctrl_c
 from tiny import make_tiny_model
 
+from l2v.cli import recipe as cli
+from l2v.evaluation import suite
 from l2v.runs.run import Run
 
 pytest.importorskip("gensim", reason="the recipe's texts come from the package gensim")
@@ -108,3 +111,13 @@ def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_runs(tiny_model
     assert done.returncode == 1
     assert "error: stage.batch_size must be at least 2" in done.stderr
     assert not (tmp_path / "smoke").exists()
+
+
+def test_after_an_evaluation_what_is_free_is_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The next stage trains in a process of its own, on the same GPU."""
+    done: list[str] = []
+    monkeypatch.setattr(suite, "evaluate", lambda *args, **settings: done.append("evaluated"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("given back"))
+    cli._evaluate({"source": "model"}, {"suite": "none", "tasks": {}}, tmp_path)
+    assert done == ["evaluated", "given back"]

@@ -380,6 +380,42 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+_OF_A_GPU = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB of which 15.38 MiB is "
+    "free. Process 1308 has 66.00 MiB memory in use. Process 1357 has 6.21 GiB memory in use. Including non-PyTorch "
+    "memory, this process has 11.72 GiB memory in use. Of the allocated memory 9.96 GiB is allocated by PyTorch."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError(_OF_A_GPU),
+            "(20.00 MiB were asked for, of GPU 0's 139.80 GiB 15.38 MiB were free; other processes hold 6.3 GiB)",
+        ),
+        (
+            torch.OutOfMemoryError(_OF_A_GPU.replace("6.21 GiB", "9.00 MiB")),
+            "(20.00 MiB were asked for, of GPU 0's 139.80 GiB 15.38 MiB were free)",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "(CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`)",
+        ),
+        (MemoryError("Unable to allocate 8.00 GiB for an array"), "(Unable to allocate 8.00 GiB for an array)"),
+    ],
+)
+def test_a_shortage_of_memory_is_told_with_what_takes_less(error: Exception, told: str) -> None:
+    line = one_line(error, [CONF])
+    assert line.startswith(f"out of memory {told}. For training, `l2v plan`") and "\n" not in line
+
+
+def test_what_torch_says_when_the_machine_has_no_more_is_a_shortage_of_memory() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.int8)
+    assert one_line(error.value, [CONF]).startswith("out of memory (")
+
+
 def test_an_error_on_the_command_line_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     done = command("train.py", f"runs_dir={tmp_path}", "model.source=/no/such/model")
     assert done.returncode == 1 and done.stdout == ""

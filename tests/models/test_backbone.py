@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import SENTENCES, make_tiny_decoder, make_tiny_model, make_tiny_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5Model
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel, LlamaModel, T5Config, T5Model
 
 from l2v.errors import L2VError
 from l2v.kernels import linear
@@ -57,6 +57,19 @@ def changed_adapter(adapter, folder, change):
     change(weights)
     save_file(weights, folder / ADAPTER_WEIGHTS)
     return folder
+
+
+@pytest.mark.parametrize("place", ["loading", "proof"])
+def test_a_shortage_of_memory_is_no_fault_of_the_model(tiny_model, monkeypatch, place):
+    """Another implementation of attention, which an error of the model advises, would need as much."""
+
+    def short(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    owner, name = (AutoModel, "from_pretrained") if place == "loading" else (LlamaModel, "forward")
+    monkeypatch.setattr(owner, name, short)
+    with pytest.raises(torch.OutOfMemoryError, match="20.00 MiB"):
+        Backbone.load(str(tiny_model))
 
 
 def test_a_folder_is_loaded_as_a_bidirectional_decoder_in_evaluation_mode(tiny_model):
