@@ -1,14 +1,14 @@
-"""Table 1 in small, and a paired bootstrap for each claim: results.json from the runs of run.sh.
+"""Table 1 in small, and a paired bootstrap for each claim, from the runs of run.sh; written to results.json.
 
-    python experiments/paper_scale/results.py <folder of runs> <predictions.npz>
+    python experiments/paper_scale/results.py <folder of runs> <predictions.npz> [--results <another file>]
 
 The table has means and standard deviations over the seeds that are there. A resample of a claim "A above B" draws
 texts, and of each side seeds, with replacement; a score is the mean over the drawn seeds.
 """
 
+import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def bootstrap(arrays: Any, a: list[str], b: list[str], task: str) -> dict[str, f
     }
 
 
-def main(folder: Path, predictions: Path) -> None:
+def main(folder: Path, predictions: Path, file: Path) -> None:
     runs = {row: sorted(folder.glob(pattern)) for row, (_, pattern) in ROWS.items()}
     table = {row: {run.relative_to(folder).as_posix(): scores_of(run) for run in found} for row, found in runs.items()}
     arrays = np.load(predictions)
@@ -103,7 +103,7 @@ def main(folder: Path, predictions: Path) -> None:
             if found := bootstrap(arrays, *sides, task):
                 claims.append({"above": a, "below": b, "task": task, "seeds": list(map(len, sides)), **found})
     results = {"scores": table, "claims": claims}
-    (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    file.write_text(json.dumps(results, indent=2) + "\n")
     print("| | " + " | ".join(TASKS.values()) + " |\n|---" + "|--:" * len(TASKS) + "|")
     for row, found in table.items():
         cells = []
@@ -118,6 +118,9 @@ def main(folder: Path, predictions: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.json")
+    given = parser.parse_args()
+    main(given.folder, given.predictions, given.results)
