@@ -8,7 +8,8 @@ mask, and under autocast a copy of that in 16 bits: 7 to 9 bytes a number. Here 
 keep too, and on a GPU a mask of one byte a number.
 
 In 16 bits a sum is rounded where a number ends, so what LoRA adds to the large product of the frozen weight is lost as
-long as it is small. Here the large product is added to what LoRA gives, in float32, and rounded once.
+long as it is small. Here the large product is added to what LoRA gives, in float32, and rounded once; where a GPU's
+library rounds the product before it adds it, which is tried out, training makes one product of both.
 
 Under autocast on a CPU a frozen weight is cast once, not in each pass, and the input of several layers once for all.
 
@@ -121,6 +122,35 @@ def added_to(
     return y
 
 
+def _rounds_twice(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`added_to` rounds a product in 16 bits before it adds it; in a plan it may: that takes more."""
+    if x.dtype == torch.float32 or kind_of(x.device) == "cpu":
+        return False
+    return is_planned() or _is_seen_rounding(x.device, x.dtype, *weight.shape)
+
+
+@functools.cache
+def _is_seen_rounding(device: torch.device, dtype: torch.dtype, outputs: int, inputs: int) -> bool:
+    """The same, tried out with a weight's shape, by which libraries choose their kernels."""
+    half = torch.finfo(dtype).eps / 2  # of the last digit of 1
+    with torch.inference_mode(False), torch.no_grad():
+        x = torch.zeros(1024, inputs, dtype=dtype, device=device)
+        x[:, 0], x[:, 1] = 1, half / 2
+        weight = torch.zeros(outputs, inputs, dtype=dtype, device=device)
+        weight[:, :2] = 1
+        y = torch.full((1024, outputs), 0.75 * half, dtype=dtype, device=device)
+        return bool((added_to(y, x, weight) == 1).any())  # 1 + 1.25 half, rounded once, is above 1
+
+
+def _in_one_product(
+    x: Tensor, low: Tensor, weight: Tensor, b: Tensor, scale: float, bias: Tensor | None
+) -> Float[Tensor, "*rows out"]:
+    """bias + x @ weight.T + scale * low @ b.T, summed before anything is rounded."""
+    rows = torch.cat((x.flatten(0, -2), low.flatten(0, -2)), dim=1)
+    y = nn.functional.linear(rows, torch.cat((weight, b * scale), dim=1), bias)
+    return y.view(*x.shape[:-1], len(b))
+
+
 def _goes_by_onednn(x: Tensor) -> bool:
     return onednn_is_faster() and x.dtype == torch.float32 and kind_of(x.device) == "cpu"
 
@@ -172,8 +202,11 @@ class LeanLora(PeftLinear):
             return super().forward(x.product() if isinstance(x, Gated) else x, *args, **kwargs)
         base: Any = self.base_layer
         if torch.compiler.is_compiling() and isinstance(x, Tensor):
+            up: Any = self.lora_B[name]
             low = self.lora_A[name](self.lora_dropout[name](x))
-            y = self.lora_B[name](low) * self.scaling[name]  # the smaller one first, see _forward_of_lora
+            if given.device.type != "cpu":  # nothing can be tried out while a graph is written down
+                return _in_one_product(x, low, base.weight, up.weight, self.scaling[name], base.bias)
+            y = up(low) * self.scaling[name]  # the smaller one first, see _forward_of_lora
             y = y if base.bias is None else y + base.bias
             return torch.addmm(y.flatten(0, -2), x.flatten(0, -2), base.weight.T).view(y.shape)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
@@ -181,7 +214,7 @@ class LeanLora(PeftLinear):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
         dropout: Any = self.lora_dropout[name]  # nn.Identity for a probability of 0
         probability = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
-        layer = base.weight_for(dtype), base.bias, a, b, probability, self.scaling[name]
+        layer = base.weight_for(dtype), base.bias, a, b, probability, self.scaling[name], torch.is_grad_enabled()
         if isinstance(x, Gated):
             return _LoraOfGated.apply(x.gate, x.up, x.activation, dtype, *layer)
         return _Lora.apply(x, _shared_cast(x, dtype), *layer)
@@ -341,7 +374,7 @@ class _Lora(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         with _without_autocast(gradient.device.type):
             of_x, of_a, of_b = _backward_of_lora(ctx, gradient, *ctx.saved_tensors)
-        return of_x, None, None, None, of_a, of_b, None, None
+        return of_x, None, None, None, of_a, of_b, None, None, None
 
 
 class _LoraOfGated(torch.autograd.Function):
@@ -365,7 +398,7 @@ class _LoraOfGated(torch.autograd.Function):
             of_gate, of_up = None, None
             if of_x is not None:
                 of_gate, of_up = gradients(of_x, gate, up, ctx.activation, activated)
-        return of_gate, of_up, None, None, None, None, of_a, of_b, None, None
+        return of_gate, of_up, None, None, None, None, of_a, of_b, None, None, None
 
 
 def _without_autocast(device: str) -> AbstractContextManager[None]:
@@ -383,6 +416,7 @@ def _forward_of_lora(
     b: Tensor,
     probability: float,
     scale: float,
+    trains: bool,
 ) -> tuple[Any, ...]:
     """y, and what :func:`_backward_of_lora` needs beside x, which was ``given`` in a dtype."""
     ctx.dtypes = given, a.dtype, b.dtype
@@ -399,11 +433,13 @@ def _forward_of_lora(
     found = None if _now.kept is None else next(_now.kept).get()
     if found is None:
         low = product(masked(dropped, stays), a).flatten(0, -2)
-        # the large product is added to the small one: the other way around, a step that changes y by less than half
-        # of its last digit would be lost
-        y = _scaled(low, b, scale, bias).view(*x.shape[:-1], len(b))
-        # detached: it is a view, and a model may not write into views
-        y = added_to(y, x, weight).detach()
+        if trains and _rounds_twice(x, weight):
+            y = _in_one_product(x, low, weight, b, scale, bias)
+        else:
+            # the large product is added to the small one: the other way around, a step that changes y by less than
+            # half of its last digit would be lost
+            y = added_to(_scaled(low, b, scale, bias).view(*x.shape[:-1], len(b)), x, weight)
+        y = y.detach()  # it is a view, and a model may not write into views
         if _now.products is not None:
             _now.products.append(_Product(y, low))
     else:

@@ -241,28 +241,59 @@ def test_lean_lora_keeps_nothing_for_its_dropout() -> None:
 def test_small_steps_are_not_lost_in_bfloat16(device: str, bias: bool, compiled: bool) -> None:
     """A first step changes what a layer gives by less than half of the last digit of a bfloat16 number. On average it
     is there, since it is added before what the layer gives is rounded; PEFT adds it afterwards, and most is lost."""
+    layer, x, exact, step = _small_step(bias)
+    layer.to(device)
+    assert abs(_arriving(layer, x, exact, step, device)) < 0.5
+    speed_up_linears(layer)
+    if compiled:
+        layer.compile(backend="aot_eager", fullgraph=True)
+    assert abs(_arriving(layer, x, exact, step, device) - 1) < 0.3
+
+
+def _small_step(bias: bool) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A layer, its input, and in float32 what it gives before and what a step adds."""
     torch.manual_seed(0)
     settings = LoraConfig(r=4, lora_dropout=0.0, target_modules=["0"], bias="none")
     model = get_peft_model(nn.Sequential(nn.Linear(64, 512, bias=bias)), settings)  # type: ignore[arg-type]
     layer: Any = model.base_model.model[0]
     x = torch.randn(2000, 64)
     layer.lora_B["default"].weight.data.normal_(std=1e-4)
-    exact = layer.base_layer(x)
-    step = layer(x) - exact
+    exact = layer.base_layer(x).detach()
+    step = (layer(x) - exact).detach()
     assert 0 < step.abs().mean() < exact.abs().mean() * 2**-9
-    model.to(device)
+    return layer, x, exact, step
 
-    def arrives() -> float:
-        """The share of the step."""
-        with torch.autocast(device, dtype=torch.bfloat16):
-            found = layer(x.to(device)).float().cpu() - exact
-        return float(((found * step).sum() / step.square().sum()).detach())
 
-    assert abs(arrives()) < 0.5
-    speed_up_linears(model)
-    if compiled:
-        layer.compile(backend="aot_eager", fullgraph=True)
-    assert abs(arrives() - 1) < 0.3
+def _arriving(layer: nn.Module, x: torch.Tensor, exact: torch.Tensor, step: torch.Tensor, device: str) -> float:
+    """The share of the step under autocast to bfloat16."""
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = layer(x.to(device)).detach().float().cpu() - exact
+    return float((found * step).sum() / step.square().sum())
+
+
+def test_small_steps_are_not_lost_where_a_library_rounds_a_product_before_it_adds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As cuBLAS does on an H200: seen by trying it out, and training goes another way."""
+
+    def twice(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return y.add_(x @ weight.T)
+
+    shape = (96, 64)
+    seen = linear._is_seen_rounding.__wrapped__
+    assert not seen(torch.device("cpu"), torch.bfloat16, *shape)
+    monkeypatch.setattr(linear, "added_to", twice)
+    assert seen(torch.device("cpu"), torch.bfloat16, *shape) and seen(torch.device("cpu"), torch.float16, *shape)
+    monkeypatch.setattr(linear, "kind_of", lambda device: "cuda")
+    monkeypatch.setattr(linear, "is_planned", lambda: False)
+    for bias in (False, True):
+        layer, x, exact, step = _small_step(bias)
+        speed_up_linears(layer)
+        assert abs(_arriving(layer, x, exact, step, "cpu") - 1) < 0.3
+    layer, x, exact, step = _small_step(bias=False)
+    speed_up_linears(layer)
+    with torch.no_grad():
+        assert abs(_arriving(layer, x, exact, step, "cpu")) < 0.5  # an encoder is spared the copies
 
 
 def test_lean_lora_leaves_several_dtypes_to_peft() -> None:
