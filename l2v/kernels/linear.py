@@ -201,17 +201,17 @@ class LeanLora(PeftLinear):
         if name is None:
             return super().forward(x.product() if isinstance(x, Gated) else x, *args, **kwargs)
         base: Any = self.base_layer
+        device = given.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
         if torch.compiler.is_compiling() and isinstance(x, Tensor):
             up: Any = self.lora_B[name]
             low = self.lora_A[name](self.lora_dropout[name](x))
-            if given.device.type != "cpu":  # nothing can be tried out while a graph is written down
+            if device != "cpu" and dtype != torch.float32:  # nothing can be tried out while a graph is written down
                 return _in_one_product(x, low, base.weight, up.weight, self.scaling[name], base.bias)
             y = up(low) * self.scaling[name]  # the smaller one first, see _forward_of_lora
             y = y if base.bias is None else y + base.bias
             return torch.addmm(y.flatten(0, -2), x.flatten(0, -2), base.weight.T).view(y.shape)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        device = given.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
         dropout: Any = self.lora_dropout[name]  # nn.Identity for a probability of 0
         probability = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         layer = base.weight_for(dtype), base.bias, a, b, probability, self.scaling[name], torch.is_grad_enabled()
