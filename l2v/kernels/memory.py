@@ -63,7 +63,7 @@ def give_back_what_is_free() -> None:
     """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    if platform.libc_ver()[0] == "glibc":
+    if _keeps:
         ctypes.CDLL(None).malloc_trim(0)
 
 
