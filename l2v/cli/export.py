@@ -13,6 +13,7 @@ from l2v.export.export import Export, Merge, export
 from l2v.export.hub import check_hub, push_folder
 from l2v.models.settings import DType
 from l2v.progress import say
+from l2v.runs.hashes import settings_hash
 from l2v.runs.run import Run
 
 
@@ -54,11 +55,15 @@ def main(composed: DictConfig) -> None:
 
 
 def _folder(run: Run, wanted: Export) -> Path:
+    """In the run: exported-<form>-<merge>-<settings>..., another one for each way to export it."""
+    merge = wanted.merge
     parts = ["exported"]
     parts += [wanted.form] if wanted.form != "merged" else []
-    parts += [f"{wanted.merge.method}-of-{1 + len(wanted.merge.runs)}"] if wanted.merge.runs else []
-    parts += [f"base{wanted.merge.base_ratio:g}"] if wanted.merge.base_ratio else []
-    parts += [wanted.dtype] if wanted.dtype != "float32" else []
+    if merge.runs:
+        parts.append(f"{merge.method}-of-{1 + len(merge.runs)}-{settings_hash([merge.runs, merge.weights], 6)}")
+    parts += [f"base{merge.base_ratio:g}"] if merge.base_ratio else []
+    parts += wanted.encoder.labels() if wanted.encoder is not None else []
+    parts += [f"prompts-{settings_hash(wanted.prompts, 6)}"] if wanted.prompts else []
     parts += ["onnx"] if wanted.onnx else []
     return run.folder / "-".join(parts)
 

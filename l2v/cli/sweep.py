@@ -1,7 +1,6 @@
 """A recipe at several points: its command line as Hydra sweeps it, the stages that points share, a report over all."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 from l2v.config.typed import as_typed, parsed, quoted
 from l2v.errors import L2VError
 from l2v.progress import say
-from l2v.runs.files import read_json, write_json
+from l2v.runs.files import in_a_name, read_json, write_json
 from l2v.runs.hashes import settings_hash
 from l2v.runs.run import Run
 
@@ -63,13 +62,15 @@ def wrapped(arguments: Sequence[str]) -> list[str]:
 
 
 def label_of(swept: Sequence[str], overrides: Sequence[str]) -> str:
-    """The name of a point: the settings that differ between points, as ``masking_probability-0.2_seed-1``."""
+    """The name of a point: the settings that differ between points, as ``masking_probability-0.2_seed-1``.
+
+    With a hash at its end where it is too long, or has what no name of a folder should have: no two points share one.
+    """
     values = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
     parts = [f"{key.removeprefix('stage.')}-{values.get(key, '')}" for key in swept]
-    label = re.sub(r"[^\w.+-]+", "-", "_".join(parts))
-    if len(label) <= _LONGEST:
-        return label
-    return f"{label[:_LONGEST]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    text = "_".join(parts)
+    label = in_a_name(text)[:_LONGEST]
+    return label if label == text else f"{label}-{settings_hash(text, 8)}"
 
 
 # stages that points share

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +18,7 @@ from l2v.evaluation.task import Task
 from l2v.models.settings import EncoderSettings
 from l2v.process import is_set_up, set_up_process
 from l2v.progress import say
-from l2v.runs.files import read_json, write_json
+from l2v.runs.files import in_a_name, read_json, write_json
 from l2v.runs.hashes import settings_hash
 
 _VERSION = 1
@@ -98,7 +97,7 @@ def evaluate(
 
 def result_store(subject: EncoderSettings, folder: Path, vectors: list[Any]) -> ResultStore:
     """Where scores that are kept one by one lie, of an encoder whose vectors are pinned so."""
-    name = re.sub(r"[^\w.-]+", "-", Path(subject.source).name.removesuffix(".gguf"))
+    name = in_a_name(Path(subject.source).name.removesuffix(".gguf"))
     return ResultStore(folder / "evaluation" / "mteb", f"l2v/{name}", settings_hash([_VERSION, vectors]))
 
 

@@ -13,7 +13,8 @@ from l2v.models.depth import check_layers, number_of_layers
 from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
 from l2v.runs.adapter_folders import Assembly, assemble, put_on
-from l2v.runs.hashes import folder_hash, source_hash
+from l2v.runs.files import in_a_name
+from l2v.runs.hashes import folder_hash, settings_hash, source_hash
 from l2v.runs.lineage import check_encoder
 from l2v.runs.locations import Source
 from l2v.runs.run import Run
@@ -39,6 +40,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "pooled_tokens": get_args(PooledTokens),
     "special_tokens": get_args(SpecialTokens),
 }
+_OF_LOADING = ("partial", "kind", "trust_remote_code", "library")
+"""Settings that decide how an encoder is loaded, and not which it is."""
+_SPEAK_FOR_THEMSELVES = ("attention", "attn_implementation", "dtype", "quantization", "pooling")
+"""Settings whose values have no other meaning."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,23 @@ class EncoderSettings:
         """The settings that are not their defaults, beside the source."""
         plain = EncoderSettings(self.source)
         return {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+
+    def labels(self) -> list[str]:
+        """The settings that are not their defaults as parts of a folder's name; two values of one have not the same.
+
+        Those that decide only how the encoder is loaded are left out.
+        """
+        return [_label(name, value) for name, value in self.differences().items() if name not in _OF_LOADING]
+
+
+def _label(name: str, value: Any) -> str:
+    if name == "adapters":
+        return "-".join((*(Path(adapter).name for adapter in value), settings_hash(value, 6)))
+    if name in ("template", "separator"):
+        return f"{name}-{settings_hash(value, 6)}"
+    if isinstance(value, Pooling):
+        return f"{type(value).__name__}-{settings_hash(pooling_record(value), 6)}"
+    return in_a_name(str(value) if name in _SPEAK_FOR_THEMSELVES else f"{name}-{value}")
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -24,6 +24,11 @@ _JUST_MADE, _DAY = 60, 86_400
 """Seconds."""
 
 
+def in_a_name(text: str) -> str:
+    """A text as a part of a file's name: letters, digits, and ``_``, ``.``, ``+`` and ``-``."""
+    return re.sub(r"[^\w.+-]+", "-", text)
+
+
 def cache_folder(kind: str) -> Path:
     """Where what is made once is kept: $L2V_CACHE, else ~/.cache/l2v.
 

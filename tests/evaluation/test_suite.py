@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from l2v.evaluation.suite import evaluate
 from l2v.evaluation.task import Task
 from l2v.evaluation.tasks.masked import MaskedAccuracy
 from l2v.models.settings import EncoderSettings
+from l2v.pooling import Pooling
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Dimension(Task):
 
     def run(self, encoder: Encoder, *, show: bool = False) -> dict[str, float]:
         return {"size": float(encoder.dimension * self.factor)}
+
+
+class Sharp(Pooling):
+    """A pooling of one's own with a setting."""
+
+    def __init__(self, sharpness: float) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+
+    def settings(self) -> dict[str, Any]:
+        return {"sharpness": self.sharpness}
 
 
 def masked(**settings: int) -> MaskedAccuracy:
@@ -93,17 +106,59 @@ def test_whatever_changes_a_score_is_evaluated_again(tmp_path: Path, change: str
     assert first["fingerprint"] != second["fingerprint"]
 
 
-def test_only_the_settings_of_a_run_write_scores_into_its_folder(tmp_path: Path) -> None:
-    run, folder_of = tmp_path / "tuned", script("evaluate")._folder
-    run.mkdir()
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"attention": "causal"}, "simcse-causal"),
+        ({"attention": "causal", "pooling": "last_token"}, "simcse-causal-last_token"),
+        ({"dtype": "bfloat16", "trust_remote_code": True}, "simcse-bfloat16"),
+        ({"layers": 20}, "simcse-layers-20"),
+        ({"max_length": 256, "special_tokens": "text"}, "simcse-max_length-256-special_tokens-text"),
+    ],
+)
+def test_settings_of_its_own_put_the_scores_of_a_run_beside_it(
+    settings: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder_of = tmp_path / "a" / "simcse", script("evaluate")._folder
+    run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
     assert folder_of(EncoderSettings(str(run))) == run
-    assert folder_of(EncoderSettings(str(run), attention="causal")) == Path("runs/tuned-causal")
-    assert folder_of(EncoderSettings(str(run), pooling="last_token")) == Path("runs/tuned-last_token")
-    assert folder_of(EncoderSettings(str(run), attention="causal", pooling="last_token")) == Path(
-        "runs/tuned-causal-last_token"
-    )
-    assert folder_of(EncoderSettings("owner/model-7b", pooling="bos")) == Path("runs/owner-model-7b-bos")
+    assert folder_of(EncoderSettings(str(run), **settings)) == tmp_path / "a" / name
+    monkeypatch.chdir(run)
+    assert folder_of(EncoderSettings(".", **settings)) == tmp_path / "a" / name
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("layers", [20, 24, 0.5]),
+        ("template", ["chat", "{text}!", "{text}?"]),
+        ("separator", [": ", " "]),
+        ("pooling", ["mean", Sharp(1.0), Sharp(2.0)]),
+        ("adapters", [("a/adapter",), ("b/adapter",), ("a/adapter", "b/adapter")]),
+        ("revision", ["main", "v2"]),
+        ("base", ["owner/one", "owner/two"]),
+    ],
+)
+def test_two_values_of_a_setting_write_their_scores_into_two_folders(setting: str, values: list[Any]) -> None:
+    folders = {script("evaluate")._folder(EncoderSettings("owner/model", **{setting: value})) for value in values}
+    assert len(folders) == len(values)
+    assert all(folder.parent == Path("runs") and folder.name.startswith("owner-model-") for folder in folders)
+
+
+def test_scores_of_another_model_whose_folder_is_called_the_same_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = [make_tiny_model(tmp_path / owner / "merged") for owner in "ab"]
+    free_folder = script("evaluate")._free_folder
+    subjects = [EncoderSettings(str(model)) for model in models]
+    folder = free_folder(subjects[0], "s")
+    assert folder == Path("runs/merged")
+    evaluate(subjects[0], {"d": Dimension()}, suite="s", folder=folder, show=False)
+    assert free_folder(subjects[0], "s") == free_folder(subjects[1], "other") == folder
+    with pytest.raises(L2VError, match=r"runs/merged/evaluation/s.json: the scores of encoder=.*a/merged; set output="):
+        free_folder(subjects[1], "s")
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from tiny import SENTENCES, make_tiny_decoder, make_tiny_model
 from transformers import AutoModel, AutoTokenizer
 
 from l2v import Encoder
-from l2v.cli.export import main
+from l2v.cli.export import _folder, main
 from l2v.errors import L2VError
 from l2v.export.export import Export, Merge, export
 from l2v.export.merging import blend, stack_adapters
 from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
+from l2v.models.settings import EncoderSettings
 from l2v.pooling import POOLINGS
 from l2v.runs.hashes import folder_hash
 from l2v.runs.lineage import Lineage, lineage_base
@@ -502,6 +503,33 @@ MISTAKES = [
 def test_a_mistake_is_told_before_anything_is_loaded(runs, overrides: list[str], message: str) -> None:
     with pytest.raises(L2VError, match=message):
         main(composed("export", [f"run={runs[1].folder}", *overrides]))
+
+
+def test_two_ways_to_export_a_run_write_two_folders(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+
+    def folder(merge: Merge | None = None, prompts: dict[str, str] | None = None, **encoder: Any) -> Path:
+        settings = EncoderSettings(str(run.folder), **encoder)
+        return _folder(run, Export(merge=merge or Merge(), prompts=prompts or {}, encoder=settings))
+
+    folders = [
+        folder(),
+        folder(dtype="bfloat16"),
+        folder(pooling="last_token"),
+        folder(max_length=128),
+        folder(template="chat"),
+        folder(template="{text}!"),
+        folder(prompts={"query": "Find it"}),
+        folder(merge=Merge(runs=("a",))),
+        folder(merge=Merge(runs=("b",))),
+        folder(merge=Merge(runs=("b",), weights=(1, 2))),
+        folder(merge=Merge(base_ratio=0.5)),
+    ]
+    assert folders[:4] == [
+        run.folder / name
+        for name in ("exported", "exported-bfloat16", "exported-last_token", "exported-max_length-128")
+    ]
+    assert len(set(folders)) == len(folders) and {place.parent for place in folders} == {run.folder}
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(runs: tuple[Run, Run], tmp_path: Path) -> None:
