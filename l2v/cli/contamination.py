@@ -22,7 +22,7 @@ from l2v.runs.run import Run
 def main(composed: DictConfig) -> None:
     """Check the config, read both sides, write ``contamination/<suite>.json``, print the shares."""
     config = configs.plain(composed, without=("data.validation", "data.test"))
-    grams = Grams(**configs.check(Grams, {name: config[name] for name in ("n", "shortest")}, ""))
+    grams = configs.construct(Grams, {name: config[name] for name in ("n", "shortest")}, "")
     source, data, folder = _training_data(config)
     suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
     tasks = configs.build_tasks(suite)
@@ -33,7 +33,7 @@ def main(composed: DictConfig) -> None:
         texts |= found_texts
         unknown += [] if found_texts else [name]
     if config["texts"]["files"] is not None:
-        given = FileTexts(**configs.check(FileTexts, {**config["texts"], "override": "texts.files"}, "texts"))
+        given = configs.construct(FileTexts, {**config["texts"], "override": "texts.files"}, "texts")
         for path in given.paths():
             own = replace(given, files=str(path))
             texts[path.stem if path.stem not in texts else str(path)] = (path.name, own.texts())

@@ -28,7 +28,7 @@ def main(composed: DictConfig) -> None:
     from l2v.planning.layer_losses import Sample, layer_losses
 
     names = ("batches", "batch_size", "negatives", "seed")
-    sample = Sample(**configs.check(Sample, {name: config[name] for name in names}, ""))
+    sample = configs.construct(Sample, {name: config[name] for name in names}, "")
     loss = configs.build(config["stage"]["loss"], "stage.loss")
     data = configs.build(config["data"]["train"], "data.train")
     if not isinstance(data, TripletMix):

@@ -19,12 +19,12 @@ def main(composed: DictConfig) -> None:
     del config["debug"]
     trainer = configs.build_predictor(config.pop("trainer"))
     engine = configs.check_value(Literal["local", "ray"], config.pop("engine"), "engine")
-    cluster = Cluster(**configs.check(Cluster, config.pop("ray"), "ray"))
+    cluster = configs.construct(Cluster, config.pop("ray"), "ray")
     if engine == "local" and cluster != Cluster():
         changed = next(name for name, value in vars(cluster).items() if value != getattr(Cluster(), name))
         raise L2VError(f"ray.{changed}={getattr(cluster, changed)}: is for engine=ray, found engine=local")
     subject = configs.take_encoder(config)
-    encoding = Encoding(**configs.check(Encoding, config, ""))
+    encoding = configs.construct(Encoding, config, "")
     if engine == "ray":
         manifest = encode_on_ray(subject, encoding, trainer, cluster)
     else:

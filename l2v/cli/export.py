@@ -29,12 +29,12 @@ def main(composed: DictConfig) -> None:
     wanted = Export(
         form=form,
         dtype=dtype,
-        merge=Merge(**configs.check(Merge, config["merge"], "merge")),
+        merge=configs.construct(Merge, config["merge"], "merge"),
         onnx=configs.check_value(bool, config["onnx"], "onnx"),
         prompts={name: configs.check_value(str, text, f"prompts.{name}") for name, text in prompts.items()},
         encoder=encoder,
     )
-    submission = Submission(**configs.check(Submission, config["mteb"], "mteb"))
+    submission = configs.construct(Submission, config["mteb"], "mteb")
     private = configs.check_value(bool, config["private"], "private")
     folder = Path(config["output"]).expanduser() if config["output"] else _folder(run, wanted)
     if folder.exists() and not (folder / "l2v.json").exists():

@@ -16,7 +16,7 @@ def main(composed: DictConfig) -> None:
 
     del config["debug"]
     subject = configs.take_encoder(config)
-    mining = Mining(**configs.check(Mining, config, ""))
+    mining = configs.construct(Mining, config, "")
     print(describe(mine(subject, mining)))
     print(f"\nTriplets: {Path(mining.output).expanduser().resolve()}")
 

@@ -3,7 +3,7 @@
 The only room that knows Hydra: everything else takes plain, typed arguments.
 """
 
-from l2v.config.build import build, check, check_value
+from l2v.config.build import build, check_value, construct
 from l2v.config.compose import (
     choices,
     compose,
@@ -35,7 +35,6 @@ __all__ = [
     "build_predictor",
     "build_tasks",
     "build_training",
-    "check",
     "check_definitions",
     "check_overrides",
     "check_targets",
@@ -43,6 +42,7 @@ __all__ = [
     "choices",
     "compose",
     "conf_folder",
+    "construct",
     "is_multirun",
     "leaves",
     "merge_overrides",

@@ -4,12 +4,15 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from l2v.config.messages import guess
 from l2v.errors import L2VError
 from l2v.extras import install_hint, require
+
+_Made = TypeVar("_Made")
 
 
 def build(node: Any, where: str) -> Any:
@@ -30,7 +33,19 @@ def build(node: Any, where: str) -> Any:
     if "_target_" not in node:
         return arguments
     target = find_target(node["_target_"], where)
-    return target(**check(target, arguments, where))
+    return construct(target, arguments, where)
+
+
+def construct(target: Callable[..., _Made], arguments: dict[str, Any], where: str) -> _Made:
+    """What a target makes of arguments that are checked against its signature.
+
+    ``where`` is the dotted name of the node that they are in, empty at the top of the config.
+
+    Raises:
+        L2VError: see :func:`build`; or as the target does: what it calls by the name of an argument is then called as
+            the command line has it.
+    """
+    return _made(target, check(target, arguments, where), where)
 
 
 def check(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> dict[str, Any]:
@@ -66,7 +81,7 @@ def check_value(annotation: Any, value: Any, where: str) -> Any:
     items = get_args(annotation)
     if get_origin(annotation) is dict and dataclasses.is_dataclass(items[1]) and isinstance(value, dict):
         options: Any = items[1]
-        return {key: options(**check(options, one or {}, f"{where}.{key}")) for key, one in value.items()}
+        return {key: construct(options, one or {}, f"{where}.{key}") for key, one in value.items()}
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
@@ -143,4 +158,14 @@ _NEEDS = {"TensorBoardLogger": "tensorboard", "ZeRO": "deepspeed"}
 def _make(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:
     if needed := _NEEDS.get(getattr(target, "__name__", "")):
         require(f"{where}._target_={target.__module__}.{target.__name__}", needed)
-    return target(**arguments)
+    return _made(target, arguments, where)
+
+
+def _made(target: Callable[..., _Made], checked: dict[str, Any], where: str) -> _Made:
+    try:
+        return target(**checked)
+    except L2VError as error:
+        named = re.match(r"(\w+)(?:=|:| must )", str(error))
+        if not where or named is None or named[1] not in checked:
+            raise
+        raise L2VError(f"{where}.{error}") from None

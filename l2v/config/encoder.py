@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from l2v.config.build import build, check
+from l2v.config.build import build, construct
 
 if TYPE_CHECKING:
     from l2v.models.settings import EncoderSettings
@@ -16,4 +16,4 @@ def take_encoder(config: dict[str, Any]) -> "EncoderSettings":
     settings = {"source": config.pop("encoder")}
     settings |= {field.name: config.pop(field.name) for field in fields(EncoderSettings) if field.name in config}
     settings["pooling"] = build(settings["pooling"], "pooling")
-    return EncoderSettings(**check(EncoderSettings, settings, ""))
+    return construct(EncoderSettings, settings, "")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from l2v.config.build import build_later, check, check_value
+from l2v.config.build import build_later, check_value, construct
 from l2v.config.trainer import build_trainer, sharding_of
 from l2v.config.training import build_trained
 from l2v.errors import L2VError
@@ -56,7 +56,7 @@ def build_plan(config: dict[str, Any]) -> "tuple[Setup, Room]":
         on_gpu=on_gpu,
         text_tokens=text_tokens,
     )
-    gpu = Gpu(**check(Gpu, config["gpu"], "gpu"))
+    gpu = construct(Gpu, config["gpu"], "gpu")
     room = Room(
         memory_gib=gpu.memory_gib if on_gpu else memory_of_this_machine() / devices,
         tflops=gpu.rate(settings["precision"]) if on_gpu else None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
-from l2v.config.build import build, build_later, check, check_value
+from l2v.config.build import build, build_later, check_value, construct
 from l2v.config.messages import guess
 from l2v.config.tasks import build_tasks
 from l2v.config.trainer import build_trainer, sharding_of
@@ -82,7 +82,7 @@ def build_trained(config: dict[str, Any], *, on_cpu: bool, sharding: "Sharding")
     stage_settings = {k: v for k, v in config["stage"].items() if k not in _OF_OTHER_GROUPS}
     _check_keys(f"model.stages.{config['stage']['name']}", _of_stage(config), config["stage"])
     pooling = build(config["model"].get("pooling"), "model.pooling")
-    model = Model(**check(Model, {**config["model"], "pooling": pooling}, "model"))
+    model = construct(Model, {**config["model"], "pooling": pooling}, "model")
     if "micro_batch_tokens" in stage_settings:
         stage_settings["micro_batch_tokens"] = pass_tokens(
             stage_settings["micro_batch_tokens"],

@@ -326,6 +326,7 @@ MISTAKES = [
     (["stage=supervised", "stage.loss.dimensions=[0]"], "stage.loss.dimensions=.*greater than or equal to 1"),
     (["stage=mntp", "stage.max_steps=true"], "stage.max_steps=true: expected a number"),
     (["stage=mntp", "model.layers=true"], "model.layers=true: expected a number"),
+    (["stage=mntp", "model.layers=0"], "model.layers=0: expected a number of layers"),
     (["stage=supervised", "stage.loss.dimension_weights=[1]"], "stage.loss.dimension_weights: expected one for each"),
     (["stage=supervised", "+stage.loss.scale=50"], "stage.loss.scale: no such setting"),
     (["stage=supervised", "stage.sts.file=no.csv"], "no.csv: no such file of scored sentence pairs"),
