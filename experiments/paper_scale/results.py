@@ -101,7 +101,8 @@ def main(folder: Path, predictions: Path, file: Path) -> None:
         sides = [[run.relative_to(folder).as_posix() for run in runs[row]] for row in (a, b)]
         for task in ("STSBenchmark", "SICK-R", "SciFact"):
             if found := bootstrap(arrays, *sides, task):
-                claims.append({"above": a, "below": b, "task": task, "seeds": list(map(len, sides)), **found})
+                known = [sum(f"{task}/{run}" in arrays for run in side) for side in sides]
+                claims.append({"above": a, "below": b, "task": task, "seeds": known, **found})
     results = {"scores": table, "claims": claims}
     file.write_text(json.dumps(results, indent=2) + "\n")
     print("| | " + " | ".join(TASKS.values()) + " |\n|---" + "|--:" * len(TASKS) + "|")
