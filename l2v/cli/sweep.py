@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from l2v.config.typed import as_typed, parsed, quoted
 from l2v.errors import L2VError
 from l2v.progress import say
-from l2v.runs.files import in_a_name, read_json, write_json
-from l2v.runs.hashes import settings_hash
+from l2v.runs.files import read_json, write_json
+from l2v.runs.hashes import distinct_name, settings_hash
 from l2v.runs.run import Run
 
 OWN = (
@@ -68,9 +68,7 @@ def label_of(swept: Sequence[str], overrides: Sequence[str]) -> str:
     """
     values = {override.partition("=")[0].lstrip("+~"): override.partition("=")[2] for override in overrides}
     parts = [f"{key.removeprefix('stage.')}-{values.get(key, '')}" for key in swept]
-    text = "_".join(parts)
-    label = in_a_name(text)[:_LONGEST]
-    return label if label == text else f"{label}-{settings_hash(text, 8)}"
+    return distinct_name("_".join(parts), _LONGEST)
 
 
 # stages that points share

@@ -13,8 +13,7 @@ from l2v.models.depth import check_layers, number_of_layers
 from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
 from l2v.runs.adapter_folders import Assembly, assemble, put_on
-from l2v.runs.files import in_a_name
-from l2v.runs.hashes import folder_hash, settings_hash, source_hash
+from l2v.runs.hashes import distinct_name, folder_hash, settings_hash, source_hash
 from l2v.runs.lineage import check_encoder
 from l2v.runs.locations import Source
 from l2v.runs.run import Run
@@ -44,6 +43,8 @@ _OF_LOADING = ("partial", "kind", "trust_remote_code", "library")
 """Settings that decide how an encoder is loaded, and not which it is."""
 _SPEAK_FOR_THEMSELVES = ("attention", "attn_implementation", "dtype", "quantization", "pooling")
 """Settings whose values have no other meaning."""
+_LONGEST_LABEL = 40
+"""Characters of one setting in a folder's name, without its hash."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +186,9 @@ class EncoderSettings:
 def _label(name: str, value: Any) -> str:
     if name == "adapters":
         return "-".join((*(Path(adapter).name for adapter in value), settings_hash(value, 6)))
-    if name in ("template", "separator"):
-        return f"{name}-{settings_hash(value, 6)}"
     if isinstance(value, Pooling):
         return f"{type(value).__name__}-{settings_hash(pooling_record(value), 6)}"
-    return in_a_name(str(value) if name in _SPEAK_FOR_THEMSELVES else f"{name}-{value}")
+    return distinct_name(str(value) if name in _SPEAK_FOR_THEMSELVES else f"{name}-{value}", _LONGEST_LABEL)
 
 
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:

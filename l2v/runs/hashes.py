@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from l2v.errors import L2VError
-from l2v.runs.files import cache_folder, read_json, write_json
+from l2v.runs.files import cache_folder, in_a_name, read_json, write_json
 from l2v.runs.locations import Source
 
 _JUST_WRITTEN = 2.0
@@ -62,6 +62,12 @@ def settings_hash(value: Any, digits: int = 16) -> str:
     """SHA-256 of dictionaries, lists and values, whatever the order of keys: its first hex digits."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def distinct_name(text: str, longest: int) -> str:
+    """A text as a part of a file's name, with a hash of it at its end where the name has not all of it."""
+    name = in_a_name(text)[:longest]
+    return name if name == text else f"{name}-{settings_hash(text, 8)}"
 
 
 def source_hash(source: Source, commit: str | None = None) -> str:

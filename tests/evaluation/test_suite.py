@@ -136,7 +136,7 @@ def test_settings_of_its_own_put_the_scores_of_a_run_beside_it(
         ("separator", [": ", " "]),
         ("pooling", ["mean", Sharp(1.0), Sharp(2.0)]),
         ("adapters", [("a/adapter",), ("b/adapter",), ("a/adapter", "b/adapter")]),
-        ("revision", ["main", "v2"]),
+        ("revision", ["main", "v2", "a/b", "a-b"]),
         ("base", ["owner/one", "owner/two"]),
     ],
 )
