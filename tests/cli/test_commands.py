@@ -149,7 +149,8 @@ def test_instructions_with_commas_reach_mining_and_export(folder: Path) -> None:
         folder,
     )
     shell("l2v export run=runs/run prompts='{query: \"Given a question, retrieve its answer\"}'", folder)
-    saved = json.loads((folder / "runs/run/exported/config_sentence_transformers.json").read_text())
+    (exported,) = (folder / "runs/run").glob("exported-prompts-*")
+    saved = json.loads((exported / "config_sentence_transformers.json").read_text())
     assert saved["prompts"]["query"] == "Given a question, retrieve its answer:\n"
 
 
