@@ -23,7 +23,7 @@ def main(composed: DictConfig) -> None:
 
     subject = configs.take_encoder(config)
     suite, tasks = config["evaluation"]["suite"], configs.build_tasks(config["evaluation"])
-    folder = Path(config["output"]) if config["output"] else _free_folder(subject, suite)
+    folder = Path(config["output"]).expanduser() if config["output"] else _free_folder(subject, suite)
     devices = configs.check_value(Annotated[int, Ge(1)], config["devices"], "devices")
     evaluate(subject, tasks, suite=suite, folder=folder, devices=devices)
     print_scores([folder])

@@ -171,10 +171,11 @@ def merge_overrides(
 
     Raises:
         L2VError: the saved config is cut off, names other code, trusts that of its model, or writes outside of the
-            run.
+            run; or an override would change nothing, or half of what it says.
     """
     keys = [override.lstrip("+~").split("=", 1)[0] for override in given]
     keys = [key for key in keys if key not in ("resume", "debug")]
+    _check_taken(saved, composed, keys, where)
     if missing := [str(key) for key in composed if key not in saved and key not in keys]:
         raise L2VError(
             f"{where}: its config.yaml has no {missing[0]}, so it is cut off or of another version; put a copy in its "
@@ -189,6 +190,30 @@ def merge_overrides(
     for key in keys:
         OmegaConf.update(merged, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return merged
+
+
+_CHOOSES_FOR_OTHERS = re.compile(r"(experiment|loss|task|quirks|model\.stages)(?![^.])")
+"""Settings that others are made of when a run begins."""
+_OF_THE_STAGE = {"separator": "encoder_separator"}
+"""What a stage calls a setting of the model where it has another name."""
+
+
+def _check_taken(saved: dict[str, Any], composed: DictConfig, keys: Sequence[str], where: str) -> None:
+    """Refuse overrides of what other settings were made of when the run began: these stay as they were."""
+    for key in keys:
+        if _CHOOSES_FOR_OTHERS.match(key):
+            raise L2VError(
+                f"{where}: {key}= chooses for other settings when a run begins, and these stay as they are; give them "
+                "themselves, as stage.padding_side= or stage.loss.temperature="
+            )
+        group, _, name = key.partition(".")
+        own = f"stage.{_OF_THE_STAGE.get(name, name)}"
+        if group != "model" or own in keys or OmegaConf.select(composed, key) == saved["model"].get(name):
+            continue
+        if own.partition(".")[2] in saved["stage"]:
+            raise L2VError(
+                f"{where}: {key}= is of the encoder that comes out, and the stage has its own; give {own}=, too"
+            )
 
 
 def _without(node: Any, keys: Sequence[str], prefix: str = "") -> Any:

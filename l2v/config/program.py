@@ -22,7 +22,7 @@ from l2v.config.compose import (
 from l2v.config.messages import no_such_option, one_line
 from l2v.config.search import conf_folder, is_base, offer_groups, search_path
 from l2v.config.targets import check_recipe, take_allowed_modules
-from l2v.config.typed import as_typed, take_texts
+from l2v.config.typed import as_resumed, as_typed, take_texts
 from l2v.errors import L2VError, Stopped, Terminated, first_line, panics_told
 from l2v.process import find_home, set_up_process
 from l2v.progress import say
@@ -74,7 +74,7 @@ def run(task: Callable[[DictConfig], Any], *, name: str, models: bool = True) ->
 
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.argv[1:] = with_model_of_init(take_allowed_modules(typed))
+        sys.argv[1:] = with_model_of_init(take_allowed_modules(as_resumed(typed) if name == "train" else typed))
         check_recipe(sys.argv[1:], name)
         offer_groups(name)
         hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name=name)(guarded)()

@@ -1,5 +1,6 @@
 """The command line as it was typed: a shell takes its quotes away, and Hydra reads commas, numbers and brackets."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin
@@ -18,6 +19,8 @@ _SETTING = re.compile(r"\+{0,2}(?!hydra\b)[\w.]+=", re.ASCII)
 _WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 """Flags of Hydra's after which another argument is their value."""
 
+_OF_A_RUN = re.compile(r"^\+{0,2}((?:model|stage|data|adapter|trainer)\.[\w.]+=)", re.ASCII)
+"""The beginning of an override of one of the groups of which all settings are checked when they are built."""
 _TARGETS = {
     "train": {"model": "l2v.training.settings.Model"},
     "encode": {"": "l2v.embedding.job.Encoding"},
@@ -53,7 +56,8 @@ def quoted(text: str) -> str:
 
 
 def as_typed(arguments: Sequence[str], name: str) -> list[str]:
-    """The command line with what Hydra cannot read, or reads as several values without ``-m``, in quotes of its own.
+    """The command line with what Hydra cannot read, or reads as several values without ``-m``, in quotes of its own,
+    and with a home folder in ``runs_dir`` written out.
 
     Args:
         arguments: of the command line; or overrides.
@@ -66,6 +70,8 @@ def as_typed(arguments: Sequence[str], name: str) -> list[str]:
         if setting is None or previous in _WITH_VALUE:
             made.append(argument)
             continue
+        if setting[0].strip("+=") == "runs_dir":  # of which other settings are made
+            argument = setting[0] + os.path.expanduser(argument[setting.end() :])
         override = parsed(argument)
         several = override is not None and override.is_sweep_override() and not sweeps
         if several and setting[0].strip("+=") in groups(search_path(arguments, name)):
@@ -75,6 +81,19 @@ def as_typed(arguments: Sequence[str], name: str) -> list[str]:
             argument = setting[0] + quoted(argument[setting.end() :])
         made.append(argument)
     return made
+
+
+def as_resumed(arguments: Sequence[str]) -> list[str]:
+    """The command line in which a setting beside ``resume=<run>`` need be none of the options that Hydra composes.
+
+    It is one of the options that the run was begun with. Whether there is such a one is seen when they are built.
+
+    Args:
+        arguments: of the command line of train.py, as :func:`as_typed` returns them.
+    """
+    if not any(re.match(r"\+{0,2}resume=(?!null$)", argument) for argument in arguments):
+        return list(arguments)
+    return [re.sub(_OF_A_RUN, r"++\1", argument) for argument in arguments]
 
 
 def take_texts(config: DictConfig, overrides: Sequence[str], name: str) -> None:

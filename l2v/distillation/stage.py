@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from l2v.runs.initialization import Initialization
     from l2v.training.settings import Training
 
-_SUMS = ("loss", "cosine", "agreement", "count")
+_SUMS = ("loss", "cosine", "agreement", "agreeing", "count")
 
 
 class TaughtBatch(PaddedTexts):
@@ -115,10 +115,12 @@ class Distillation(ContrastiveStage):
             return
         first, second = torch.triu_indices(number, number, offset=1, device=vectors.device)
         both = torch.stack([cosines(of, of)[first, second] for of in (vectors, teacher)])
+        agreement = torch.corrcoef(both)[0, 1] if number > 2 else torch.zeros(())  # one pair has no correlation
         self.add_to_validation(
             loss=self._losses(vectors, vectors, teacher, teacher).sum(),
             cosine=(1 - self._directions(vectors, teacher)).sum() if self.direction_weight else torch.zeros(()),
-            agreement=torch.corrcoef(both)[0, 1] * number,
+            agreement=agreement * number,
+            agreeing=torch.tensor(number if number > 2 else 0),
             count=torch.tensor(number),
         )
 
@@ -131,7 +133,8 @@ class Distillation(ContrastiveStage):
         if self.direction_weight:
             self.log("validation/cosine", sums["cosine"] / count)
         # Pearson correlation of the cosines of all pairs in a batch, the teacher's and the student's
-        self.log("validation/agreement", sums["agreement"] / count, prog_bar=True)
+        if sums["agreeing"]:
+            self.log("validation/agreement", sums["agreement"] / sums["agreeing"], prog_bar=True)
 
     def _losses(self, vectors: Tensor, texts: Tensor, teacher: Tensor, teachers: Tensor, first: int = 0) -> Tensor:
         """Of these texts, whose row in ``texts`` is ``first``."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TokenPreparation
-from l2v.encoders.saved_settings import pooling_of, saved_settings, write_settings
+from l2v.encoders.saved_settings import pooling_of, settings_of, write_settings
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone, row_groups
@@ -96,7 +96,8 @@ class Encoder:
         Raises:
             L2VError: nothing there, or not a decoder, or its attention fails the proof.
         """
-        wanted = source if isinstance(source, EncoderSettings) else EncoderSettings(str(source), **settings)
+        given = source if isinstance(source, EncoderSettings) else EncoderSettings(str(source))
+        wanted = replace(given, **settings)
         head_source = None
         if wanted.is_run:
             folder = wanted.folder
@@ -111,7 +112,7 @@ class Encoder:
                 lineage = Lineage.read(folder / "lineage.json")
                 head_source = lineage_head(lineage, folder) or lineage_base(lineage, folder)
         parts = wanted.parts("model.source")
-        saved = parts.settings or saved_settings(parts.base)
+        saved, place = settings_of(parts)
         wanted = replace(
             wanted,
             attention=wanted.attention or saved.get("attention", "bidirectional"),
@@ -125,7 +126,7 @@ class Encoder:
             merge=parts.adapters,
             device=device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"),
         )
-        return cls.with_settings(backbone, wanted.usage(saved), parts.settings_place)
+        return cls.with_settings(backbone, wanted.usage(saved), place)
 
     @classmethod
     def with_settings(cls, backbone: Backbone, settings: dict[str, Any], place: Source | None = None) -> "Encoder":

@@ -12,13 +12,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TextPreparation
-from l2v.encoders.saved_settings import beyond_l2v
+from l2v.encoders.saved_settings import beyond_l2v, foreign_code
 from l2v.encoders.texts import TextInput, cosines, split_pairs
 from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.extras import require
 from l2v.models.quiet import quiet
 from l2v.models.settings import EncoderSettings
-from l2v.runs.adapter_folders import SETTINGS_FILE
+from l2v.runs.adapter_folders import ADAPTER_CONFIG, SETTINGS_FILE, adapter_folder
 from l2v.runs.files import read_json
 from l2v.runs.locations import locate, model_file, not_on_hub
 from l2v.text.tokenization import clean
@@ -67,6 +67,11 @@ class SentenceTransformersEncoder:
         from sentence_transformers import SentenceTransformer
 
         place = locate(settings.source, settings.revision, "encoder")
+        if not settings.trust_remote_code and (code := foreign_code(place)):
+            raise L2VError(
+                f"encoder={settings.source}: its modules.json names {code[0]}, code that may have come with it; "
+                "trust_remote_code=true runs it"
+            )
         try:
             with quiet():
                 model = SentenceTransformer(
@@ -167,7 +172,7 @@ def is_theirs(settings: EncoderSettings) -> bool:
     """Whether only sentence-transformers can load an encoder: its files say so, or more than l2v does."""
     if settings.library is not None:
         return settings.library == "sentence-transformers"
-    if settings.is_run or settings.kind == "encoder" or settings.adapters:
+    if settings.is_run or settings.kind == "encoder" or settings.adapters or _is_an_adapter_alone(settings):
         return False
     place = locate(settings.source, settings.revision, "encoder")
     if place.gguf_file or model_file(place, SETTINGS_FILE, "encoder"):
@@ -176,5 +181,14 @@ def is_theirs(settings: EncoderSettings) -> bool:
     if modules is None:
         return False
     config = model_file(place, "config.json", "encoder")
+    if config is None and model_file(place, ADAPTER_CONFIG, "encoder"):
+        config = model_file(settings.parts().base, "config.json", "base")
     model_type = read_json(config).get("model_type") if config is not None else None
     return bool(beyond_l2v(place)) or model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def _is_an_adapter_alone(settings: EncoderSettings) -> bool:
+    """Whether a folder holds an adapter, with no file of sentence-transformers beside it."""
+    folder = settings.folder
+    is_model = any((folder / file).exists() for file in ("config.json", "modules.json"))
+    return folder.is_dir() and not is_model and adapter_folder(settings.source, override="encoder") is not None

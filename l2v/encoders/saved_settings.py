@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from l2v.errors import L2VError
 from l2v.pooling import Pooling, PoolingName, load_pooling, load_weights
-from l2v.runs.adapter_folders import POOLING_FOLDER, POOLING_WEIGHTS, SETTINGS_FILE
+from l2v.runs.adapter_folders import POOLING_FOLDER, POOLING_WEIGHTS, SETTINGS_FILE, Assembly
 from l2v.runs.files import read_json, write_json
 from l2v.runs.locations import Source, model_file
 
@@ -30,14 +30,35 @@ _NEWER_POOLING: dict[str, PoolingName] = {
 _MODE = "pooling_mode_"
 
 
-def saved_settings(place: Source) -> dict[str, Any]:
-    """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
-    sentence-transformers.
+def settings_of(parts: Assembly) -> tuple[dict[str, Any], Source | None]:
+    """What was saved of pooling, attention and lengths with the parts of an encoder, and where.
+
+    With the last adapter that has files of l2v, the reference or sentence-transformers; else with the base.
 
     Raises:
         L2VError: sentence-transformers' files say what l2v does not do.
     """
-    model = model_file(place, "config.json")
+    if parts.settings:
+        return parts.settings, parts.settings_place
+    for adapter in reversed(parts.adapters):
+        place = Source(str(adapter), str(adapter.resolve()))
+        if found := saved_settings(place, parts.base):
+            return found, place
+    return saved_settings(parts.base), parts.base
+
+
+def saved_settings(place: Source, base: Source | None = None) -> dict[str, Any]:
+    """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
+    sentence-transformers.
+
+    Args:
+        place: the folder or repository.
+        base: the model of the adapter that lies there; None: it holds a model of its own.
+
+    Raises:
+        L2VError: sentence-transformers' files say what l2v does not do.
+    """
+    model = model_file(base or place, "config.json")
     if own := model_file(place, SETTINGS_FILE):
         if not isinstance(found := read_json(own), dict):
             raise L2VError(f"{own}: expected an object of settings, found {type(found).__name__}")
@@ -54,7 +75,7 @@ def saved_settings(place: Source) -> dict[str, Any]:
     # without the key sentence-transformers pools the prompt
     settings["pooled_tokens"] = "all" if pooling.get("include_prompt", True) else "after_prompt"
     settings["normalize"] = _kinds(place)[-1:] == ["Normalize"]
-    if (length := _longest(place)) is not None:
+    if (length := _longest(place, base or place)) is not None:
         settings["max_length"] = length
     if model and read_json(model).get("is_causal") is not False:
         settings["attention"] = "causal"
@@ -81,11 +102,21 @@ def beyond_l2v(place: Source) -> list[str]:
     return odd
 
 
-def _kinds(place: Source) -> list[str]:
-    """The modules of sentence-transformers' ``modules.json``, by the names of their classes."""
+def foreign_code(place: Source) -> list[str]:
+    """Classes that a ``modules.json`` names and that come neither with sentence-transformers nor with l2v."""
+    return [kind for kind in _types(place) if not kind.startswith(("sentence_transformers.", "l2v."))]
+
+
+def _types(place: Source) -> list[str]:
+    """The modules of sentence-transformers' ``modules.json``, by where their classes are imported from."""
     file = model_file(place, "modules.json")
     modules = read_json(file) if file else []
-    return [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    return [str(module.get("type", "")) for module in modules]
+
+
+def _kinds(place: Source) -> list[str]:
+    """The same by the names of their classes."""
+    return [kind.rsplit(".", 1)[-1] for kind in _types(place)]
 
 
 def _config(place: Source, name: str) -> dict[str, Any]:
@@ -112,14 +143,14 @@ def _modes(pooling: Mapping[str, Any]) -> list[str]:
     return [older.get(key, key) for key in found] or ["mean"]
 
 
-def _longest(place: Source) -> int | None:
-    """Tokens of a text: as saved, else what the tokenizer and the model allow."""
+def _longest(place: Source, base: Source) -> int | None:
+    """Tokens of a text: as saved, else what the tokenizer and the model (of ``base``) allow."""
     saved = _config(place, "sentence_bert_config.json").get("max_seq_length")
     if saved is not None:
         return int(saved)
     known = (
         _config(place, "tokenizer_config.json").get("model_max_length"),
-        _config(place, "config.json").get("max_position_embeddings"),
+        _config(base, "config.json").get("max_position_embeddings"),
     )
     return min((int(length) for length in known if isinstance(length, int | float)), default=None)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2v.encoders.encoder import Encoder
-from l2v.encoders.saved_settings import saved_settings
+from l2v.encoders.saved_settings import settings_of
 from l2v.errors import L2VError, first_line
 from l2v.models.settings import EncoderSettings
 from l2v.pooling import POOLINGS
@@ -82,8 +82,8 @@ def likely_cause(
 def _variants(settings: EncoderSettings, texts: Sequence[str]) -> Iterator[tuple[str, Vectors]]:
     """What the encoder gives when it is used otherwise, and how that is told: single changes first."""
     encoder = Encoder.from_pretrained(settings)
-    place = settings.parts().base
-    saved = {**saved_settings(place), "pooling": encoder.pooling, "attention": encoder.backbone.attention}
+    saved, place = settings_of(settings.parts())
+    saved = settings.usage(saved) | {"pooling": encoder.pooling, "attention": encoder.backbone.attention}
     single: list[tuple[str, dict[str, Any]]] = []
     if encoder.backbone.attention == "bidirectional" and settings.kind == "decoder":
         single.append((_CAUSES["attention"], {"attention": "causal"}))

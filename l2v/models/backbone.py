@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -131,7 +131,8 @@ class Backbone(nn.Module):
         Raises:
             L2VError: the source is missing, is of another kind, or fails the proof.
         """
-        wanted = settings or EncoderSettings(source.name if isinstance(source, Source) else source, **given)
+        wanted = settings or EncoderSettings(source.name if isinstance(source, Source) else source)
+        wanted = replace(wanted, **given)
         place = source if isinstance(source, Source) else locate(source, wanted.revision).shallower(wanted.layers)
         attention = wanted.attention or "bidirectional"
         loaded = load_decoder(

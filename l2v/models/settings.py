@@ -12,7 +12,7 @@ from l2v.models.bidirectional import ATTENTIONS, Attention
 from l2v.models.depth import check_layers, number_of_layers
 from l2v.models.quantization import Quantization
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
-from l2v.runs.adapter_folders import Assembly, assemble, put_on
+from l2v.runs.adapter_folders import Assembly, assemble, check_base, put_on
 from l2v.runs.hashes import distinct_name, folder_hash, settings_hash, source_hash
 from l2v.runs.lineage import check_encoder
 from l2v.runs.locations import Source
@@ -130,6 +130,8 @@ class EncoderSettings:
 
     def parts(self, override: str = "encoder") -> Assembly:
         """The decoder and the adapters that it is put together from; ``override`` is what an error names."""
+        if self.is_run:
+            check_base(self.base, f"{override}={self.source} is a run, which says itself what it was trained on")
         if self.is_run and Run(self.folder).has_only_an_adapter:
             found = put_on(Run(self.folder).assembly(), self.adapters)
         else:

@@ -22,6 +22,14 @@ SETTINGS_FILE = "l2v.json"
 POOLING_FOLDER, POOLING_WEIGHTS = "1_Pooling", "pooling.safetensors"
 """Inside a saved encoder: sentence-transformers' folder, and the weights of a pooling of one's own in it."""
 _SETTINGS = "llm2vec_config.json"
+_OF_SENTENCE_TRANSFORMERS = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer_config.json",
+    f"{POOLING_FOLDER}/*",
+)
+"""What that library writes beside an adapter of its own."""
 _POOLINGS = {"mean": "mean", "weighted_mean": "weighted_mean", "eos_token": "last_token", "last_token": "last_token"}
 _POOLINGS["bos_token"] = "bos"
 _ON_MNTP = re.compile(r"(.+-mntp)-(?:unsup-simcse|simcse|supervised)")
@@ -69,11 +77,12 @@ def assemble(
         override: what to name in an error.
 
     Raises:
-        L2VError: nothing there, or no adapter where one is expected.
+        L2VError: nothing there, no adapter where one is expected, or ``base`` beside a source that is none.
     """
     first = adapter_folder(source, revision, override)
     if first is None:
-        place = locate(base or source, revision, override)
+        check_base(base, f"{override}={source} is no adapter")
+        place = locate(source, revision, override)
     else:
         check_beginning(source, override)
         place = locate(base, override="base") if base else _base_of(first)
@@ -96,6 +105,12 @@ def put_on(below: Assembly, adapters: Sequence[str | Path]) -> Assembly:
         if found := read_json(own) if own.is_file() else reference_settings(folder):
             settings, beside = found, Source(str(folder), str(folder.resolve()))
     return Assembly(below.base, folders, settings, beside)
+
+
+def check_base(base: str | None, why_not: str) -> None:
+    """Raise an L2VError where ``base`` is given beside what is not put on it."""
+    if base is not None:
+        raise L2VError(f"base={base}: the model of an adapter in its place, but {why_not}; leave base out")
 
 
 def check_beginning(name: str, override: str) -> None:
@@ -133,7 +148,9 @@ def adapter_folder(name: str, revision: str | None = None, override: str = "mode
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=["adapter_*", SETTINGS_FILE, _SETTINGS, "config.json"]
+                name,
+                revision=revision,
+                allow_patterns=["adapter_*", SETTINGS_FILE, _SETTINGS, "config.json", *_OF_SENTENCE_TRANSFORMERS],
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -159,12 +176,13 @@ def _only_adapter_inside(folder: Path, where: str) -> Path | None:
 
 
 def _base_of(adapter: Path) -> Source:
-    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    config = read_json(adapter / ADAPTER_CONFIG)
+    named = config.get("base_model_name_or_path")
     if not named:
         raise L2VError(f"{adapter / ADAPTER_CONFIG}: names no base model; give base=<the decoder it was trained on>")
     beside = adapter / named
     try:
-        return locate(str(beside) if beside.is_dir() else named, override="base")
+        return locate(str(beside) if beside.is_dir() else named, config.get("revision"), override="base")
     except L2VError:
         raise L2VError(
             f"{adapter / ADAPTER_CONFIG}: its base model {named} is not there; give base=<where that decoder is now>"

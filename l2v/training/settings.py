@@ -136,6 +136,12 @@ class Training:
         """
         if check := getattr(self.train, "check_validation", None):
             check(self.validation)
+        trained, used = getattr(self.stage, "pooling", None), self.model.pooling or "mean"
+        if isinstance(trained, str) and trained != used:
+            raise L2VError(
+                f"stage.pooling={trained}: the encoder that comes out would pool by model.pooling={used}; set that, "
+                "and the stage follows"
+            )
         if self.evaluation is not None and not self.stage.trains_backbone:
             raise L2VError(f"evaluate_every: stage={self.stage.name} leaves its encoder as it is; set it to null")
         if self.exports == "adapter" and self.adapter is None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launch import composed
 from omegaconf import OmegaConf
 
@@ -50,6 +51,14 @@ def test_a_folder_has_the_name_that_was_typed() -> None:
     for name in ("2026_11_25", "1.10", "1e3", "true", "a,b", "ü (2)"):
         config = given("train", f"name={name}", f"runs_dir={name}", "seed=1")
         assert config.run_dir == f"{name}/{name}" and config.seed == 1
+
+
+def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_typed(["runs_dir=~/runs", "name=~"], "train") == [
+        "runs_dir=/home/me/runs",
+        "name='~'",
+    ]
 
 
 def test_texts_inside_of_groups_are_taken_as_typed() -> None:

@@ -115,6 +115,14 @@ def test_a_student_learns_its_teachers_vectors(taught: Callable[[int], Taught], 
     assert vectors.shape == (len(SENTENCES), 32) and np.isfinite(vectors).all()
 
 
+def test_two_texts_that_are_held_out_have_no_agreement(taught: Callable[[int], Taught]) -> None:
+    made = taught(32)
+    run = made.distil("two", "stage.max_steps=1", "stage.batch_size=8", "data.held_out=2")
+    assert all("validation/loss" in row and "validation/agreement" not in row for row in rows_of(run))
+    batches = made.distil("more", "stage.max_steps=1", "stage.batch_size=4", "data.held_out=6")  # of four and of two
+    assert all(-1 <= row["validation/agreement"] <= 1 for row in rows_of(batches))
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not(taught: Callable[[int], Taught]) -> None:
     made = taught(16)
     straight = made.distil("straight", "stage.max_steps=6")

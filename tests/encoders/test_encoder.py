@@ -10,6 +10,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
+from l2v.models.backbone import Backbone
+from l2v.models.settings import EncoderSettings
 from l2v.pooling import POOLINGS
 from l2v.runs.adapter_folders import SETTINGS_FILE
 
@@ -308,6 +310,15 @@ def test_arguments_override_what_was_saved(tmp_path, encoder):
     again = Encoder.from_pretrained(tmp_path, device="cpu", **SETTINGS)
     assert (again.pooling, again.max_length, again.prompt.separator) == ("weighted_mean", 11, " | ")
     assert again.backbone.attention == "causal"
+
+
+def test_arguments_change_settings_that_are_given_whole(tiny_model):
+    settings = EncoderSettings(str(tiny_model), pooling="bos", max_length=64)
+    encoder = Encoder.from_pretrained(settings, pooling="last_token", attention="causal", device="cpu")
+    assert (encoder.pooling, encoder.max_length, encoder.backbone.attention) == ("last_token", 64, "causal")
+    assert Backbone.load(str(tiny_model), settings, attention="causal").attention == "causal"
+    with pytest.raises(TypeError, match="poolling"):
+        Encoder.from_pretrained(settings, poolling="bos")
 
 
 def test_saving_over_an_older_encoder_replaces_it(tmp_path, tiny_model, absolute_encoder):

@@ -99,7 +99,9 @@ def test_settings_that_the_library_has_not_are_refused(bert, settings, told):
 
 
 def test_a_missing_library_and_a_damaged_folder_end_in_one_line(bert, tmp_path, monkeypatch):
-    (tmp_path / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "", "type": "a.b.Strange"}]')
+    (tmp_path / "modules.json").write_text(
+        '[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.Strange"}]'
+    )
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(L2VError, match="sentence-transformers: ") as error:
         load_encoder(EncoderSettings(str(tmp_path)))

@@ -1,5 +1,6 @@
 """Folders of sentence-transformers: what their files say is done to 1e-5, by l2v or by that library, or one line."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import SENTENCES
 
 from l2v.encoders.encoder import Encoder
@@ -103,3 +105,58 @@ def test_prompts_are_pooled_as_the_folder_says(saved: Path, tmp_path: Path) -> N
         encoder = Encoder.from_pretrained(folder, device="cpu")
         wanted = model.encode(TEXTS, prompt="Find the same:\n")
         assert np.abs(encoder.encode(TEXTS, instruction="Find the same") - wanted).max() < 1e-5
+
+
+@pytest.fixture
+def adapted(tmp_path: Path, tiny_model: Path) -> Path:
+    """An adapter on a causal model, as the library saves one: settings of its own beside it, and no config.json."""
+    peft = pytest.importorskip("peft")
+    base = tmp_path / "base"
+    Encoder.from_pretrained(tiny_model, attention="causal", device="cpu").save(base)
+    for name in ("l2v.json", "modules.json", *(GENERAL, LENGTHS, POOLING)):
+        (base / name).unlink()
+    modules = importlib.import_module("sentence_transformers.models")
+    model = library.SentenceTransformer(
+        modules=[
+            modules.Transformer(str(base), max_seq_length=9),
+            modules.Pooling(32, "lasttoken"),
+            modules.Normalize(),
+        ],
+        device="cpu",
+    )
+    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_that_the_library_saved(adapted: Path, tmp_path: Path) -> None:
+    for encoder in (Encoder.from_pretrained(adapted, device="cpu"), load_encoder(EncoderSettings(str(adapted)))):
+        assert isinstance(encoder, Encoder)
+        assert np.abs(encoder.encode(TEXTS) - theirs(adapted)).max() < 1e-5
+    assert (encoder.pooling, encoder.max_length, encoder.backbone.attention) == ("last_token", 9, "causal")
+    for name in (LENGTHS, "tokenizer_config.json"):
+        (adapted / name).unlink()
+    positions = json.loads((adapted.parent / "base" / "config.json").read_text())["max_position_embeddings"]
+    assert Encoder.from_pretrained(adapted, device="cpu").max_length == positions
+
+
+def test_an_adapter_of_the_library_with_what_l2v_does_not_do(adapted: Path) -> None:
+    file = adapted / GENERAL
+    file.write_text(json.dumps(json.loads(file.read_text()) | PROMPT))
+    assert np.abs(load_encoder(EncoderSettings(str(adapted))).encode(TEXTS) - theirs(adapted)).max() < 1e-5
+
+
+def test_code_that_came_with_a_folder_is_not_run(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = changed(saved, tmp_path / "folder", {})
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules, {**modules[1], "idx": 2, "type": "custom_thing.Evil"}]))
+    (folder / "custom_thing.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(folder)
+    with pytest.raises(L2VError, match="its modules.json names custom_thing.Evil, code that may have come with it"):
+        load_encoder(EncoderSettings(str(folder)), device="cpu")
+    assert not (tmp_path / "ran").exists()

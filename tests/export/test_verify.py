@@ -14,7 +14,7 @@ from launch import Tiny, composed
 from l2v import Encoder
 from l2v.cli.verify import main
 from l2v.errors import L2VError
-from l2v.export.export import export
+from l2v.export.export import Export, export
 from l2v.export.vectors import TEXTS, VECTORS_FILE, read_vectors_of
 from l2v.runs.run import Run
 
@@ -114,6 +114,17 @@ def test_a_fault_is_named(folder: Path, serve: Serve, fault: str) -> None:
     with pytest.raises(L2VError, match=f"other vectors than the encoder's .*; {told}") as error:
         verify(folder, f"url={serve(embeddings(faulty.encode))}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fault", [pytest.param("pooling"), pytest.param("causal", marks=pytest.mark.slow)])
+def test_a_fault_of_an_exported_adapter_is_named(folder: Path, serve: Serve, fault: str) -> None:
+    """Its template is saved with it, and not with its base."""
+    adapter = folder.parent / "adapter-alone"
+    export(Run(folder.parent), adapter, Export(form="adapter"))
+    settings, told = FAULTS[fault]
+    faulty = Encoder.from_pretrained(adapter, device="cpu", **settings)
+    with pytest.raises(L2VError, match=f"other vectors than the encoder's .*; {told}"):
+        verify(adapter, f"url={serve(embeddings(faulty.encode))}")
 
 
 def test_faults_of_the_answer_are_named(folder: Path, serve: Serve) -> None:

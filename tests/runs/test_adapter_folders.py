@@ -15,9 +15,10 @@ import pytest
 from launch import Tiny
 
 from l2v.encoders.encoder import Encoder
+from l2v.encoders.load import known_dimension, load_encoder
 from l2v.errors import L2VError
 from l2v.models.settings import EncoderSettings
-from l2v.runs.adapter_folders import adapter_folder
+from l2v.runs.adapter_folders import adapter_folder, assemble
 from l2v.runs.run import Run
 
 FOLDER = Path(__file__).parents[1] / "reference" / "llm2vec"
@@ -121,6 +122,11 @@ def test_an_evaluation_knows_its_adapters() -> None:
         ("mntp", {"adapters": ["nowhere/no"]}, "adapters=nowhere/no: |model.source=nowhere/no: not found"),
         ("mntp", {"base": "gone/"}, "base=gone/: no such file or folder"),
         ("simcse", {"base": "mntp/llm2vec_config.json"}, "base=mntp/llm2vec_config.json: expected a model folder"),
+        (
+            "base",
+            {"base": "base"},
+            "base=base: the model of an adapter .* but model.source=base is no adapter",
+        ),
     ],
 )
 def test_what_is_not_there_is_told_in_one_line(source: str, settings: dict[str, Any], message: str) -> None:
@@ -141,3 +147,29 @@ def test_an_adapter_that_was_moved_away_from_its_base_says_so(tmp_path: Path) ->
         Encoder.from_pretrained("mntp")
     encoder = Encoder.from_pretrained("mntp", base=str(FOLDER / "base"))
     assert least_cosine(encoder.encode(INPUTS["texts"]), "mntp") >= LEAST_COSINE
+
+
+def test_the_revision_of_its_base_that_an_adapter_names_is_taken(tmp_path: Path) -> None:
+    shutil.copytree("mntp", tmp_path / "mntp")
+    config = json.loads((tmp_path / "mntp" / "adapter_config.json").read_text())
+    named = {"base_model_name_or_path": "owner/decoder", "revision": "a1b2c3"}
+    (tmp_path / "mntp" / "adapter_config.json").write_text(json.dumps({**config, **named}))
+    base = assemble(str(tmp_path / "mntp")).base
+    assert (base.path, base.revision) == ("owner/decoder", "a1b2c3")
+
+
+def test_a_run_is_not_put_on_another_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Tiny(tmp_path, FOLDER / "base", monkeypatch)
+    for export in ("encoder", "adapter"):
+        run = tiny.train(export, "mntp", "stage.max_steps=1", f"export={export}")
+        with pytest.raises(L2VError, match=f"base=base: .* but model.source={run} is a run, which says itself"):
+            Encoder.from_pretrained(run, base="base")
+
+
+@pytest.mark.parametrize("source", ["mntp", "simcse"])
+def test_every_program_takes_the_folder_of_an_adapter(tmp_path: Path, source: str) -> None:
+    """One of PEFT's own, which has no config.json."""
+    shutil.copytree(FOLDER / source, tmp_path / "adapter", ignore=shutil.ignore_patterns("config.json"))
+    settings = EncoderSettings(str(tmp_path / "adapter"), base="base")
+    encoder = load_encoder(settings, device="cpu")
+    assert encoder.dimension == known_dimension(settings)

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from launch import Batches, SignalAt, Tiny, assert_same_training, checkpoint, me
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
+from l2v.config.typed import as_resumed
+from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError, Stopped
 from l2v.runs.run import Run
 from l2v.training.checkpoints import SaveBest
@@ -32,6 +35,15 @@ class FailAt(Callback):
 @pytest.fixture
 def tiny(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     return Tiny(tmp_path, tiny_model, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Tiny]:
+    """A supervised run of one step, called begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = Tiny(tmp_path_factory.mktemp("begun"), tiny_model, patch)
+        tiny.train("begun", "supervised", "stage.max_steps=1")
+        yield tiny
 
 
 @pytest.mark.parametrize("stage", ["mntp", "simcse", "supervised"])
@@ -98,6 +110,57 @@ def test_overrides_on_resume_stay(tiny: Tiny) -> None:
     assert record["status"] == "finished" and record["step"] == 20 and not record["error"]
     assert first != second == record["config_hash"]
     assert [row["step"] for row in metrics(run.folder) if "train/loss" in row] == list(range(1, 21))
+
+
+def test_a_setting_of_the_runs_own_stage_is_changed_alone(tiny: Tiny) -> None:
+    """Whichever stage Hydra composes by default."""
+    run = tiny.train("run", "supervised", "stage.max_steps=1")
+    before = OmegaConf.load(run / "config.yaml").stage
+    given = as_resumed([f"resume={run}", "stage.max_steps=2", "stage.loss.temperature=0.05"])
+    tiny.main(given)
+    after = OmegaConf.load(run / "config.yaml").stage
+    assert after.loss.temperature == 0.05
+    after.loss.temperature, after.max_steps = before.loss.temperature, before.max_steps
+    assert after == before
+    assert given[1:] == ["++stage.max_steps=2", "++stage.loss.temperature=0.05"]
+    assert as_resumed(["resume=null", "stage.max_steps=2"])[1] == "stage.max_steps=2"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("stage.negatvies=2", "stage.negatvies: no such setting [(]did you mean stage.negatives|negatives"),
+        ("stage.loss.temprature=1", "stage.loss.temprature: no such setting [(]did you mean temperature"),
+        ("model.poling=bos", "model.poling: no such setting"),
+        ("data.trane=x", "data.trane: no such setting"),
+        ("adapter.laro=null", "adapter.laro: no such setting"),
+        ("trainer.devises=2", "trainer.devises: no such"),
+        ("loss=distillation", "loss= chooses for other settings when a run begins"),
+        ("quirks=llm2vec", "quirks= chooses for other settings"),
+        ("quirks.padding_side=left", "quirks.padding_side= chooses for other settings"),
+        ("model.stages.supervised={}", "model.stages.supervised= chooses for other settings"),
+        ("experiment=sample_efficiency", "experiment= chooses for other settings"),
+        (
+            "model.pooling=last_token",
+            "model.pooling= is of the encoder that comes out, and the stage has its own; give ",
+        ),
+        ("model.template='[ {text} ]'", "model.template= is of the encoder .*; give stage.template=, too"),
+        ("model.separator='+'", "model.separator= is of the encoder .*; give stage.encoder_separator=, too"),
+        ("stage.pooling=bos", "stage.pooling=bos: the encoder that comes out would pool by model.pooling=mean"),
+    ],
+)
+def test_an_override_that_would_do_nothing_or_half_is_refused(begun: Tiny, override: str, told: str) -> None:
+    run = begun.folder / "runs" / "begun"
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(L2VError, match=told):
+        begun.main(as_resumed([f"resume={run}", "stage.max_steps=2", override]))
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_pooling_is_changed_in_both_places(tiny: Tiny) -> None:
+    run = tiny.train("run", "supervised", "stage.max_steps=1")
+    tiny.main(as_resumed([f"resume={run}", "stage.max_steps=2", "model.pooling=bos", "stage.pooling=bos"]))
+    assert Encoder.from_pretrained(run).pooling == "bos"
 
 
 def test_ten_steps_then_ten_more_equal_twenty(tiny: Tiny) -> None:
