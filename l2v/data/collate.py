@@ -58,7 +58,7 @@ class MaskedBlocks:
 
 @dataclass(frozen=True)
 class PaddedTexts:
-    """SimCSE: texts padded to the longest of the batch; ``counted`` (batch,) is 0 for fillers."""
+    """SimCSE: texts padded to the longest of the batch; ``key`` int64 (batch,) is that of each row."""
 
     pad_token_id: int
     padding_side: str
@@ -68,8 +68,8 @@ class PaddedTexts:
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         tokens = [Tokens(row["input_ids"], row["text_begin"]) for row, _ in rows]
         batch = pad(tokens, self.pad_token_id, self.padding_side)
-        counted = torch.tensor([int(key >= 0) for _, key in rows])
-        return {**batch, "counted": counted, "tokens": self.views * int(batch["attention_mask"].sum())}
+        keys = torch.tensor([key for _, key in rows])
+        return {**batch, "key": keys, "tokens": self.views * int(batch["attention_mask"].sum())}
 
 
 @dataclass(frozen=True)

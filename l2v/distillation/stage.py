@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from l2v.runs.initialization import Initialization
     from l2v.training.settings import Training
 
-_SUMS = ("loss", "cosine", "agreement", "agreeing", "count")
-
 
 class TaughtBatch(PaddedTexts):
     """Texts padded to the longest, and ``teacher`` float32 (batch, size): the teacher's vectors of them."""
@@ -107,33 +105,26 @@ class Distillation(ContrastiveStage):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        counted = batch["counted"].bool()
-        vectors, teacher = self.embed(self.texts_of(batch))[counted], batch["teacher"][counted]
-        number = len(vectors)
-        if number < 2:  # no neighbours; but every rank takes part in the sums
-            self.add_to_validation(**dict.fromkeys(_SUMS, torch.zeros(())))
-            return
-        first, second = torch.triu_indices(number, number, offset=1, device=vectors.device)
-        both = torch.stack([cosines(of, of)[first, second] for of in (vectors, teacher)])
-        agreement = torch.corrcoef(both)[0, 1] if number > 2 else torch.zeros(())  # one pair has no correlation
-        self.add_to_validation(
-            loss=self._losses(vectors, vectors, teacher, teacher).sum(),
-            cosine=(1 - self._directions(vectors, teacher)).sum() if self.direction_weight else torch.zeros(()),
-            agreement=agreement * number,
-            agreeing=torch.tensor(number if number > 2 else 0),
-            count=torch.tensor(number),
-        )
+        self.keep(batch["key"], self.embed(self.texts_of(batch)), batch["teacher"])
 
     def on_validation_epoch_end(self) -> None:
-        sums = self.validation_sums()
-        count = sums["count"]
-        if not count:
-            raise L2VError("data.held_out, stage.validation_rows: expected two texts or more for each process")
-        self.log("validation/loss", sums["loss"] / count, prog_bar=True)
+        sums = dict.fromkeys(("loss", "cosine", "agreement", "agreeing", "count"), 0.0)
+        for vectors, teacher in self.kept():
+            number = len(vectors)
+            sums["count"] += number
+            sums["loss"] += self._losses(vectors, vectors, teacher, teacher).sum().item()
+            if self.direction_weight:
+                sums["cosine"] += (1 - self._directions(vectors, teacher)).sum().item()
+            if number > 2:  # one pair has no correlation
+                first, second = torch.triu_indices(number, number, offset=1, device=vectors.device)
+                both = torch.stack([cosines(of, of)[first, second] for of in (vectors, teacher)])
+                sums["agreement"] += torch.corrcoef(both)[0, 1].item() * number
+                sums["agreeing"] += number
+        self.log("validation/loss", sums["loss"] / sums["count"], prog_bar=True)
         if self.direction_weight:
-            self.log("validation/cosine", sums["cosine"] / count)
-        # Pearson correlation of the cosines of all pairs in a batch, the teacher's and the student's
+            self.log("validation/cosine", sums["cosine"] / sums["count"])
         if sums["agreeing"]:
+            # Pearson correlation of the cosines of all pairs in a batch, the teacher's and the student's
             self.log("validation/agreement", sums["agreement"] / sums["agreeing"], prog_bar=True)
 
     def _losses(self, vectors: Tensor, texts: Tensor, teacher: Tensor, teachers: Tensor, first: int = 0) -> Tensor:

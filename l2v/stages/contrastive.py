@@ -1,12 +1,13 @@
 """What the contrastive stages share: how texts become vectors, and the vectors of all ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, cast
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from l2v.data.text_mix import TextMixRows
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone
 from l2v.pooling import Pooling, PoolingName
@@ -63,6 +64,7 @@ class ContrastiveStage(Stage):
         self.special_tokens: SpecialTokens = special_tokens
         self.micro_batch_tokens = micro_batch_tokens
         self.grad_cache = grad_cache
+        self._kept: list[list[Tensor]] = []
 
     def prompt(self, separator: str = SEPARATOR) -> Prompt:
         """What stands around a text, and ``separator`` between an instruction and it."""
@@ -96,6 +98,39 @@ class ContrastiveStage(Stage):
             grad_cache=self.grad_cache,
             layers=layers,
         )
+
+    def on_validation_epoch_start(self) -> None:
+        self._kept = []
+
+    def keep(self, keys: Tensor, *of_rows: Tensor) -> None:
+        """Keep tensors (rows, ...) of a validation batch until its end.
+
+        Args:
+            keys: of the rows (rows,); negative for fillers, which are left out.
+            of_rows: whatever they have.
+        """
+        self._kept.append([part[keys >= 0].detach() for part in (keys, *of_rows)])
+
+    def kept(self) -> Iterator[list[Tensor]]:
+        """What was kept on all ranks, in batches of one set that have as many rows as a step: the same batches on any
+        number of ranks, and whatever part of a step a rank has at a time. One of fewer than two rows is left out.
+
+        Raises:
+            L2VError: there is no other.
+        """
+        keys, *of_rows = (torch.cat(self.gather_rows(torch.cat(parts))) for parts in zip(*self._kept, strict=True))
+        self._kept = []
+        rows = self.trainer.datamodule.validation_rows  # type: ignore[attr-defined]
+        sets = torch.zeros_like(keys)
+        if isinstance(rows, TextMixRows):
+            sets = torch.from_numpy(rows.sets).to(keys)[keys]
+        order, size = keys.argsort(), self.global_batch_size or self.batch_size
+        of_sets = [order[sets[order] == number] for number in sets.unique()]
+        batches = [batch for own in of_sets for batch in own.split(size) if len(batch) > 1]
+        if not batches:
+            raise L2VError("data.validation, data.held_out, stage.validation_rows: expected two texts or more")
+        for batch in batches:
+            yield [part[batch] for part in of_rows]
 
     def log_loss(self, loss: Tensor) -> None:
         """Log the mean of the ranks' losses."""

@@ -17,7 +17,8 @@ from l2v.errors import L2VError
 from l2v.losses.info_nce import info_nce
 from l2v.stages.contrastive import ContrastiveStage
 
-_SUMS = ("loss", "correct", "alignment", "repulsion", "pairs", "count")
+_ROUNDING = 1e-6
+"""By so much may two equal vectors of length 1 differ in float32."""
 
 
 class SimCSE(ContrastiveStage):
@@ -62,33 +63,28 @@ class SimCSE(ContrastiveStage):
         return loss
 
     def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
         self.backbone.train()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed_of("validation", batch_idx, self.global_rank))
-            first, second = self._views(batch)
-        counted = batch["counted"].bool()
-        first, second = F.normalize(first[counted], dim=-1), F.normalize(second[counted], dim=-1)
-        number = len(first)
-        if number < 2:  # no negatives; but every rank takes part in the sums
-            self.add_to_validation(**dict.fromkeys(_SUMS, torch.zeros(())))
-            return
-        distances = torch.pdist(first).square()
-        self.add_to_validation(
-            loss=info_nce(first, second, self.temperature) * number,
-            correct=((first @ second.T).argmax(dim=1) == torch.arange(number, device=first.device)).sum(),
-            alignment=(first - second).square().sum(),
-            repulsion=torch.exp(-2 * distances).sum(),
-            pairs=torch.tensor(len(distances)),
-            count=torch.tensor(number),
-        )
+            self.keep(batch["key"], *self._views(batch))
 
     def on_validation_epoch_end(self) -> None:
-        sums = self.validation_sums()
+        sums = dict.fromkeys(("loss", "correct", "alignment", "repulsion", "pairs", "count"), 0.0)
+        for batch in self.kept():
+            first, second = (F.normalize(views, dim=-1) for views in batch)
+            number = len(first)
+            distances = torch.pdist(first).square()
+            own = torch.arange(number, device=first.device)
+            sums["loss"] += info_nce(first, second, self.temperature).item() * number
+            sums["correct"] += ((first @ second.T).argmax(dim=1) == own).sum().item()
+            sums["alignment"] += (first - second).square().sum().item()
+            sums["repulsion"] += torch.exp(-2 * distances).sum().item()
+            sums["pairs"] += len(distances)
+            sums["count"] += number
         count = sums["count"]
-        if not count:
-            raise L2VError("data.validation, stage.validation_rows: expected two texts or more for each process")
         self.log("validation/loss", sums["loss"] / count, prog_bar=True)
         self.log("validation/accuracy", sums["correct"] / count)
         # Wang and Isola (arXiv 2005.10242): squared distance of the views, and log mean Gaussian potential of texts
@@ -106,12 +102,12 @@ class SimCSE(ContrastiveStage):
 
     def _check_views(self, first: Tensor, second: Tensor) -> None:
         """Two views that are equal make a loss without information."""
-        if self.trainer.global_step == 0 and self.max_steps > 1 and self._has_dropout():
-            return  # a new adapter adds nothing before its first update, and so does its dropout
         distance = (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).norm(dim=-1)
-        if not (distance > 1e-4).all():
+        if (distance > _ROUNDING).all():
+            self._views_differ = True
+        elif self.trainer.global_step > self.warmup_steps or self.max_steps == 1 or not self._has_dropout():
+            # before, a new adapter adds nothing or next to nothing, and so does its dropout
             raise L2VError(
                 f"the two views of a text are the same (distance {distance.min():.1e}): dropout does not act; raise "
                 "stage.attention_dropout or adapter.lora.dropout, or choose model.attn_implementation=eager"
             )
-        self._views_differ = True

@@ -3,13 +3,14 @@
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import lightning as L
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from transformers import get_scheduler
 
@@ -34,6 +35,7 @@ Schedule = Literal["linear", "cosine", "constant", "warmup_stable_decay"]
 
 DECAY_SHARE = 0.1
 """Of the steps of ``schedule=warmup_stable_decay``: enough in MiniCPM (arXiv 2404.06395)."""
+
 
 PASS_TOKENS_ON_CPU = 1024
 """``stage.micro_batch_tokens=auto``: tensors of so many tokens stay in a processor's cache (docs/performance.md). Other
@@ -60,6 +62,11 @@ def pass_tokens(setting: Any, *, on_cpu: bool, sharding: Sharding, precision: st
             return None
         return 2 * PASS_TOKENS_ON_CPU if keeps_all and "16" in precision else PASS_TOKENS_ON_CPU
     return setting
+
+
+def _held(share: Callable[[int], float], horizon: int) -> Callable[[int], float]:
+    """A schedule that stays as it is at its end."""
+    return lambda step: share(min(step, horizon))
 
 
 class Stage(L.LightningModule):
@@ -317,6 +324,8 @@ class Stage(L.LightningModule):
             decay = self.decay_steps or min(max(1, round(DECAY_SHARE * horizon)), horizon - self.warmup_steps)
             settings = {"num_decay_steps": decay, "decay_type": "linear"}
         scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, horizon, settings)
+        if self.schedule == "cosine":  # which would rise again after its end
+            scheduler.lr_lambdas = [_held(share, horizon) for share in scheduler.lr_lambdas]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def horizon(self) -> int:
@@ -339,6 +348,13 @@ class Stage(L.LightningModule):
     # randomness and bookkeeping
 
     def on_train_start(self) -> None:
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, LambdaLR):  # a resumed run may have another schedule, rate or weight decay now
+            shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+            rates = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = rates
         self.restart_clock()
 
     def on_validation_end(self) -> None:
@@ -380,6 +396,15 @@ class Stage(L.LightningModule):
         # some strategies load the weights themselves and take them out before on_load_checkpoint sees them
         checkpoint["trainable"] = sorted(wanted)
         checkpoint["tokens"] = self._tokens
+        checkpoint["settings"] = self._of_steps()
+
+    def _of_steps(self) -> dict[str, Any]:
+        """Settings that Lightning takes from a checkpoint, or that its counts in one rest on."""
+        return {
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted, found = set(trainable_parameters(self)), set(checkpoint["trainable"])
@@ -390,3 +415,19 @@ class Stage(L.LightningModule):
                 "resume with the settings of adapter= that the run began with"
             )
         self._tokens = checkpoint["tokens"]
+        self._change_settings(checkpoint)
+
+    def _change_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Put the settings of now in place of those that a checkpoint was saved with."""
+        before, now = checkpoint["settings"], self._of_steps()
+        for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+            group["initial_lr"] *= now["learning_rate"] / before["learning_rate"]
+            if group["weight_decay"] == before["weight_decay"]:
+                group["weight_decay"] = now["weight_decay"]
+        for state in checkpoint["lr_schedulers"]:
+            state["base_lrs"] = [rate * now["learning_rate"] / before["learning_rate"] for rate in state["base_lrs"]]
+        if now["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            more = checkpoint["global_step"] * now["accumulate_grad_batches"] - progress["total"]["ready"]
+            for counts in (progress["total"], progress["current"]):
+                counts.update({name: count + more for name, count in counts.items()})

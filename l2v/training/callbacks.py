@@ -75,23 +75,21 @@ _SHOWN = (
 
 
 class ValidateAtEnds(Callback):
-    """Validates before the first step and after the last where that cannot be done apart from training.
+    """Validates after the last step, and before the first where that cannot be done apart from training.
 
     Lightning's own ``trainer.validate`` would set a strategy up anew that splits what it trains.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and not validates_alone(trainer.strategy):
             self._validate(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        is_last = trainer.global_step == pl_module.max_steps and not trainer.should_stop
+        is_last = trainer.global_step == pl_module.max_steps
         if is_last and pl_module.max_steps % min(pl_module.validate_every, pl_module.max_steps):
             self._validate(trainer)
 
     def _validate(self, trainer: L.Trainer) -> None:
-        if validates_alone(trainer.strategy):
-            return
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
@@ -115,6 +113,8 @@ class GracefulStop(Callback):
         batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if batches % trainer.accumulate_grad_batches:
             return  # gradients of a half-done step would be lost
+        if trainer.global_step == trainer.max_steps:
+            return  # it ends by itself
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             received = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             self.signal = int(trainer.strategy.reduce(received, reduce_op="max"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from l2v.errors import L2VError, first_line
 from l2v.runs.files import draft_file
@@ -69,36 +70,55 @@ def _check(file: Path, size: int, changed: int) -> None:
             raise ValueError(f"the bits of {damaged.partition('/')[2]} have changed")
 
 
+class SaveBest(Callback):
+    """Saves ``best.ckpt``, of the validation with the lowest loss; before :class:`SaveLast`, whose file then knows it.
+
+    Not Lightning's ``ModelCheckpoint``, which comes after all other callbacks wherever it stands.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.loss: float | None = None
+        """The lowest so far."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or not trainer.global_step:
+            return
+        if "validation/loss" not in trainer.callback_metrics:
+            raise L2VError("keep_checkpoints: the stage logs no validation/loss, so none is the best; set it to [last]")
+        loss = float(trainer.callback_metrics["validation/loss"])
+        if trainer.strategy.reduce_boolean_decision(self.loss is None or loss < self.loss):
+            self.loss = math.inf if math.isnan(loss) else loss
+            trainer.save_checkpoint(self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loss = state_dict["loss"]
+
+
 class SaveLast(Callback):
     """Saves ``last.ckpt`` at every validation and when training ends or is stopped."""
 
     def __init__(self, file: Path, on_save: Callable[[int], None]) -> None:
         self.file, self.on_save = file, on_save
+        self._step = -1
+        """Of the last save."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
+        if trainer.global_step != self._step:  # Lightning counts a batch twice that is saved after a validation, too
+            self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
+        self._step = trainer.global_step
         trainer.save_checkpoint(self.file)
         if trainer.is_global_zero:
             self.on_save(trainer.global_step)
-
-
-class SaveBest(ModelCheckpoint):
-    """Saves ``best.ckpt``, of the validation with the lowest loss, in a run that was moved too."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(file.parent, file.stem, monitor="validation/loss", enable_version_counter=False)
-        self.file = str(file)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        paths = {key: self.file for key in ("best_model_path", "kth_best_model_path") if state_dict[key]}
-        scores = dict.fromkeys(state_dict["best_k_models"] and [self.file], state_dict["best_model_score"])
-        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
 
 
 def remove_checkpoint(file: Path) -> None:

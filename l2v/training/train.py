@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -98,10 +98,6 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
             f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
             f"python train.py resume={run.folder}",
         )
-    if stage.max_steps % min(stage.validate_every, stage.max_steps) and validates_alone(trainer.strategy):
-        trainer.validate(stage, data, verbose=False)
-        if trainer.is_global_zero:
-            run.update(metrics=logger.last())
 
 
 def _trainer(training: Training, run: Run, start: Initialization, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
@@ -141,6 +137,7 @@ def _trainer(training: Training, run: Run, start: Initialization, logger: RunLog
             *evaluations,
         ],
         enable_progress_bar=training.show,
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in training.callbacks),
         num_sanity_val_steps=0,
         default_root_dir=run.folder,
     )

@@ -123,6 +123,17 @@ def test_two_texts_that_are_held_out_have_no_agreement(taught: Callable[[int], T
     assert all(-1 <= row["validation/agreement"] <= 1 for row in rows_of(batches))
 
 
+def test_a_validation_is_the_same_whatever_part_of_a_step_is_done_at_a_time(taught: Callable[[int], Taught]) -> None:
+    made = taught(16)
+    settings = ["stage.batch_size=null", "stage.global_batch_size=8", "stage.max_steps=1"]
+    whole, parts = (
+        rows_of(made.distil(f"in-{count}", *settings, f"trainer.accumulate_grad_batches={count}"))[0]
+        for count in (1, 4)
+    )
+    for name in ("loss", "cosine", "agreement"):
+        assert whole[f"validation/{name}"] == pytest.approx(parts[f"validation/{name}"], rel=1e-5), name
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not(taught: Callable[[int], Taught]) -> None:
     made = taught(16)
     straight = made.distil("straight", "stage.max_steps=6")

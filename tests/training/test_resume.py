@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from l2v.config.typed import as_resumed
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError, Stopped
 from l2v.runs.run import Run
-from l2v.training.checkpoints import SaveBest
 
 
 class FailAt(Callback):
@@ -66,18 +64,93 @@ def test_stopped_and_resumed_equals_straight_through(tiny: Tiny, stage: str, sto
     assert Run(stopped).is_finished
 
 
-def test_a_moved_run_still_knows_its_best_checkpoint(tiny: Tiny) -> None:
-    run = tiny.train("run", "mntp", "stage.max_steps=4", "stage.validate_every=2")
+def test_the_best_checkpoint_is_of_the_lowest_loss(tiny: Tiny) -> None:
+    """Of every validation, the last one too, whether or not it is one of those that come every so many steps."""
+    run = tiny.train("run", "mntp", "stage.max_steps=5", "stage.validate_every=2", "stage.learning_rate=1e-3")
+    losses = {row["step"]: row["validation/loss"] for row in metrics(run) if row.get("validation/loss") and row["step"]}
+    assert list(losses) == [2, 4, 5]
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert losses[best["global_step"]] == min(losses.values())
+    assert best["global_step"] == 5
+
+
+def test_after_a_crash_the_best_checkpoint_is_still_the_best(tiny: Tiny) -> None:
+    """``last.ckpt`` knows of the validation at which it was saved."""
+    settings = ["stage.max_steps=8", "stage.validate_every=1", "stage.learning_rate=0.05", "stage.schedule=constant"]
+    with pytest.raises(RuntimeError):
+        tiny.train("crashed", "mntp", *settings, callbacks=[FailAt(4)])
+    run = tiny.folder / "runs" / "crashed"
+    losses = {row["step"]: row["validation/loss"] for row in metrics(run) if row.get("validation/loss") and row["step"]}
     (state,) = [state for name, state in checkpoint(run)["callbacks"].items() if name.startswith("SaveBest")]
-    score = state["best_model_score"]
-    assert state["best_k_models"] == {str(run / "checkpoints" / "best.ckpt"): score}
-    file = tiny.folder / "moved" / "checkpoints" / "best.ckpt"
-    moved = SaveBest(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        moved.load_state_dict(state)
-    assert (moved.best_model_score, moved.best_k_models) == (score, {str(file): score})
-    assert moved.best_model_path == moved.kth_best_model_path == str(file)
+    assert state["loss"] == pytest.approx(min(losses.values())) and max(losses) == 3
+    moved = run.rename(run.parent / "moved")
+    tiny.resume(moved)
+    losses = {
+        row["step"]: row["validation/loss"] for row in metrics(moved) if row.get("validation/loss") and row["step"]
+    }
+    best = torch.load(moved / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == min(losses, key=lambda step: losses[step])
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("stop_after", [3, 6])
+def test_a_run_goes_on_at_its_step_with_other_batches_a_step(
+    tiny: Tiny, before: int, now: int, stop_after: int
+) -> None:
+    """As on fewer GPUs: each step takes the rows that it would have taken."""
+    whole, first, second = Batches(), Batches(), Batches()
+    settings = ["stage.max_steps=10", "stage.validate_every=5", "stage.batch_size=null", "stage.global_batch_size=4"]
+    tiny.train("straight", "simcse", *settings, callbacks=[whole])
+    with pytest.raises(Stopped):
+        tiny.train(
+            *("run", "simcse", *settings, f"trainer.accumulate_grad_batches={before}"),
+            callbacks=[first, SignalAt(stop_after, signal.SIGTERM)],
+        )
+    run = tiny.resume(tiny.folder / "runs" / "run", f"trainer.accumulate_grad_batches={now}", callbacks=[second])
+    padding = Encoder.from_pretrained(run).backbone.tokenizer.pad_token_id
+    texts = [
+        [[token for token in row if token != padding] for batch in seen.ids for row in batch]
+        for seen in (whole, first, second)
+    ]
+    assert texts[1] + texts[2] == texts[0]
+    assert [row["step"] for row in metrics(run) if "validation/loss" in row] == [0, 5, 10]
+    assert checkpoint(run)["global_step"] == 10
+
+
+class Rates(Callback):
+    """Keeps the learning rate that each step is made with."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, stage: Any, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def test_learning_rate_schedule_and_weight_decay_change_on_resume(tiny: Tiny) -> None:
+    first, second = Rates(), Rates()
+    run = tiny.train("run", "mntp", "stage.max_steps=4", "stage.learning_rate=1e-3", callbacks=[first])
+    changed = ["stage.max_steps=8", "stage.learning_rate=2e-4", "stage.weight_decay=0.1"]
+    tiny.resume(run, *changed, callbacks=[second])
+    assert first.rates == pytest.approx([1e-3 * (4 - step) / 4 for step in range(4)])
+    assert second.rates == pytest.approx([2e-4 * (8 - step) / 8 for step in range(4, 8)])
+    (group,) = checkpoint(run)["optimizer_states"][0]["param_groups"]
+    assert (group["initial_lr"], group["weight_decay"]) == (pytest.approx(2e-4), 0.1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_stable_decay"])
+def test_a_rate_that_has_reached_zero_stays_there(tiny: Tiny, schedule: str) -> None:
+    seen = Rates()
+    settings = [f"stage.schedule={schedule}", "stage.schedule_steps=4", "stage.max_steps=8"]
+    tiny.train("run", "mntp", *settings, callbacks=[seen])
+    assert all(rate > 0 for rate in seen.rates[:4]) and seen.rates[4:] == [0.0] * 4
+
+
+def test_metrics_are_logged_at_the_steps_that_are_asked_for(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=10", "stage.validate_every=10", "trainer.log_every_n_steps=5")
+    tiny.resume(run, "stage.max_steps=23", "stage.validate_every=10")
+    tiny.resume(run, "stage.max_steps=30", "stage.validate_every=10")
+    assert [row["step"] for row in metrics(run) if "train/loss" in row] == [5, 10, 15, 20, 25, 30]
 
 
 @pytest.mark.parametrize("stage", ["mntp", pytest.param("simcse", marks=pytest.mark.slow)])

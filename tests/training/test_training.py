@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from launch import Batches, Tiny
+from launch import Batches, Tiny, metrics
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from safetensors.torch import load_file
@@ -518,3 +518,23 @@ def test_nothing_is_validated_before_training_where_anything_is_split() -> None:
     """ZeRO-3 found its weights on the CPU after that, on a GPU, and ZeRO-2 rounded to 16 bits."""
     assert validates_alone(DDPStrategy()) and not validates_alone(FullySharded())
     assert not validates_alone(DeepSpeedStrategy.__new__(DeepSpeedStrategy))  # its __init__ needs deepspeed
+
+
+def test_a_validation_is_the_same_whatever_part_of_a_step_is_done_at_a_time(tiny: Tiny) -> None:
+    """Each text has the negatives of a whole step; the dropout masks differ."""
+    settings = ["stage.batch_size=null", "stage.global_batch_size=8", "stage.validation_rows=16", "stage.max_steps=1"]
+    settings += ["stage.attention_dropout=0.05", "stage.temperature=0.5"]
+    first = [
+        metrics(tiny.train(f"in-{parts}", "simcse", *settings, f"trainer.accumulate_grad_batches={parts}"))[0]
+        for parts in (1, 4)
+    ]
+    assert first[0]["step"] == first[1]["step"] == 0
+    for name in ("loss", "uniformity"):
+        assert first[0][f"validation/{name}"] == pytest.approx(first[1][f"validation/{name}"], rel=0.1, abs=0.02), name
+
+
+@pytest.mark.parametrize("settings", [["stage.warmup_steps=3"], ["stage.learning_rate=1e-5"]])
+def test_simcse_by_the_adapters_dropout_alone(tiny: Tiny, settings: list[str]) -> None:
+    """A new adapter adds nothing before it has learned something, and so does its dropout."""
+    by_adapter = ["stage.attention_dropout=0", "adapter.lora.dropout=0.1", "stage.max_steps=6", *settings]
+    assert Run(tiny.train("run", "simcse", *by_adapter)).is_finished
