@@ -43,6 +43,11 @@ def ending(path: Path) -> str:
     return _SAME.get(inner.lower(), inner.lower())
 
 
+def is_json(path: Path) -> bool:
+    """Whether a file's ending, without that of a compression, is .json: it may hold one list, or an object a line."""
+    return (Path(path.stem) if path.suffix.lower() in _COMPRESSED else path).suffix.lower() == ".json"
+
+
 def stem(path: Path) -> str:
     """A file's name without what :func:`ending` reads."""
     return Path(path.stem).stem if path.suffix.lower() in _COMPRESSED else path.stem
@@ -123,3 +128,19 @@ def _damaged(path: Path, error: Exception) -> L2VError:
 def not_utf8(error: UnicodeDecodeError) -> str:
     """What to tell a user whose file is in another encoding."""
     return f"not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a text file that are not empty, without their ends.
+
+    Raises:
+        L2VError: it is not UTF-8.
+    """
+    # Excel and Notepad begin a file with a byte order mark
+    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
+        try:
+            for line in text:
+                if line.strip():
+                    yield line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise L2VError(f"{path}: {not_utf8(error)}") from None

@@ -91,7 +91,7 @@ def language_texts(
     of_validation = part == "held_out" and validation_files is not None
     key = "validation_files" if of_validation else "files"
     for name, paths in ((validation_files if of_validation else files) or {}).items():
-        source = FileTexts(paths, column, f"data.{key}.{name}", reading)
+        source = FileTexts(paths, column, f"data.{key}.{name}", reading, "data.train.column")
         whole = validation_files is not None
         sets[name] = source if whole else TextPart(source, part, held_out, f"data.files.{name}")
     for language in languages or []:

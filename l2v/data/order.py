@@ -128,4 +128,5 @@ def shuffled(count: int, seed: int) -> np.ndarray:
 
 def evenly(rows: int, count: int) -> list[int]:
     """Numbers of ``count`` rows, evenly spaced."""
-    return torch.linspace(0, rows - 1, count).round().long().tolist()
+    dtype = torch.float32 if rows <= 2**24 else torch.float64  # which holds larger whole numbers
+    return torch.linspace(0, rows - 1, count, dtype=dtype).round().long().tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2v.data.delimited import delimited, header_problem
-from l2v.data.files import ending, not_utf8, opened
+from l2v.data.files import ending, is_json, not_utf8, opened
 from l2v.errors import L2VError, first_line
 
 Column = int | str
@@ -62,9 +62,7 @@ def records(path: Path, columns: Iterable[str], override: str, reading: Reading 
 def count_records(path: Path) -> int | None:
     """About how many rows a file has, where that is known without parsing it."""
     if ending(path) == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_metadata(path).num_rows
+        return _parquet_file(path).metadata.num_rows
     if path.suffix.lower() == ".jsonl":
         with path.open("rb") as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
@@ -78,9 +76,7 @@ def column_names(path: Path, rows: int = 1000) -> list[str] | None:
         L2VError: see :func:`records`.
     """
     if ending(path) == ".parquet":
-        import pyarrow.parquet
-
-        return list(pyarrow.parquet.read_schema(path).names)
+        return list(_parquet_file(path).schema_arrow.names)
     found: dict[str, None] = {}
     for record in itertools.islice(records(path, (), ""), rows if ending(path) == ".jsonl" else 1):
         found |= dict.fromkeys(record.values) if isinstance(record.values, dict) else {}
@@ -135,6 +131,13 @@ def table_rows(
     if len(found) < least:
         raise L2VError(f"{name}: {len(found)} row(s) in {', '.join(map(str, paths))}; expected at least {least}")
     return found
+
+
+def label(value: Any) -> str:
+    """What ``table_rows`` takes for a column of labels."""
+    if value is None:
+        raise ValueError("expected a label, found None")
+    return str(value)
 
 
 def number(value: Any) -> float:
@@ -217,7 +220,7 @@ def _json(path: Path) -> Iterator[Record]:
     """An object a line; of a .json also one list of objects, by itself or under ``data``."""
     with opened(path) as file:
         first = file.readline()
-        if path.suffix.lower() == ".json" and not _is_a_line(first):
+        if is_json(path) and not _is_a_line(first):
             try:
                 whole = json.loads((first + file.read()).decode("utf-8-sig"))
             except UnicodeDecodeError as error:
@@ -274,14 +277,18 @@ def _csv(path: Path, columns: list[str], override: str, reading: Reading) -> Ite
         check_columns([], columns, str(path), override)
 
 
-def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
+def _parquet_file(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
         raise L2VError(f"{path}: not Parquet ({first_line(error)})") from None
+
+
+def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
+    file = _parquet_file(path)
     check_columns(file.schema_arrow.names, columns, str(path), override)
     number = 0
     for batch in file.iter_batches(batch_size=1000, columns=columns or None):

@@ -4,13 +4,12 @@ Each source is a small frozen dataclass with two methods: ``texts()`` yields str
 bytes they come from, so that what is made of them can be cached.
 """
 
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from l2v.data.files import RECORD_FILES, content, ending, find, not_utf8, opened
+from l2v.data.files import RECORD_FILES, content, ending, find, lines
 from l2v.data.readers import AS_USUAL, Reading, check_columns, records, text_of
 from l2v.errors import L2VError, first_line
 
@@ -74,6 +73,8 @@ class FileTexts:
     """What an error names."""
     reading: Reading = AS_USUAL
     """How rows are read that leave a choice."""
+    column_override: str | None = None
+    """What names the column in an error; None: as ``override`` tells."""
 
     def __post_init__(self) -> None:
         self.paths()
@@ -94,35 +95,23 @@ class FileTexts:
 
     def _read(self, path: Path) -> Iterator[str]:
         if ending(path) == ".txt":
-            yield from _lines(path)
+            yield from lines(path)
             return
-        for where, row, problem in records(path, [self.column], self.column_override, self.reading):
+        for where, row, problem in records(path, [self.column], self._column_override, self.reading):
             if problem is not None:
                 raise L2VError(f"{where}: {problem}")
             if ending(path) == ".parquet" and row[self.column] is None:
                 continue
-            yield text_of(row, self.column, where, self.column_override, self.reading)
+            yield text_of(row, self.column, where, self._column_override, self.reading)
 
     @property
-    def column_override(self) -> str:
-        """What names the column, e.g. data.train.column."""
+    def _column_override(self) -> str:
         group, of_files, _ = self.override.partition(".files")
-        return f"{group}.column" if of_files else "column"
+        return self.column_override or (f"{group}.column" if of_files else "column")
 
     def fingerprint(self) -> str:
         odd = "" if self.reading == AS_USUAL else f":{self.reading}"
         return f"files:{content(self.paths())}:{self.column}{odd}"
-
-
-def _lines(path: Path) -> Iterator[str]:
-    # Excel and Notepad begin a file with a byte order mark
-    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
-        try:
-            for line in text:
-                if line.strip():
-                    yield line.rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise L2VError(f"{path}: {not_utf8(error)}") from None
 
 
 def load_hub(
@@ -134,6 +123,7 @@ def load_hub(
     *,
     columns: Iterable[str],
     override: str,
+    column_override: str = "data.train.column",
 ) -> Any:
     """A data set of the Hugging Face hub, with the columns that are asked for.
 
@@ -146,7 +136,7 @@ def load_hub(
         data: Any = datasets.load_dataset(path, name, split=split, revision=revision, data_files=data_files)
     except Exception as error:  # datasets raises a dozen unrelated types here
         raise _not_loaded(f"{override}={path}", error) from error
-    check_columns(data.column_names, columns, f"{override}={path}", "data.train.column")
+    check_columns(data.column_names, columns, f"{override}={path}", column_override)
     return data
 
 

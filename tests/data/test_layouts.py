@@ -1,5 +1,6 @@
 """Training files of other trainers train as they are: each positive with its query, and never as a negative of it."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,54 @@ def test_the_shared_cases() -> None:
     flag = [json.loads(line) for line in (CASES / "flagembedding.jsonl").read_text().splitlines()]
     assert len(read(CASES / "flagembedding.jsonl")) == sum(len(row["pos"]) for row in flag)
     assert read(CASES / "tevatron.jsonl")[0].documents[0] == "T A cat sat on the mat. p0"
+
+
+def test_a_data_set_of_the_hub_in_another_layout(tmp_path: Path) -> None:
+    """Recognised by its columns as files are, or named."""
+    file = jsonl(tmp_path / "st.jsonl", {"anchor": "q", "positive": "a", "negative_1": "n", "negative_2": "m"})
+    hub: dict[str, Any] = {"hub": "json", "data_files": str(file), "held_out": 0, "part": "train"}
+    for settings in ({}, {"format": "sentence-transformers"}):
+        (one,) = TripletMix(**hub, **settings).resolved()
+        assert texts(list(read_triplets(one, Counts(), show=False))) == [("q", "a", "n", "m")]
+    for settings, told in (
+        ({"format": "own"}, "no column 'query'; .*; name the column with data.train.query/positive/negative"),
+        ({"format": "tevatron"}, "data.train.format=tevatron: json has other columns: anchor, positive"),
+        ({"format": "msmarco"}, "data.train.format=msmarco: of files, and data.train.hub is given"),
+    ):
+        (one,) = TripletMix(**hub, **settings).resolved()
+        with pytest.raises(L2VError, match=told):
+            list(read_triplets(one, Counts(), show=False))
+
+
+def test_a_corpus_that_changed_makes_other_rows(tmp_path: Path) -> None:
+    """One that only the file of ids names, too."""
+    data = [{"question": "q", "pos_doc": [{"id": "1"}], "neg_doc": []}]
+    (tmp_path / "nemo.json").write_text(json.dumps({"corpus": {"path": "corpus"}, "data": data}))
+    prints = []
+    for text in ("old", "new"):
+        jsonl(tmp_path / "corpus" / "train.jsonl", {"id": "1", "text": text})
+        prints.append(TripletMix(part="train", files=str(tmp_path / "nemo.json")).fingerprint())
+        assert texts(read(tmp_path / "nemo.json")) == [("q", text)]
+    assert prints[0] != prints[1]
+
+
+def test_one_list_of_rows_may_be_compressed(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "rows.json.gz", "wt") as file:
+        json.dump([{"query": "q", "positive": "a", "negative": "n"}], file, indent=1)
+    assert texts(read(tmp_path / "rows.json.gz")) == [("q", "a", "n")]
+
+
+def test_what_is_no_text_or_number_is_told_with_its_place(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "scifact")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t\n")
+    with pytest.raises(L2VError, match=r"train.tsv:2: expected a number, found ''"):
+        read(folder)
+    jsonl(folder / "corpus.jsonl", {"_id": "d1", "title": 3, "text": "t"})
+    with pytest.raises(L2VError, match=r"corpus.jsonl:1: expected a text as title and text of a document, found 3"):
+        read(folder)
+    passages = {"query": "q", "positive_passages": [{"title": 7, "text": "t"}], "negative_passages": []}
+    with pytest.raises(L2VError, match=r"tevatron.jsonl:1: expected a text as title and text of a document, found 7"):
+        read(jsonl(tmp_path / "tevatron.jsonl", passages))
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(L2VError, match=r"cut.parquet: not Parquet"):
+        read(tmp_path / "cut.parquet")

@@ -5,7 +5,7 @@ import numpy
 import pytest
 
 from l2v.data.mixed_order import MixedOrder, MixedValidationOrder, RowTexts
-from l2v.data.order import TrainingOrder, ValidationOrder, seed_of
+from l2v.data.order import TrainingOrder, ValidationOrder, evenly, seed_of
 from l2v.errors import L2VError
 
 
@@ -289,3 +289,9 @@ def test_mixed_validation_reads_each_row_once_in_batches_of_one_set(world_size):
     batches = [batch for rank in ranks for batch in rank]
     assert sorted(pick.row for batch in batches for pick in batch if pick.key >= 0) == list(range(72))
     assert all(len({int(CLEAN.sets[pick.row]) for pick in batch}) == 1 for batch in batches)
+
+
+def test_rows_that_are_spread_evenly_exist_however_many_there_are():
+    for rows in (2**24 + 4, 30_000_004, 10**9):
+        found = evenly(rows, 256)
+        assert found[0] == 0 and found[-1] == rows - 1 and found == sorted(set(found))

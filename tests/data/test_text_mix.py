@@ -12,7 +12,7 @@ import pytest
 from tiny import SENTENCES, make_tiny_tokenizer
 
 from l2v.data.datamodule import TokenData
-from l2v.data.languages import TextPart, language_texts
+from l2v.data.languages import language_texts
 from l2v.data.text_mix import TextMix, TextMixOrder, TextMixRows
 from l2v.data.texts import FileTexts
 from l2v.data.tokens import text_rows
@@ -217,7 +217,10 @@ def test_held_out_texts_of_each_set_validate_and_do_not_train(files: dict[str, A
 def test_files_to_validate_on_leave_all_texts_to_train(files: dict[str, Any], tmp_path: Path) -> None:
     more: dict[str, Any] = {"files": files, "validation_files": {"de": str(write(tmp_path / "dev.txt", 2))}}
     train, held_out = (language_texts(part=part, **more) for part in ("train", "held_out"))  # type: ignore[arg-type]
-    assert list(train.sets.values()) == [FileTexts(files[name], override=f"data.files.{name}") for name in files]
+    column = "data.train.column"
+    assert list(train.sets.values()) == [
+        FileTexts(files[name], override=f"data.files.{name}", column_override=column) for name in files
+    ]
     assert list(held_out.texts()) == ["dev 0", "dev 1"]
 
 
@@ -247,5 +250,9 @@ def test_a_mistake_about_languages_is_told(files: dict[str, Any], settings: dict
 
 def test_a_column_that_a_file_has_not_is_told_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "de.csv").write_text("body\na\nb\n", encoding="utf-8")
-    with pytest.raises(L2VError, match="no column 'text'; it has body; name the column with data.column"):
-        TextPart(FileTexts(str(tmp_path / "de.csv"), override="data.files.de"), "train", 1, "data.files.de")
+    files = {"de": str(tmp_path / "de.csv")}
+    with pytest.raises(L2VError, match="no column 'text'; it has body; name the column with data.train.column"):
+        language_texts(part="train", files=files, held_out=1)
+    held_out = language_texts(part="held_out", files=files, validation_files=files)
+    with pytest.raises(L2VError, match="no column 'text'; it has body; name the column with data.train.column"):
+        list(held_out.texts())

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -541,3 +542,19 @@ def test_real_triplets_train_in_batches_without_false_negatives() -> None:
         for n, own in enumerate(documents):
             others = {*np.delete(queries, n).tolist(), *np.delete(positives, n).tolist()}
             assert not own & others
+
+
+def test_validation_files_beside_sets_are_read(tmp_path: Path) -> None:
+    for name in ("a", "mine"):
+        written(tmp_path / f"{name}.jsonl", [triplet(n, query=f"{name} {n}") for n in range(20)])
+    overrides = ["data=triplets", f"data.folder={tmp_path}", "+data.sets.a={}", "data.held_out=0"]
+    config = composed("train", ["stage=supervised", *overrides, f"data.validation.files={tmp_path / 'mine.jsonl'}"])
+    train, validation = (configs.build(configs.plain(config)["data"][part], "data") for part in ("train", "validation"))
+    train.check_validation(validation)
+    assert (train.names, validation.names) == (["a"], ["mine"])
+    with pytest.raises(L2VError, match="data.validation has files of its own; set data.held_out=0"):
+        replace(train, held_out=5).check_validation(replace(validation, held_out=5))
+    with pytest.raises(L2VError, match="data.validation.files=.*: no such file"):
+        replace(validation, files=str(tmp_path / "gone.jsonl"))
+    with pytest.raises(L2VError, match="data.train.files, .hub and data.sets exclude each other"):
+        replace(train, files=str(tmp_path / "mine.jsonl"))

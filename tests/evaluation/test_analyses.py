@@ -377,3 +377,17 @@ def test_wikipedia_passages_are_of_the_longest_articles() -> None:
     rows = WikipediaPassages(articles=3, passages=5, words=20).rows()
     assert len(rows) == len({text for text, _ in rows}) == 15 and len({label for _, label in rows}) == 3
     assert all(len(text.split()) == 20 for text, _ in rows)
+
+
+def test_tasks_with_one_label_count_each_and_vectors_of_length_one_stay_so(tmp_path: Path, tiny_model: Path) -> None:
+    for name, pairs in (("one", "5\ta\tb\n1\tc\td\n3\te\tf\n"), ("two", "1\ta\tb\n5\tc\td\n3\te\tg\n")):
+        (tmp_path / name).with_suffix(".tsv").write_text(pairs)
+    tasks = {name: StsPairs(str(tmp_path / f"{name}.tsv"), first=1, second=2, score=0) for name in ("one", "two")}
+    encoder = Encoder.from_pretrained(tiny_model)
+    (entry,) = PoolingAblation(tasks, ("mean",)).evaluate("p", encoder, KEPT).values()
+    assert len(entry["details"]) == 2
+    assert entry["value"] == pytest.approx(sum(entry["details"].values()) / 2)
+    assert len({task["label"] for task in entry["plot"]["tasks"]}) == 2
+    encoder.normalized = True
+    lengths = np.linalg.norm(EveryPooling(encoder, ("mean", "last_token")).encode(SENTENCES), axis=1)
+    assert lengths == pytest.approx(np.ones(len(SENTENCES)), abs=1e-5)

@@ -1,5 +1,6 @@
 """mteb's own tasks and scorers around an encoder: benchmarks, tasks from files, scores that outlive a crash."""
 
+import gzip
 import itertools
 import json
 from collections.abc import Iterator
@@ -409,6 +410,7 @@ WRONG = [
     ("a.txt", "a\tb\n", {"first": 0, "second": 1, "score": 2, "delimiter": "\t"}, r"a.txt:1: 2 columns"),
     ("a.txt", "x\ty\n", {"delimiter": "\t"}, r"a.txt: no column 'sentence1'"),
     ("a.csv", "sentence1,sentence2,score\na,b,1\nc,d,2\n", {"like": "SciFact"}, r"like=SciFact: mteb has no STS task"),
+    ("a.jsonl.gz", "no gzip", {}, r"a.jsonl.gz: "),
 ]
 
 
@@ -545,3 +547,64 @@ def test_the_texts_of_a_task_are_those_that_it_scores(tmp_path: Path) -> None:
     assert set(tasks["scifact"].evaluated_texts()) == {*titled, *TOPICS.values()}
     assert sorted(tasks["stackoverflow"].evaluated_texts()) == sorted(text for text, _ in texts(6))
     assert len(list(tasks["sickr"].evaluated_texts())) == 2 * len(list(itertools.combinations(SENTENCES, 2)))
+
+
+@pytest.mark.parametrize("like", ["STS17", "STS22"])
+def test_a_set_may_be_like_a_task_with_subsets_and_other_splits(tiny_model: Path, tmp_path: Path, like: str) -> None:
+    task = replace(write_pairs(tmp_path / "mine.jsonl"), like=like)
+    plain = score(tiny_model, {"mine": replace(task, like=None)}, tmp_path / "plain")
+    assert score(tiny_model, {"mine": task}, tmp_path / "like")["mine"]["value"] == plain["mine"]["value"]
+
+
+def test_a_classification_and_a_retrieval_like_those_of_mteb(tmp_path: Path) -> None:
+    rows = [{"text": f"{text} {n}", "label": "ab"[n % 2]} for n, text in enumerate(SENTENCES * 4)]
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {part: str(tmp_path / f"{part}.jsonl") for part in ("train", "test")}
+    for like in ("MassiveIntentClassification", "AmazonCounterfactualClassification"):
+        task = ClassificationSet(name="mine", like=like, **files)._task_with_data()
+        assert (task.hf_subsets, task.eval_splits) == (["default"], ["test"])
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "what"}\n')
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "x"}\n')
+    places = {name: str(tmp_path / name) for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")}
+    mine = RetrievalSet(name="mine", like="MSMARCO", **{Path(name).stem: place for name, place in places.items()})
+    assert mine._task_with_data().eval_splits == ["test"]
+    for name, row, told in (
+        ("corpus.jsonl", {"_id": "1", "text": None}, "corpus.jsonl:1: expected text, found NoneType"),
+        ("corpus.jsonl", {"_id": "1", "text": "x", "title": 3}, "corpus.jsonl:1: expected text, found int"),
+        ("queries.jsonl", {"_id": "q", "text": None}, "queries.jsonl:1: expected text, found NoneType"),
+    ):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+        with pytest.raises(L2VError, match=told):
+            mine._task_with_data()
+        (tmp_path / name).write_text(before)
+    (tmp_path / "corpus.txt").write_text("x\n")
+    with pytest.raises(L2VError, match="corpus.txt"):
+        replace(mine, corpus=str(tmp_path / "corpus.txt"))
+
+
+def test_a_label_that_is_missing_and_a_legacy_task_are_told(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": None}, {"text": "b", "label": "x"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(L2VError, match="rows.jsonl:1: expected a label, found None"):
+        ClusteringSet(name="mine", files=str(tmp_path / "rows.jsonl"))._task_with_data()
+    (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a\nb\n"))
+    (tmp_path / "labels.txt").write_bytes("ü\nx\n".encode("latin-1"))
+    packed = ClusteringSet(name="mine", files=str(tmp_path / "texts.txt.gz"), labels=str(tmp_path / "labels.txt"))
+    with pytest.raises(L2VError, match="labels.txt: not UTF-8"):
+        packed._task_with_data()
+    (tmp_path / "labels.txt").write_text("x\ny\n")
+    assert packed.rows() == [("a", "x"), ("b", "y")]
+    with pytest.raises(L2VError, match="no Clustering task of that name; TwentyNewsgroupsClustering.v2 is one"):
+        replace(packed, like="TwentyNewsgroupsClustering")._task()
+
+
+def test_predictions_that_are_asked_for_later_are_made(tiny_model: Path, tmp_path: Path, calls: Calls) -> None:
+    task = write_pairs(tmp_path / "mine.jsonl")
+    score(tiny_model, {"mine": task}, tmp_path / "out")
+    first = score(tiny_model, {"mine": replace(task, predictions=True)}, tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("mine_predictions.json"))) == 1
+    calls.clear()
+    assert score(tiny_model, {"mine": replace(task, predictions=True)}, tmp_path / "out") == first and not calls

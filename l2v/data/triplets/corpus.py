@@ -1,5 +1,6 @@
 """Documents by their ids, from a corpus of any size: on disk while it is read from, and not in memory."""
 
+import json
 import sqlite3
 import tempfile
 import weakref
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from l2v.data.files import ending, is_json, opened
 from l2v.data.readers import records
 from l2v.errors import L2VError
 
@@ -15,10 +17,39 @@ _TEXTS = ("text", "contents", "passage")
 
 
 def passage(document: Any) -> Any:
-    """The text of a document: of one with a title, both with a space between; anything but a document as it is."""
+    """The text of a document: of one with a title, both with a space between; anything but a document as it is.
+
+    Raises:
+        ValueError: title or text is no text.
+    """
     if not isinstance(document, dict):
         return document
-    return " ".join(filter(None, (document.get("title"), _first(document, _TEXTS)))).strip()
+    parts = [part for part in (document.get("title"), _first(document, _TEXTS)) if part is not None]
+    if odd := [part for part in parts if not isinstance(part, str)]:
+        raise ValueError(f"expected a text as title and text of a document, found {odd[0]!r}")
+    return " ".join(filter(None, parts)).strip()
+
+
+def named_corpora(paths: list[Path]) -> list[Path]:
+    """The files of the corpora that NeMo's one JSON of ids names, beside its rows."""
+    found: list[Path] = []
+    for path in paths:
+        if not is_json(path):
+            continue
+        with opened(path) as file:
+            try:
+                whole = json.load(file)
+            except (UnicodeDecodeError, json.JSONDecodeError):  # an object a line, or what its reader tells
+                continue
+        corpora = whole.get("corpus") if isinstance(whole, dict) else None
+        for corpus in corpora if isinstance(corpora, list) else [corpora] if corpora else []:
+            place = corpus.get("path") if isinstance(corpus, dict) else corpus
+            folder = path.parent / str(place)  # an absolute one stays
+            files = sorted(f for f in folder.rglob("*") if ending(f) in (".jsonl", ".parquet") and f.suffix != ".json")
+            if not files:
+                raise L2VError(f"{path}: its corpus {place} has no .jsonl or .parquet files")
+            found += files
+    return found
 
 
 class Corpus:
@@ -66,7 +97,10 @@ def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
             if key is None or _first(values, _TEXTS) is None:
                 told = ", ".join(map(str, values)) or "none"
                 raise L2VError(f"{where}: expected an id ({', '.join(_IDS)}) and a text; its columns are {told}")
-            yield str(key), passage(values)
+            try:
+                yield str(key), passage(values)
+            except ValueError as error:
+                raise L2VError(f"{where}: {error}") from None
 
 
 def _first(values: dict[str, Any], names: tuple[str, ...]) -> Any:

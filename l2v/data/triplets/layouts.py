@@ -1,6 +1,5 @@
 """Training files of other trainers, as they are: which columns they have, and what stands for a text in them."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from l2v.data.delimited import delimited
-from l2v.data.files import ending, opened
-from l2v.data.readers import Record, column_names, records
-from l2v.data.triplets.corpus import Corpus, passage
+from l2v.data.files import ending
+from l2v.data.readers import Record, number, records
+from l2v.data.triplets.corpus import Corpus, named_corpora, passage
 from l2v.data.triplets.options import BEIR_FILES, TripletSet
 from l2v.errors import L2VError
 from l2v.progress import say
@@ -79,8 +78,10 @@ def laid_out(one: TripletSet, *, show: bool) -> tuple[TripletSet, Iterator[Recor
     Raises:
         L2VError: the files are of no known layout, or have ids of a corpus that is not given.
     """
-    if one.hub is not None or one.format == "own":
+    if one.format == "own":
         return one, one.records(show=show)
+    if one.hub is not None and one.layout in ("beir", "msmarco"):
+        raise L2VError(f"{one.override}.format={one.layout}: of files, and {one.override}.hub is given")
     paths = one.paths()
     if one.layout == "beir":
         _told(one, "a BEIR folder (corpus, queries, qrels)", show)
@@ -88,7 +89,7 @@ def laid_out(one: TripletSet, *, show: bool) -> tuple[TripletSet, Iterator[Recor
     if one.format == "msmarco":
         _told(one, "MS MARCO's triples (query, positive, negative; no header, no quoting)", show)
         return _own_columns(one), _msmarco(paths, f"{one.override}.format=msmarco")
-    names = column_names(paths[0])
+    names = one.column_names()
     if one.format is None and (names is None or {one.query, one.positive} <= set(names)):
         if names is not None and "negative" not in names and one.negative == "negative":
             numbered = sorted((n for n in names if _NEGATIVE.fullmatch(n)), key=_number)
@@ -102,9 +103,9 @@ def laid_out(one: TripletSet, *, show: bool) -> tuple[TripletSet, Iterator[Recor
         if one.format is None:
             return one, one.records(show=show)  # which names the column that is missing, and how to name it
         told = ", ".join(names or ()) or "none"
-        raise L2VError(f"{one.override}.format={one.format}: {paths[0]} has other columns: {told}")
+        raise L2VError(f"{one.override}.format={one.format}: {one.hub or paths[0]} has other columns: {told}")
     layout = _LAYOUTS[wanted[0]]
-    corpora = _nemo_corpora(paths) if wanted[0] == "nemo" else []
+    corpora = named_corpora(paths) if wanted[0] == "nemo" else []
     _told(one, layout.title, show)
     settled = _settled(one, layout, names or [])
     convert = _texts(settled, corpora or one.corpus_paths(), ids=layout.ids or bool(corpora))
@@ -124,7 +125,7 @@ def _settled(one: TripletSet, layout: _Layout, names: list[str]) -> TripletSet:
     """The set with the columns that its files have."""
     of_layout = (*layout.negative, layout.positive_score, layout.negative_scores, layout.prompt)
     # rows of objects may do without a column that others have
-    there = {*names, *(of_layout if ending(one.paths()[0]) == ".jsonl" else ())}
+    there = {*names, *(of_layout if one.hub is None and ending(one.paths()[0]) == ".jsonl" else ())}
     first = {key: next((n for n in getattr(layout, key) if n in there), None) for key in ("query", "positive")}
     negatives = [name for name in layout.negative if name in there]
     if layout is _LAYOUTS["sentence-transformers"]:
@@ -173,28 +174,8 @@ def _converted(record: Record, convert: Callable[[Values], Values]) -> Record:
         return record._replace(values=convert(record.values))
     except KeyError as error:
         return record._replace(problem=f"the corpus has no document {error.args[0]!r}")
-
-
-def _nemo_corpora(paths: list[Path]) -> list[Path]:
-    """The files of the corpora that NeMo's one JSON of ids names, beside its rows."""
-    found: list[Path] = []
-    for path in paths:
-        if path.suffix.lower() != ".json":
-            continue
-        with opened(path) as file:
-            try:
-                whole = json.load(file)
-            except json.JSONDecodeError:  # an object a line
-                continue
-        corpora = whole.get("corpus") if isinstance(whole, dict) else None
-        for corpus in corpora if isinstance(corpora, list) else [corpora] if corpora else []:
-            place = corpus.get("path") if isinstance(corpus, dict) else corpus
-            folder = path.parent / str(place)  # an absolute one stays
-            files = sorted(f for f in folder.rglob("*") if ending(f) in (".jsonl", ".parquet") and f.suffix != ".json")
-            if not files:
-                raise L2VError(f"{path}: its corpus {place} has no .jsonl or .parquet files")
-            found += files
-    return found
+    except ValueError as error:
+        return record._replace(problem=str(error))
 
 
 # files of more than rows
@@ -206,8 +187,12 @@ def _beir(corpus_file: Path, queries_file: Path, qrels_file: Path) -> Iterator[R
     for where, values, problem in records(qrels_file, ("query-id", "corpus-id", "score"), str(qrels_file)):
         if problem:
             raise L2VError(f"{where}: {problem}")
+        try:
+            score = number(values["score"])
+        except ValueError as error:
+            raise L2VError(f"{where}: {error}") from None
         row = judged.setdefault(values["query-id"], (where, [], []))
-        (row[1] if float(values["score"]) > 0 else row[2]).append(values["corpus-id"])
+        (row[1] if score > 0 else row[2]).append(values["corpus-id"])
     for query, (where, positives, negatives) in judged.items():
         if not positives:
             continue

@@ -4,7 +4,7 @@ import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from l2v.data.files import RECORD_FILES, content, ending, find, stem
-from l2v.data.readers import AS_USUAL, Reading, Record, count_records, records
+from l2v.data.readers import AS_USUAL, Reading, Record, column_names, count_records, records
 from l2v.data.texts import load_hub
+from l2v.data.triplets.corpus import named_corpora
 from l2v.errors import L2VError
 from l2v.progress import track
 
@@ -164,21 +165,35 @@ class TripletSet(SetOptions):
         unneeded += [key for key in ("prompt", "format") if options[key] is None]
         for key in ("files", "corpus", "override", *unneeded):
             del options[key]
-        return content([*self.paths(), *self.corpus_paths()]) + json.dumps(options, sort_keys=True)
+        files = [*self.paths(), *self.corpus_paths(), *named_corpora(self.paths())]
+        return content(files) + json.dumps(options, sort_keys=True)
+
+    @property
+    def _column_override(self) -> str:
+        return f"{self.override}.query/positive/negative"
+
+    def _of_hub(self, columns: Iterable[str]) -> Any:
+        assert self.hub is not None
+        return load_hub(
+            self.hub,
+            self.config,
+            self.split or "train",
+            self.revision,
+            self.data_files,
+            columns=columns,
+            override=f"{self.override}.hub",
+            column_override=self._column_override,
+        )
+
+    def column_names(self) -> list[str] | None:
+        """The columns of its first file, or on the hub; see :func:`l2v.data.readers.column_names`."""
+        return list(self._of_hub(()).column_names) if self.hub is not None else column_names(self.paths()[0])
 
     def records(self, *, show: bool) -> Iterator[Record]:
         """The rows as they are in the files or on the hub, with a progress bar."""
         title = f"reading {self.name}"
         if self.hub is not None:
-            data = load_hub(
-                self.hub,
-                self.config,
-                self.split or "train",
-                self.revision,
-                self.data_files,
-                columns=self.columns,
-                override=f"{self.override}.hub",
-            )
+            data = self._of_hub(self.columns)
             named = (Record(f"{self.hub}:{number}", row) for number, row in enumerate(data, 1))
             yield from track(named, title, total=len(data), show=show)
             return
@@ -186,9 +201,7 @@ class TripletSet(SetOptions):
         counts = [count_records(path) for path in paths]
         total = None if None in counts else sum(count or 0 for count in counts)
         all_records = (
-            record
-            for path in paths
-            for record in records(path, self.columns, self.override + ".query/positive/negative", self.how)
+            record for path in paths for record in records(path, self.columns, self._column_override, self.how)
         )
         yield from track(all_records, title, total=total, show=show)
 
@@ -252,9 +265,15 @@ class TripletMix(SetOptions):
     def _sets(self) -> dict[str, tuple[SetOptions, str]]:
         """Name -> the set's own options, and what its errors name."""
         group = self.override.partition(".")[0]
-        if self.sets:
+        has_files = self.files is not None or self.hub is not None
+        if self.sets and has_files and not self.task and self.part == "train":
+            raise L2VError(
+                f"{self.override}.files, .hub and {group}.sets exclude each other, unless {self.override}.task names "
+                "the column with a row's set; give one"
+            )
+        if self.sets and (self.task or not has_files):
             return {name: (self._placed(name, own), f"{group}.sets.{name}") for name, own in self.sets.items()}
-        if self.files is not None or self.hub is not None:
+        if has_files:
             one_file = isinstance(self.files, str) and Path(self.files).expanduser().is_file()
             name = stem(Path(str(self.files))) if one_file else self.hub or "triplets"
             return {name: (SetOptions(), self.override)}

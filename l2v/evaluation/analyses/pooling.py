@@ -73,7 +73,9 @@ class PoolingAblation(Task):
                 under = store.under(pooling)
                 scored = task.evaluate(key, every, under, show=show)
                 values[pooling] = task.table(key, under, scored)[key]["value"]
-            tasks.append({"label": task.label, "metric": task.metric, "values": values})
+            alike = sum(other.label == task.label for other in self.chosen.values()) > 1
+            label = f"{task.label} ({key})" if alike else task.label
+            tasks.append({"label": label, "metric": task.metric, "values": values})
         named = [[pooling, _NAMES[pooling]] for pooling in poolings]
         plot = {"kind": "pooling", "task": name, "poolings": named, "tasks": tasks}
         entries = {}
@@ -101,6 +103,7 @@ class EveryPooling(Encoder):
             text_max_length=encoder.text_max_length,
             prompt=encoder.prompt,
             padding_side=encoder.padding_side,
+            normalized=encoder.normalized,
         )
         self.poolings = poolings
         self._kept: dict[tuple[int, ...], dict[PoolingName, torch.Tensor]] = {}
@@ -113,6 +116,8 @@ class EveryPooling(Encoder):
             pool_mask = on_device.pop("pool_mask")
             states = self.backbone(**on_device)
             vectors = {kind: pool(states, pool_mask, on_device["attention_mask"], kind).cpu() for kind in self.poolings}
+            if self.normalized:
+                vectors = {kind: torch.nn.functional.normalize(found, dim=-1) for kind, found in vectors.items()}
             for row, key in enumerate(new):
                 self._kept[key] = {kind: found[row] for kind, found in vectors.items()}
         return torch.stack([self._kept[key][cast(PoolingName, self.pooling)] for key in keys])

@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from l2v.data.files import RECORD_FILES, content, find
-from l2v.data.readers import Column, number, table_rows
+from l2v.data.files import RECORD_FILES, content, find, lines
+from l2v.data.readers import Column, label, number, table_rows
 from l2v.encoders.text_encoder import TextEncoder
 from l2v.errors import L2VError
 from l2v.evaluation.mteb.package import known_result, mteb_encoder, mteb_package, result_cache, run_task, texts_of
@@ -32,7 +32,8 @@ class LocalSet(Task):
         name: of the task, in tables and of its file of scores.
         like: a task of mteb whose settings it has, as STSBenchmark; None: those of mteb's class for such tasks.
         instruction: put before queries and symmetric texts, without ":" at the end; None: none.
-        language: of the texts, as mteb writes it, e.g. deu-Latn; with ``like`` that task's own counts.
+        language: of the texts, as mteb writes it, e.g. deu-Latn; with ``like`` that task's own counts, if it
+            has one.
         sample: how many of the rows to take, drawn once and for all; the name says so. None: all.
         predictions: keep what is predicted, too, when it is scored: the cosine of each pair, the documents that each
             query finds, ... in mteb's format, under ``evaluation/mteb/predictions`` of the run's folder.
@@ -52,6 +53,8 @@ class LocalSet(Task):
     main_score: ClassVar[str] = ""
     base: ClassVar[str] = ""
     """mteb's class."""
+    endings: ClassVar[tuple[str, ...]] = (*RECORD_FILES, ".txt")
+    """Of its files."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -67,16 +70,22 @@ class LocalSet(Task):
         self._task_with_data()
 
     def parts(self, store: ResultStore) -> list["LocalSet"]:
-        """Itself, unless its score is there."""
-        return [self] if known_result(self._task(), self._own(store)) is None else []
+        """Itself, unless its score is there, and where they are asked for its predictions."""
+        own = self._own(store)
+        kept = self._kept(own)
+        there = kept is None or (kept / f"{self._task_name}_predictions.json").exists()
+        return [] if there and known_result(self._task(), own) is not None else [self]
+
+    def _kept(self, own: ResultStore) -> Path | None:
+        """The folder of its predictions, where they are asked for."""
+        return own.folder / "predictions" / own.fingerprint if self.predictions else None
 
     def evaluate(self, name: str, encoder: TextEncoder, store: ResultStore, *, show: bool = False) -> Entries:
         """Score it into ``store``, unless its score is there; the entry is that of :meth:`table`."""
         if self.parts(store):
             store = self._own(store)
             model = mteb_encoder(encoder, store, lambda _: self.instruction, self.batch_size, show)
-            kept = store.folder / "predictions" / store.fingerprint if self.predictions else None
-            run_task(self._task_with_data(), model, result_cache(store), kept)
+            run_task(self._task_with_data(), model, result_cache(store), self._kept(store))
         return {}
 
     def table(self, name: str, store: ResultStore, scored: Entries) -> Entries:
@@ -139,7 +148,13 @@ class LocalSet(Task):
             except KeyError:
                 task = None
             if not isinstance(task, base):
-                raise L2VError(f"{self.name}: like={self.like}: mteb has no {self.kind} task of that name")
+                newer = f"{self.like}.v2"
+                hint = f"; {newer} is one" if task is not None and _is_a(newer, base) else ""
+                raise L2VError(f"{self.name}: like={self.like}: mteb has no {self.kind} task of that name{hint}")
+            own["eval_splits"] = ["test"]
+            if isinstance(task.metadata.eval_langs, dict):  # of subsets, which files have not
+                own["eval_langs"] = [self.language]
+                task.hf_subsets = ["default"]
             task.metadata = task.metadata.model_copy(update=own)
         if self.base == "AbsTaskClustering":
             task.max_fraction_of_documents_to_embed = None  # `sample` chooses them
@@ -157,7 +172,7 @@ class LocalSet(Task):
 
     def _find(self, files: Files) -> list[Path]:
         try:
-            return find(files, self.name, (*RECORD_FILES, ".txt"))
+            return find(files, self.name, self.endings)
         except L2VError as error:
             raise L2VError(f"{error}; to do without the task: '~evaluation.tasks.<its key>'") from None
 
@@ -266,7 +281,7 @@ class ClassificationSet(LocalSet):
     def _dataset(self) -> Any:
         parts = {}
         for part, files in (("train", self.train), ("test", self.test)):
-            rows = table_rows(self._find(files), (self.text,), self.label_column, str, self.delimiter, self.name)
+            rows = table_rows(self._find(files), (self.text,), self.label_column, label, self.delimiter, self.name)
             parts[part] = self._drawn(rows, self.sample, part)
         labels = {label: number for number, label in enumerate(dict.fromkeys(row[-1] for row in parts["train"]))}
         if unknown := [label for _, label in parts["test"] if label not in labels]:
@@ -317,11 +332,19 @@ class ClusteringSet(LocalSet):
                 raise L2VError(f"{self.name}: {len(texts)} texts, but {len(labels)} labels in {self.labels}")
             rows = list(zip(texts, labels, strict=True))
         else:
-            rows = table_rows(self._find(self.files), (self.text,), self.label_column, str, self.delimiter, self.name)
+            rows = table_rows(self._find(self.files), (self.text,), self.label_column, label, self.delimiter, self.name)
         return self._drawn(rows, self.sample)
 
     def _dataset(self) -> Any:
         return splits_of(test=columns_of(self.rows(), "sentences", "labels"))
+
+
+def _is_a(name: str, base: type) -> bool:
+    """Whether mteb has a task of a name and a kind."""
+    try:
+        return isinstance(mteb_package().get_task(name), base)
+    except KeyError:
+        return False
 
 
 def _binary(value: Any) -> int:
@@ -343,4 +366,4 @@ def splits_of(**parts: Any) -> Any:
 
 
 def _lines(paths: list[Path]) -> list[str]:
-    return [line.strip() for path in paths for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    return [line.strip() for path in paths for line in lines(path)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from l2v.data.files import RECORD_FILES
 from l2v.data.readers import check_columns, records, table_rows
 from l2v.errors import L2VError
 from l2v.evaluation.mteb.files import Files, LocalSet
@@ -35,6 +36,7 @@ class RetrievalSet(LocalSet):
     kind: ClassVar[str] = "Retrieval"
     main_score: ClassVar[str] = "ndcg_at_10"
     base: ClassVar[str] = "AbsTaskRetrieval"
+    endings: ClassVar[tuple[str, ...]] = RECORD_FILES
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -56,7 +58,7 @@ class RetrievalSet(LocalSet):
         columns = ("query-id", "corpus-id")
         for query, document, score in table_rows(self._find(self.qrels), columns, "score", int, None, self.name, 1):
             judged.setdefault(query, {})[document] = score
-        queries = [row for row in table_rows(self._find(self.queries), ("_id",), "text", str, None, self.name, 1)
+        queries = [row for row in table_rows(self._find(self.queries), ("_id",), "text", _text, None, self.name, 1)
                    if any(score > 0 for score in judged.get(row[0], {}).values())]  # fmt: skip
         queries = self._drawn(queries, self.sample_queries, "queries")
         if not queries:
@@ -85,4 +87,14 @@ def _documents(paths: list[Path], name: str) -> Iterable[dict[str, str]]:
             if problem or not isinstance(values, dict):
                 raise L2VError(f"{where}: {problem or 'expected an object'}")
             check_columns(values, ("_id", "text"), where, f"{name}: corpus")
-            yield {"id": str(values["_id"]), "title": values.get("title") or "", "text": values["text"]}
+            try:
+                title = "" if values.get("title") is None else _text(values["title"])
+                yield {"id": str(values["_id"]), "title": title, "text": _text(values["text"])}
+            except ValueError as error:
+                raise L2VError(f"{where}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, found {type(value).__name__}")
+    return value
