@@ -15,7 +15,7 @@ from l2v.data.texts import FileTexts
 from l2v.errors import L2VError
 from l2v.progress import say
 from l2v.report.contamination import print_contamination
-from l2v.runs.files import write_json
+from l2v.runs.files import check_writable, write_json
 from l2v.runs.run import Run
 
 
@@ -26,6 +26,8 @@ def main(composed: DictConfig) -> None:
     source, data, folder = _training_data(config)
     suite = config.get("evaluation") or {"suite": "texts", "tasks": {}}
     tasks = configs.build_tasks(suite)
+    file = Path(config["output"] or folder).expanduser() / "contamination" / f"{suite['suite']}.json"
+    check_writable(file)
     texts: dict[str, tuple[str, Iterable[str]]] = {}
     unknown = []
     for name, task in tasks.items():
@@ -53,13 +55,9 @@ def main(composed: DictConfig) -> None:
         "tasks": {name: {"label": texts[name][0], **task} for name, task in found["tasks"].items()},
         "not_looked_at": unknown,
     }
-    file = Path(config["output"] or folder).expanduser() / "contamination" / f"{suite['suite']}.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise L2VError(f"output={file.parent.parent}: cannot be written ({error.strerror})") from None
-    write_json(file, result)
     print_contamination(result)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, result)
     say(f"wrote {file}")
 
 

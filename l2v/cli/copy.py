@@ -48,7 +48,8 @@ def copy(name: str, file: Path, config_dir: str | None = None) -> str:
         raise L2VError(f"{file}: exists; it is not written over") from None
     except OSError as error:
         raise L2VError(f"{file}: cannot be written ({error.strerror})") from None
-    return f"l2v {_PROGRAMS.get(group, 'train')} --config-dir {file.parent.parent} {group}={file.stem}"
+    needed = " stage=supervised" if group == "loss" else ""
+    return f"l2v {_PROGRAMS.get(group, 'train')} --config-dir {file.parent.parent}{needed} {group}={file.stem}"
 
 
 def start() -> None:

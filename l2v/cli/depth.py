@@ -9,7 +9,7 @@ from rich.table import Table
 
 from l2v import config as configs
 from l2v.errors import L2VError
-from l2v.runs.files import write_json
+from l2v.runs.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from l2v.planning.layer_losses import Depths
@@ -34,14 +34,16 @@ def main(composed: DictConfig) -> None:
     if not isinstance(data, TripletMix):
         raise L2VError("data: expected queries with a positive each, as data=triplets or data=e5 has")
     output = Path(config["output"]).expanduser() if config["output"] else None
+    if output is not None:
+        check_writable(output)
     subject = configs.take_encoder(config)
     encoder = load_encoder(subject)
     if not isinstance(encoder, Encoder):
         raise L2VError(f"encoder={subject.source}: one of sentence-transformers; only l2v's own are cut")
     found = layer_losses(encoder, data, loss, sample)
+    show(found)
     if output is not None:
         write_json(output, {"encoder": subject.source, **found.record()})
-    show(found)
 
 
 def show(found: "Depths") -> None:

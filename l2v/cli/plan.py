@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from l2v import config as configs
 from l2v.progress import say
-from l2v.runs.files import write_json
+from l2v.runs.files import check_writable, write_json
 
 
 def main(composed: DictConfig) -> None:
@@ -17,14 +17,16 @@ def main(composed: DictConfig) -> None:
     """
     config = configs.plain(composed, without=("data", "logger"))
     setup, room = configs.build_plan(config)
+    file = Path(config["output"]).expanduser() if config["output"] is not None else None
+    if file is not None:
+        check_writable(file)
     from l2v.planning.plan import plan, refuse
     from l2v.planning.table import print_plan
 
     search = configs.check_value(bool, config["search"], "search")
     made = plan(setup, room, search=search)
     print_plan(setup, made)
-    if config["output"] is not None:
-        file = Path(config["output"]).expanduser()
+    if file is not None:
         write_json(file, made.record())
         say(f"wrote {file}")
     if not made.fits:

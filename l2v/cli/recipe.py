@@ -16,6 +16,8 @@ from l2v.cli.processes import run_program
 from l2v.cli.sweep import Points, alone, apply_to, key_of, label_of, note_point, record_stage, shared_run, wrapped
 from l2v.errors import L2VError
 from l2v.progress import console, say
+from l2v.runs.hashes import source_hash
+from l2v.runs.locations import locate
 
 _NOT_OF_BASELINES = {"seed", "stage", "stages", "adapter", "trainer", "logger", "data", "task", "baselines", "debug"}
 """Groups whose settings change nothing of the untrained model and its scores."""
@@ -37,6 +39,8 @@ def main(composed: DictConfig) -> None:
     }
     if not stages:
         raise L2VError("stages: none; expected one at least, as \"+stages.mntp=['stage=mntp']\"")
+    recipes_own = configs.as_typed(recipes_own, "train")
+    stages = {stage: configs.as_typed(overrides, "train") for stage, overrides in stages.items()}
     for own in (recipes_own, *stages.values()):
         configs.check_overrides(own, configs.allowed_modules(), f"recipe={configs.choices()['recipe']}")
     shared = _merged(recipes_own, given)
@@ -48,7 +52,12 @@ def main(composed: DictConfig) -> None:
     if configs.is_multirun() and configs.sweeper() != "basic":
         raise L2VError(f"hydra/sweeper={configs.sweeper()}: a recipe has no value to optimise; train.py has one")
     folder = whole / label
-    fixed = {"runs_dir": config["runs_dir"], "seed": str(config["seed"]), "debug": str(config["debug"]).lower()}
+    fixed = {
+        "runs_dir": configs.quoted(config["runs_dir"]),
+        "seed": str(config["seed"]),
+        "debug": str(config["debug"]).lower(),
+        **_while_training(given),
+    }
     search = configs.search_overrides()
     everywhere = [override for override in given if not override.startswith("stage.")]
     bare = {
@@ -56,15 +65,14 @@ def main(composed: DictConfig) -> None:
         for stage, overrides in stages.items()
     }
     of_stage = apply_to(bare, given)
+    named = {stage: {"name": configs.quoted(str(Path(name) / label / stage))} for stage in stages}
     settings = {
-        stage: _arguments(
-            {**_merged(recipes_own, overrides, of_stage[stage]), **fixed, "name": str(Path(name) / label / stage)}
-        )
+        stage: _arguments({**_merged(recipes_own, overrides, of_stage[stage]), **fixed, **named[stage]})
         for stage, overrides in stages.items()
     }
     composed_stages = {stage: configs.compose("train", [*arguments, *search]) for stage, arguments in settings.items()}
-    for stage in composed_stages.values():
-        configs.build_training(stage)
+    trainings = {stage: configs.build_training(composed) for stage, composed in composed_stages.items()}
+    _check(config["evaluation"])
     if label:
         _heading(label)
     model = next(iter(composed_stages.values()))["model"]
@@ -77,15 +85,20 @@ def main(composed: DictConfig) -> None:
     previous: Path | None = None
     key: str | None = None
     for stage, arguments in settings.items():
-        run, key = folder / stage, key_of(composed_stages[stage], key)
-        with alone(whole, key) if label else contextlib.nullcontext():
-            if label and (known := shared_run(folder, stage, key)) is not None:
+        run, training = folder / stage, trainings[stage]
+        if label:
+            begins = [source_hash(locate(training.model.source, training.model.revision))] if key is None else []
+            key = key_of(composed_stages[stage], [*training.fingerprints(), *begins], key)
+        with alone(whole, key) if key is not None else contextlib.nullcontext():
+            known = shared_run(folder, stage, key, training.exports) if key is not None else None
+            if known is not None:
                 say(f"{stage}: the same as in {known.parent.name}, which has trained it; it is reused")
                 run = known
             else:
                 _heading(f"train {stage}")
                 run_program("train", [*arguments, *search, "reuse=true", *_init(previous)], "the stage")
-                record_stage(folder, stage, key)
+                if key is not None:
+                    record_stage(folder, stage, key)
             _heading(f"evaluate after {stage}")
             # what is measured may differ where the stage does not
             scores = folder / stage if "evaluation" in groups else run
@@ -111,8 +124,23 @@ def _group(key: str) -> str:
     return re.split(r"[.@]", key.lstrip("+~"))[0]
 
 
+def _while_training(given: Sequence[str]) -> dict[str, str]:
+    """With ``evaluate_every`` each stage evaluates by the recipe's own suite while it trains."""
+    if "evaluate_every" not in _merged(given):
+        return {}
+    own = [one for one in configs.overrides() if "=" in one and _group(one.partition("=")[0]) == "evaluation"]
+    return {"evaluation": configs.choices()["evaluation"], **_merged(own)}
+
+
+def _check(suite: dict[str, Any]) -> None:
+    """Raise an L2VError where a task misses something: better told before hours of training."""
+    from l2v.evaluation.periodic import PeriodicEvaluation
+
+    PeriodicEvaluation(1, suite["suite"], configs.build_tasks(suite)).check()
+
+
 def _init(previous: Path | None) -> list[str]:
-    return [f"init_from={previous}"] if previous else []
+    return [f"init_from={configs.quoted(str(previous))}"] if previous else []
 
 
 def _usage(model: dict[str, Any]) -> dict[str, Any]:
@@ -178,4 +206,7 @@ def _report_points(points: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    start()
+    # by its own name: a launcher of a sweep hands main on to other processes
+    import l2v.cli.recipe
+
+    l2v.cli.recipe.start()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2v.errors import L2VError
+from l2v.progress import say
 from l2v.report.page import write_report
 from l2v.report.runs import runs_in
 
@@ -18,8 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--title", default="l2v report")
     parser.add_argument("--reference", help="label of the run to compare with (bidirectional, else the first)")
     given = parser.parse_args(arguments)
-    folders = [run for folder in given.folders if not folder.is_file() for run in runs_in(folder)]
+    named = {folder: runs_in(folder) for folder in given.folders if not folder.is_file()}
+    folders = [run for inside in named.values() for run in inside]
+    without = [folder for folder, inside in named.items() if not inside]
     try:
+        if missing := [folder for folder in without if not folder.exists()] or (without if not folders else []):
+            raise L2VError(f"{missing[0]} is not a run folder: no run.json and no evaluation/, and no run in it")
+        if without:
+            say(f"no runs, and left out: {', '.join(map(str, without))}", style="yellow")
         output = write_report(folders, given.output, title=given.title, reference=given.reference)
     except L2VError as error:
         print(error, file=sys.stderr)

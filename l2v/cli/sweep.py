@@ -74,24 +74,32 @@ def label_of(swept: Sequence[str], overrides: Sequence[str]) -> str:
 # stages that points share
 
 
-def key_of(config: dict[str, Any], previous: str | None) -> str:
-    """What two stages share that train the same thing from the same beginning."""
+def key_of(config: dict[str, Any], read: Sequence[str], previous: str | None) -> str:
+    """What two stages share that train the same thing from the same beginning.
+
+    Args:
+        config: of the stage, resolved.
+        read: fingerprints of the data, and of the weights that the first stage begins with.
+        previous: the key of the stage before it.
+    """
     kept = {name: value for name, value in config.items() if name not in _NOT_SHARED}
-    return settings_hash([kept, previous])
+    return settings_hash([kept, read, previous])
 
 
-def shared_run(folder: Path, stage: str, key: str) -> Path | None:
+def shared_run(folder: Path, stage: str, key: str, exports: str) -> Path | None:
     """A finished run of another point of the sweep that trained the same stage; None where there is none.
 
     Args:
         folder: of this point.
         stage: its name in the recipe.
         key: of :func:`key_of`.
+        exports: what it has to have at its end, see :meth:`~l2v.runs.run.Run.lacks`.
     """
     for record in sorted(folder.parent.glob(f"*/{_RECORD}")):
-        run = record.parent / stage
-        if record.parent != folder and read_json(record).get(stage) == key and Run(run).is_finished:
-            return run
+        run = Run(record.parent / stage)
+        known = record.parent != folder and read_json(record).get(stage) == key
+        if known and run.is_finished and not run.lacks(exports):
+            return run.folder
     return None
 
 

@@ -114,7 +114,7 @@ def _settle(
     _check_base(config["init_from"], base, start)
     wanted = config_hash(config, start, data)
     is_ours = run.record_file.exists() and run.record()["config_hash"] == wanted
-    if is_ours and config["reuse"] and run.is_finished and not _lacks(run, training.exports):
+    if is_ours and config["reuse"] and run.is_finished and not run.lacks(training.exports):
         say(f"{run.folder}: a finished run with this config is here; it is reused")
         return "reuse"
     if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
@@ -203,8 +203,16 @@ def _record(config: dict[str, Any], hash_: str, data: list[str]) -> dict[str, An
         "config_hash": hash_,
         "data": data,
         "choices": configs.choices(),
-        "overrides": configs.overrides(),
+        "overrides": [_from_anywhere(override) for override in configs.overrides()],
     }
+
+
+def _from_anywhere(override: str) -> str:
+    """An override as it was given, a local model by its absolute path: init_from= may take it in another folder."""
+    given = configs.parsed(override)
+    if given is None or given.key_or_group != "model.source" or not Path(str(given.value())).expanduser().exists():
+        return override
+    return "model.source=" + configs.quoted(str(Path(str(given.value())).expanduser().absolute()))
 
 
 def _check_base(init_from: str | list[str] | None, base: Source, start: Initialization) -> None:
@@ -258,7 +266,7 @@ def _check_resumable(run: Run, config: dict[str, Any], data: list[str]) -> None:
 
 def _is_whole(run: Run, exports: str) -> bool:
     """Whether a finished run was exported so, and what it wrote at its end is there as it was written."""
-    if _lacks(run, exports):
+    if run.lacks(exports):
         return False
     try:
         Initialization.of(run)
@@ -267,13 +275,6 @@ def _is_whole(run: Run, exports: str) -> bool:
     except L2VError:
         return False
     return True
-
-
-def _lacks(run: Run, exports: str) -> bool:
-    """Whether a finished run has not been exported so yet."""
-    if (run.folder / "probe").exists():
-        return False
-    return {"encoder": not run.encoder.exists(), "adapter": run.exported is None, "none": False}[exports]
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from l2v.config.targets import check_definitions, check_overrides, check_targets
 from l2v.config.tasks import build_tasks
 from l2v.config.trainer import build_predictor
 from l2v.config.training import build_training
+from l2v.config.typed import as_typed, parsed, quoted
 from l2v.trust import allowed_modules
 
 __all__ = [
     "allowed_modules",
+    "as_typed",
     "build",
     "build_plan",
     "build_predictor",
@@ -48,8 +50,10 @@ __all__ = [
     "merge_overrides",
     "model_of_init",
     "overrides",
+    "parsed",
     "plain",
     "process_rank",
+    "quoted",
     "read_saved",
     "run",
     "search_overrides",

@@ -73,6 +73,10 @@ def as_typed(arguments: Sequence[str], name: str) -> list[str]:
         if setting[0].strip("+=") == "runs_dir":  # of which other settings are made
             argument = setting[0] + os.path.expanduser(argument[setting.end() :])
         override = parsed(argument)
+        if override is None:
+            with_quotes = setting[0] + _with_quotes(argument[setting.end() :], several=sweeps)
+            if (override := parsed(with_quotes)) is not None:
+                argument = with_quotes
         several = override is not None and override.is_sweep_override() and not sweeps
         if several and setting[0].strip("+=") in groups(search_path(arguments, name)):
             several = False  # which is Hydra's to refuse
@@ -81,6 +85,25 @@ def as_typed(arguments: Sequence[str], name: str) -> list[str]:
             argument = setting[0] + quoted(argument[setting.end() :])
         made.append(argument)
     return made
+
+
+def _with_quotes(text: str, *, several: bool) -> str:
+    """A list or a dictionary, or ``several`` values, in which a text with letters beyond ASCII has quotes of its own.
+
+    Hydra's grammar has no such letters. Anything else comes back as it is.
+    """
+    if text[:1] not in ("[", "{") and not (several and "," in text):
+        return text
+    parts = re.split(r"""('[^']*'|"[^"]*")""", text)
+    parts[::2] = [
+        re.sub(r"[^\[\]{},:\s](?:[^\[\]{},:]*[^\[\]{},:\s])?", lambda found: _quoted_if_odd(found[0]), part)
+        for part in parts[::2]
+    ]
+    return "".join(parts)
+
+
+def _quoted_if_odd(text: str) -> str:
+    return text if text.isascii() else quoted(text)
 
 
 def as_resumed(arguments: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ own positive.
 
 import functools
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,7 @@ from l2v.mining.texts import Table, Texts, distinct, find, read_table
 from l2v.mining.vectors import Vectors, encode_texts
 from l2v.models.settings import EncoderSettings
 from l2v.progress import say, track
-from l2v.runs.files import cache_folder, draft_file, read_json, remove_drafts, write_json
+from l2v.runs.files import cache_folder, check_writable, draft_file, read_json, remove_drafts, write_json
 from l2v.runs.hashes import file_hash, settings_hash
 
 _VERSION = 1
@@ -99,7 +98,7 @@ def mine(subject: EncoderSettings, mining: Mining, *, show: bool = True) -> dict
                 say(f"{output}: reused, nothing has changed")
                 return known
             say(f"{output}: is not as it was written, and is made anew", style="yellow")
-    _must_be_writable(output)
+    check_writable(output)
     cache = Path(mining.cache).expanduser() if mining.cache else cache_folder("mining")
     data = _read(mining, cache / "texts", show)
 
@@ -326,15 +325,6 @@ def _means(tally: _Tally) -> dict[str, Any]:
         },
         "positive_first": tally.positive_first / (tally.written + tally.without),
     }
-
-
-def _must_be_writable(output: Path) -> None:
-    """Better told before hours of encoding than after."""
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise L2VError(f"output={output}: cannot be written, {parent} is no folder that may be written to")
-    if output.is_dir():
-        raise L2VError(f"output={output}: expected a file, found a folder")
 
 
 def _none_left(tally: _Tally, mining: Mining) -> str:

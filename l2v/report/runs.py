@@ -122,15 +122,11 @@ def _is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """A run; or the runs inside a recipe's folder, or one folder deeper, inside the points of a sweep."""
+    """A run; or the runs inside a folder, however deep, in order. What is hidden, or in a run, is passed over."""
     if _is_run(folder):
         return [folder]
-    inside = [run for part in sorted(folder.glob("*/")) for run in ([part] if _is_run(part) else _runs_beside(part))]
-    return inside or [folder]
-
-
-def _runs_beside(folder: Path) -> list[Path]:
-    return sorted(run for run in folder.glob("*/") if _is_run(run))
+    inside = sorted(part for part in folder.glob("*/") if not part.name.startswith("."))
+    return [run for part in inside for run in runs_in(part)]
 
 
 def _read_run(folder: Path, label: str) -> Record:

@@ -259,3 +259,12 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
     with draft_file(file) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def check_writable(output: Path) -> None:
+    """Raise an L2VError where no file can be written: better told before hours of work than after."""
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise L2VError(f"output={output}: cannot be written, {parent} is no folder that may be written to")
+    if output.is_dir():
+        raise L2VError(f"output={output}: expected a file, found a folder")

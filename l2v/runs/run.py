@@ -198,6 +198,12 @@ class Run:
         """Whether the run has no merged encoder, so that it is put together from its parts."""
         return self.exported == self.adapter
 
+    def lacks(self, exports: str) -> bool:
+        """Whether a finished run has not been exported yet as ``encoder`` or ``adapter``; a probe never is."""
+        if (self.folder / "probe").exists():
+            return False
+        return {"encoder": not self.encoder.exists(), "adapter": self.exported is None, "none": False}[exports]
+
     def assembly(self) -> Assembly:
         """What the encoder is put together from, by the lineage.
 

@@ -113,6 +113,26 @@ def test_a_mistake_in_a_late_stage_is_found_before_the_first_one_runs(tiny_model
     assert not (tmp_path / "smoke").exists()
 
 
+@pytest.mark.slow
+def test_a_mistake_in_the_evaluation_is_found_before_the_first_stage_runs(tmp_path: Path) -> None:
+    evaluation = ["evaluation=sts_dev", f"evaluation.folder={tmp_path / 'gone'}"]
+    done = recipe("recipe=smoke", f"runs_dir={tmp_path}", "baselines=[]", *evaluation)
+    assert done.returncode == 1 and "sts-dev.csv: no such file" in done.stderr
+    assert not (tmp_path / "smoke").exists()
+
+
+@pytest.mark.slow
+def test_names_and_folders_are_those_that_were_typed_and_stages_evaluate_while_they_train(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "größe, a"
+    given = ["recipe=smoke", f"runs_dir={runs}", "name=it's (größe)", "baselines=[]", f"model.source={tiny_model}"]
+    done = recipe(*given, "stages={mntp:['stage=mntp']}", "evaluate_every=1", "evaluation.tasks.masked.rows=4")
+    assert done.returncode == 0, done.stderr
+    metrics = (runs / "it's (größe)" / "mntp" / "metrics.jsonl").read_text()
+    assert '"evaluation/smoke/masked"' in metrics
+
+
 def test_after_an_evaluation_what_is_free_is_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The next stage trains in a process of its own, on the same GPU."""
     done: list[str] = []

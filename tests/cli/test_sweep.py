@@ -1,5 +1,6 @@
 """A recipe at several points, and points that start processes of their own."""
 
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from launch import ROOT
 from tiny import SENTENCES
 
 from l2v.cli import train
-from l2v.cli.sweep import alone, apply_to, key_of, label_of, wrapped
+from l2v.cli.sweep import alone, apply_to, key_of, label_of, shared_run, wrapped
 from l2v.errors import L2VError
 from l2v.runs.run import Run
 
@@ -106,9 +107,43 @@ def test_an_override_of_a_stage_goes_to_the_stages_that_have_the_setting():
 
 def test_stages_are_the_same_whatever_their_folders_are_called():
     config = {"name": "a/mntp", "run_dir": "runs/a/mntp", "seed": 0, "stage": {"max_steps": 3}}
-    assert key_of(config, None) == key_of({**config, "name": "b/mntp", "run_dir": "runs/b/mntp"}, None)
-    assert key_of(config, None) != key_of({**config, "seed": 1}, None)
-    assert key_of(config, None) != key_of(config, "another beginning")
+    known = key_of(config, ["texts"], None)
+    assert known == key_of({**config, "name": "b/mntp", "run_dir": "runs/b/mntp"}, ["texts"], None)
+    assert known != key_of({**config, "seed": 1}, ["texts"], None)
+    assert known != key_of(config, ["texts"], "another beginning")
+    assert known != key_of(config, ["other texts"], None)
+
+
+def test_a_run_that_lacks_its_encoder_is_not_shared(tmp_path):
+    made = tmp_path / "a" / "mntp"
+    made.mkdir(parents=True)
+    (made.parent / "recipe.json").write_text('{"mntp": "key"}')
+    (made / "run.json").write_text('{"status": "finished"}')
+    assert shared_run(tmp_path / "b", "mntp", "key", "encoder") is None
+    assert shared_run(tmp_path / "b", "mntp", "key", "none") == made
+    (made / "encoder").mkdir()
+    assert shared_run(tmp_path / "b", "mntp", "key", "encoder") == made
+    assert shared_run(tmp_path / "b", "mntp", "other", "encoder") is None
+
+
+@pytest.mark.slow
+def test_a_shared_stage_is_trained_anew_where_its_texts_have_changed(given, tmp_path):
+    one = ["-m", "recipe=smoke", "stages={mntp:['stage=mntp','stage.block_length=16']}", "baselines=[]", *given]
+    for rows, told in (("4,8", 2), ("16,32", 2), ("2,3", 4)):
+        done = run("recipe", *one, f"evaluation.tasks.masked.rows={rows}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("the same as in") == told, done.stderr
+        if rows == "4,8":
+            (tmp_path / "train.txt").write_text("\n".join(f"{text} anew {text}" for text in SENTENCES * 8))
+
+
+@pytest.mark.slow
+def test_points_of_a_recipe_run_side_by_side(given, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra sweep")
+    one = ["recipe=smoke", "stages={mntp:['stage=mntp','stage.block_length=16']}", "baselines=[]", *given]
+    done = run("recipe", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *one, "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs" / "smoke").glob("seed-*/mntp/encoder"))) == 2
 
 
 @pytest.mark.slow
@@ -152,9 +187,10 @@ def test_every_point_of_a_sweep_trains_on_two_processes(given, tmp_path):
 
 @pytest.mark.parametrize("option", ["hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
 def test_a_plugin_that_is_not_installed_is_told_with_its_command(option):
-    done = run("train", "-m", option, "seed=1,2")
-    if done.returncode == 0:
+    plugin = f"hydra_plugins.hydra_{option.partition('=')[2].split('_')[0]}_{option.partition('=')[0][6:]}"
+    if importlib.util.find_spec(plugin) is not None:
         pytest.skip("it is installed")
+    done = run("train", "-m", option, "seed=1,2")
     assert done.stderr.count("\n") == 1 and "pip install 'l2v[sweep]'" in done.stderr
 
 

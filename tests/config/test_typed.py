@@ -8,7 +8,7 @@ from launch import composed
 from omegaconf import OmegaConf
 
 from l2v.config.compose import with_model_of_init
-from l2v.config.typed import as_typed, take_texts
+from l2v.config.typed import as_typed, parsed, take_texts
 
 TEXTS = [
     "Given a question, retrieve its answer",
@@ -116,3 +116,30 @@ def test_init_from_is_read_as_hydra_reads_it(tmp_path: Path) -> None:
     assert with_model_of_init(beside) == [*beside, "model=llama3-8b", "model.dtype=float16"]
     for left in (["-m", f"init_from={run},{run}"], ["init_from=null"], [f"init_from=[{run}]"]):
         assert with_model_of_init(left) == left
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("files=[größe.txt,b.txt]", ["größe.txt", "b.txt"]),
+        ("files=['größe, a.txt',ü.txt, my b.txt]", ["größe, a.txt", "ü.txt", "my b.txt"]),
+        ("+data.files={de: texte/größe.txt}", {"de": "texte/größe.txt"}),
+        (
+            "+task={instruction: Recupera textos semánticamente similares}",
+            {"instruction": "Recupera textos semánticamente similares"},
+        ),
+        ("instruction=[Frage]: wie groß, so?", "[Frage]: wie groß, so?"),
+        ("instruction=Größe, oder", "Größe, oder"),
+        ("instruction=[Größe]: a [b]", "[Größe]: a [b]"),
+    ],
+)
+def test_letters_beyond_ascii_in_lists_and_dictionaries(argument: str, value: Any) -> None:
+    (typed,) = as_typed([argument], "encode")
+    found = parsed(typed)
+    assert found is not None and not found.is_sweep_override()
+    assert found.value() == value
+
+
+def test_values_of_a_sweep_may_have_letters_beyond_ascii() -> None:
+    found = parsed(as_typed(["-m", "data.train.column=für,wider"], "train")[1])
+    assert found is not None and list(found.sweep_string_iterator()) == ["'für'", "wider"]

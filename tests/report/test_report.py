@@ -14,6 +14,7 @@ from report_runs import BASE, MNTP, Page, demo_runs, report, score, trained, wri
 from l2v.cli.report import main
 from l2v.errors import L2VError
 from l2v.report import print_scores, read_runs, summary_rows, write_report
+from l2v.report.runs import runs_in
 from l2v.runs.files import write_json, write_text
 from l2v.runs.lineage import AdapterRecord, Lineage
 
@@ -395,3 +396,21 @@ def test_analyses_come_after_scores(tmp_path: Path) -> None:
         write_json(tmp_path / "run" / "evaluation" / f"{suite}.json", {"suite": suite, "scores": found})
     [run] = read_runs([tmp_path / "run"])
     assert list(run.suites) == ["b", "a"]
+
+
+def test_runs_are_found_however_deep_and_folders_without_any_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("one", "trials/mntp/a/mntp", "trials/mntp/b/mntp", "one/inside", ".hidden/x"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "run.json").write_text("{}")
+    (tmp_path / "vectors").mkdir()
+    found = [run.relative_to(tmp_path).as_posix() for run in runs_in(tmp_path)]
+    assert found == ["one", "trials/mntp/a/mntp", "trials/mntp/b/mntp"]
+    page = ["--output", str(tmp_path / "report.html")]
+    assert main([*map(str, sorted(tmp_path.glob("[otv]*"))), *page]) == 0
+    told = capsys.readouterr()
+    assert "3 runs" in told.out and f"no runs, and left out: {tmp_path / 'vectors'}" in told.err.replace("\n", "")
+    for gone in (["vectors"], ["one", "gone"]):
+        assert main([*(str(tmp_path / name) for name in gone), *page]) == 1
+        assert f"{tmp_path / gone[-1]} is not a run folder" in capsys.readouterr().err.replace("\n", "")

@@ -22,6 +22,7 @@ from tiny import SENTENCES, make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from l2v import Encoder
+from l2v.config.compose import with_model_of_init
 from l2v.data.collate import MaskedBlocks
 from l2v.errors import L2VError, Stopped
 from l2v.evaluation.tasks.sts import StsPairs
@@ -538,3 +539,14 @@ def test_simcse_by_the_adapters_dropout_alone(tiny: Tiny, settings: list[str]) -
     """A new adapter adds nothing before it has learned something, and so does its dropout."""
     by_adapter = ["stage.attention_dropout=0", "adapter.lora.dropout=0.1", "stage.max_steps=6", *settings]
     assert Run(tiny.train("run", "simcse", *by_adapter)).is_finished
+
+
+def test_a_model_that_was_named_from_another_folder_is_found(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiny.folder / "here").mkdir()
+    (tiny.folder / "here" / "model").symlink_to(tiny.model)
+    monkeypatch.chdir(tiny.folder / "here")
+    run = tiny.train("run", "mntp", "stage.max_steps=1", "model.source=model")
+    monkeypatch.chdir(tiny.folder)
+    taken = with_model_of_init(["stage=simcse", f"init_from={run}"])[2:]
+    source = [override for override in taken if override.startswith("model.source=")][-1]
+    assert source == f"model.source='{tiny.folder / 'here' / 'model'}'"
