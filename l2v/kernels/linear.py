@@ -288,7 +288,9 @@ def _goes_together(x: Tensor, base: object, a: Tensor) -> bool:
     """Whether a LoRA is on a frozen linear layer, on one device, and of one dtype, or of those that autocast takes."""
     if not isinstance(base, FastLinear):
         return False
-    weight = base.weight
+    weight, bias = base.weight, base.bias
+    if bias is not None and bias.requires_grad:  # as PEFT's bias="lora_only" has it
+        return False
     # DeepSpeed gathers the weights of a layer when it is called
     if weight.requires_grad or hasattr(weight, "ds_id") or not x.device == weight.device == a.device:
         return False
@@ -453,7 +455,7 @@ def _backward_of_lora(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of x, which is ``cast``, A and B."""
     of_x_dtype, of_a_dtype, of_b_dtype = ctx.dtypes
-    of_x = None
+    of_x, wanted = None, any(ctx.needs_input_grad[:2])  # of x, or of what it is made of: gate and up
     gradient = _in(gradient, cast.dtype)
     rows = gradient.flatten(0, -2)
     if ctx.drawn is not None:  # a mask of several parts takes memory
@@ -464,13 +466,13 @@ def _backward_of_lora(
     if kind_of(cast.device) == "cpu":
         of_a = product(of_low.T, dropped.T)
         of_b = product(low.T, rows.T).T.mul_(ctx.scale)
-        if ctx.needs_input_grad[0]:
+        if wanted:
             of_x = mask_in_place(product(of_low, a.T).view(cast.shape), mask)
     else:
         # fewer and shorter calls: on a GPU a small model waits for them
         of_a = torch.mm(of_low.T, dropped)
         of_b = torch.addmm(rows.new_empty(()), rows.T, low, beta=0, alpha=ctx.scale)
-        if ctx.needs_input_grad[0]:
+        if wanted:
             of_x = torch.mm(of_low, a).view(cast.shape)
             if mask is not None:
                 of_x = masked(of_x, mask, ctx.of_kept)

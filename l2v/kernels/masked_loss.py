@@ -7,6 +7,7 @@ kernel of Liger (arXiv 2410.10989) on CUDA where it is installed, elsewhere by t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,12 @@ SCORES_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
 """Tokens times vocabulary, by the kind of device: in float32 32 MB and 512 MB."""
 
 
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Settings of configs by which scores are multiplied."""
+_SCALING_MULTIPLIES = ("hyperclovax",)
+"""Families in which ``logits_scaling`` is a factor; in Granite it is a divisor."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """From token states to vocabulary scores, scaled and capped as the model's own forward pass does it."""
@@ -33,18 +40,21 @@ class Scores:
     divisor: float = 1.0
     """Granite."""
     factor: float = 1.0
-    """Cohere."""
+    """Cohere, Falcon H1, HyperCLOVA X."""
     cap: float | None = None
     """Gemma 2."""
 
     @staticmethod
     def of(head: nn.Module, config: Any) -> "Scores":
         """As the decoder's (text) config says."""
+        scaling = getattr(config, "logits_scaling", None) or 1.0
+        multiplies = config.model_type in _SCALING_MULTIPLIES
+        factors = [getattr(config, name, None) or 1.0 for name in _FACTORS]
         return Scores(
             head,
             vocabulary=config.vocab_size,
-            divisor=getattr(config, "logits_scaling", None) or 1.0,
-            factor=getattr(config, "logit_scale", None) or 1.0,
+            divisor=1.0 if multiplies else scaling,
+            factor=math.prod([*factors, *([scaling] if multiplies else [])]),
             cap=getattr(config, "final_logit_softcapping", None),
         )
 

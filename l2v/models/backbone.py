@@ -17,7 +17,7 @@ from l2v.errors import L2VError
 from l2v.kernels.attention import is_registered
 from l2v.kernels.devices import is_planned, kind_of
 from l2v.kernels.grad_cache import embed_in_parts, sum_in_parts
-from l2v.kernels.linear import keep_products
+from l2v.kernels.linear import FastLinear, keep_products
 from l2v.kernels.masked_loss import Scores, summed_cross_entropy
 from l2v.kernels.memory import giving_memory_back
 from l2v.kernels.speed import speed_up
@@ -392,6 +392,9 @@ class Backbone(nn.Module):
     def merge_adapter(self) -> None:
         """Merge the adapter into the decoder's weights, in float32, and take it off."""
         decoder = cast(PeftModel, self.decoder)
+        for layer in decoder.modules():
+            if isinstance(layer, FastLinear):
+                layer.drop_copy()  # PEFT writes to the weight itself
         own = str(decoder.base_model.prefix)
         dtype = next(p.dtype for n, p in decoder.named_parameters() if own not in n and p.is_floating_point())
         self.decoder = merge_and_unload(decoder, dtype)

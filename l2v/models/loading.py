@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from l2v.errors import L2VError, first_line, is_out_of_memory, panics_told
+from l2v.kernels.masked_loss import Scores
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import changes_embeddings
 from l2v.models.bidirectional import Attention, set_attention
@@ -168,7 +170,40 @@ def _decoder_with_head(
             raise _missing_weights(place, missing, "expected a decoder with an output head")
         origin = dequantized(head_source)
         _, head = _decoder_with_head(origin, None, dtype, {**arguments, **origin.arguments()})
+    else:
+        _prove_scores(whole, head, place)
     return cast(PreTrainedModel, whole.base_model), head
+
+
+def _prove_scores(whole: Any, head: nn.Module, place: Source) -> None:
+    """See that vocabulary scores are made of token states as the model's own forward pass makes them.
+
+    Families scale and cap them in ways of their own. The decoder itself is not run.
+
+    Raises:
+        L2VError: they are others.
+    """
+    config, decoder = whole.config.get_text_config(), whole.base_model
+    states = torch.randn(1, 3, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    states = states.to(next(head.parameters()).dtype)
+    decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states)
+    try:
+        with torch.no_grad():
+            expected = whole(input_ids=torch.zeros(1, 3, dtype=torch.long), use_cache=False).logits.float()
+            found = Scores.of(head, config)(states).float()
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return  # a forward pass of another form
+    finally:
+        del decoder.forward
+    if found.shape != expected.shape or (found - expected).norm() > _SCORES_DIFFER * expected.norm():
+        raise L2VError(
+            f"model.source={place.name}: the model's forward pass makes other scores of its token states than l2v knows"
+            " to make, so hidden tokens would be predicted wrongly; stage=simcse and supervised need none"
+        )
+
+
+_SCORES_DIFFER = 0.02
+"""By more than bfloat16 rounds."""
 
 
 def check_sizes(place: Source, config: PretrainedConfig) -> None:

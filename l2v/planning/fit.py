@@ -68,24 +68,23 @@ def remedies(setup: Setup, room: Room) -> Iterator[tuple[str, Setup]]:
     """What may make a setup fit, the least costly first: overrides, and the setup with them."""
     model, stage = setup.model, setup.stage
     checkpointed = setup.with_model(dataclasses.replace(model, gradient_checkpointing=True))
-    if not model.gradient_checkpointing:
-        yield "model.gradient_checkpointing=true", checkpointed
+    prefix = "" if model.gradient_checkpointing is True else "model.gradient_checkpointing=true "
+    if prefix:
+        yield prefix.strip(), checkpointed
     if _takes_passes(setup):
         found = largest(checkpointed, room)
         if found is not None:
-            prefix = "" if model.gradient_checkpointing else "model.gradient_checkpointing=true "
             yield prefix + found.overrides, _with_pass(checkpointed, found.value, rows=stage.batch_size)
     elif (found := largest(checkpointed, room)) is not None and found.value < stage.batch_size:
-        prefix = "" if model.gradient_checkpointing else "model.gradient_checkpointing=true "
         yield prefix + found.overrides, _with_rows(checkpointed, found.value)
     if setup.processes > 1 and setup.sharing in ("ddp", "zero2"):
-        yield "trainer=fsdp", fully_sharded(checkpointed)
+        yield f"{prefix}trainer=fsdp", fully_sharded(checkpointed)
     if setup.adapter is None:
-        yield "adapter=lora", dataclasses.replace(checkpointed, adapter=Lora())
+        yield f"{prefix}adapter=lora", dataclasses.replace(checkpointed, adapter=Lora())
     for devices, nodes in ((8, 1), (8, 2), (8, 4), (8, 8)):
         if devices * nodes > setup.processes:
             more = dataclasses.replace(fully_sharded(checkpointed), devices=devices, nodes=nodes)
-            yield f"trainer=fsdp trainer.devices={devices} trainer.num_nodes={nodes}", more
+            yield f"{prefix}trainer=fsdp trainer.devices={devices} trainer.num_nodes={nodes}", more
 
 
 def first_that_fits(setup: Setup, room: Room) -> str | None:

@@ -1,9 +1,14 @@
 """From strings to padded batches: the one tokenizer path."""
 
+import json
+import os
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +17,20 @@ from l2v.text.prompts import TEXT, Framed, Prompt
 from l2v.text.vocabulary import check_ids, lone_token, token_count
 
 _PLAIN = Prompt()
+
+
+class _OneAtATime:
+    """A tokenizer keeps how it cuts from call to call: two threads with one tokenizer would cut each other's texts."""
+
+    def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)  # another thread of the parent may hold it
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_one_at_a_time = _OneAtATime()
 
 
 class Tokens(NamedTuple):
@@ -72,7 +91,7 @@ def tokenize(
     # the tokenizer's own cut takes from the end, whatever stands there
     as_text = prompt.special_tokens == "text"
     by_offsets = framed_at_all or text_max_length is not None or as_text
-    with panics_told():
+    with panics_told(), _one_at_a_time.lock:
         encoded: Any = (
             _with_plain_texts(framed, prompt, tokenizer)
             if as_text
@@ -114,15 +133,31 @@ def _with_plain_texts(
     settings = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     own = tokenizer([head, tail], **settings)
     inner = [frame.before[len(head) :] + frame.text for frame in framed]
-    texts = tokenizer(inner, split_special_tokens=True, **settings)
+    texts = plain_tokenizer(tokenizer).encode_batch(inner, add_special_tokens=False)
     begin, end = special_tokens_around(tokenizer)
     made: dict[str, list[list[Any]]] = {"input_ids": [], "offset_mapping": []}
-    for text, ids, spans in zip(inner, texts["input_ids"], texts["offset_mapping"], strict=True):
-        made["input_ids"].append([*begin, *own["input_ids"][0], *ids, *own["input_ids"][1], *end])
-        parts = ((0, own["offset_mapping"][0]), (len(head), spans), (len(head) + len(text), own["offset_mapping"][1]))
+    for text, encoded in zip(inner, texts, strict=True):
+        made["input_ids"].append([*begin, *own["input_ids"][0], *encoded.ids, *own["input_ids"][1], *end])
+        tail_begin = len(head) + len(text)
+        parts = ((0, own["offset_mapping"][0]), (len(head), encoded.offsets), (tail_begin, own["offset_mapping"][1]))
         moved = [(first + by, last + by) for by, part in parts for first, last in part]
         made["offset_mapping"].append([*[(0, 0)] * len(begin), *moved, *[(0, 0)] * len(end)])
     return made
+
+
+_plain_tokenizers: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = weakref.WeakKeyDictionary()
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The tokenizer without the tokens that were added to its vocabulary, special or not: ``<|im_start|>`` is text.
+
+    Many vocabularies have markers of messages that are not called special, which ``split_special_tokens`` leaves whole.
+    """
+    if tokenizer not in _plain_tokenizers:
+        settings = json.loads(tokenizer.backend_tokenizer.to_str())
+        bare: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        _plain_tokenizers[tokenizer] = Tokenizer.from_str(json.dumps(settings | bare))
+    return _plain_tokenizers[tokenizer]
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

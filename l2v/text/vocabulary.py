@@ -22,7 +22,15 @@ def settle(tokenizer: PreTrainedTokenizerBase, embeddings: int | None) -> None:
     Args:
         tokenizer: changed in place.
         embeddings: of the model; None: not known.
+
+    Raises:
+        L2VError: it has no fast form, which alone tells where in a text a token stands.
     """
+    if not tokenizer.is_fast:
+        raise L2VError(
+            f"{tokenizer.name_or_path}: its tokenizer has no fast form (tokenizer.json), which l2v needs to tell "
+            "instruction, template and text apart"
+        )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if embeddings is not None and len(tokenizer) > embeddings:
         setattr(tokenizer, _EMBEDDINGS, embeddings)

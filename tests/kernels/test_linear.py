@@ -414,3 +414,33 @@ def test_the_dropout_of_a_gpu_is_torchs() -> None:
         found = gradients(layer)
     for mine, expected in zip(found, gradients(plain), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_that_peft_trains_are_trained(bias: str) -> None:
+    """Those of Qwen2's projections."""
+    model = make_tiny_decoder("qwen2").model
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], bias=bias))
+    speed_up(adapted)
+    adapted(torch.randint(2, 300, (2, 9)), use_cache=False).last_hidden_state.square().sum().backward()
+    trained = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
+    assert any(name.endswith("bias") for name in trained) and all(grad is not None for grad in trained.values())
+
+
+@pytest.mark.parametrize("layers", [["up_proj", "down_proj"], ["gate_proj", "down_proj"], ["down_proj"]])
+def test_gradients_reach_what_a_gated_product_is_made_of(layers: list[str]) -> None:
+    """Where only one of gate and up is trained, too."""
+    found = []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        adapted = get_peft_model(make_tiny_decoder().model, LoraConfig(r=2, target_modules=layers, lora_dropout=0.0))
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter, std=0.1)
+        if fast:
+            speed_up(adapted)
+        states = adapted(torch.arange(2, 20).view(2, 9), use_cache=False).last_hidden_state
+        (states * torch.linspace(-1, 1, states.shape[-1])).sum().backward()
+        found.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    for name, expected in found[1].items():
+        assert expected.norm() > 0 and (found[0][name] - expected).norm() < 1e-5 * expected.norm(), name

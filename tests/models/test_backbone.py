@@ -293,6 +293,9 @@ def test_selective_checkpointing_sees_that_a_product_was_written_over(tiny_model
     torch.testing.assert_close(gradient("selective"), gradient(False), rtol=0, atol=0)
 
 
+_MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+
+
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
@@ -303,6 +306,8 @@ def test_selective_checkpointing_sees_that_a_product_was_written_over(tiny_model
         ("gemma2", {"final_logit_softcapping": 0.5}),
         ("gemma3_text", {}),
         ("cohere", {"logit_scale": 0.25}),
+        ("hyperclovax", {"logits_scaling": 0.125}),
+        ("falcon_h1", {**_MAMBA, "lm_head_multiplier": 0.0195}),
         ("qwen3", {"tied": False}),
     ],
 )
@@ -316,6 +321,14 @@ def test_logits_of_the_causal_model_are_those_of_transformers(tmp_path, family, 
         expected = reference(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
     real = rows["attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], rtol=1e-5, atol=1e-5)
+
+
+def test_scores_that_a_model_makes_otherwise_are_refused(tmp_path, monkeypatch):
+    folder = make_tiny_model(tmp_path, family="granite", logits_scaling=3.0)
+    monkeypatch.setattr("l2v.kernels.masked_loss._SCALING_MULTIPLIES", ("granite",))
+    with pytest.raises(L2VError, match="makes other scores of its token states than l2v knows to make"):
+        Backbone.load(str(folder), with_head=True)
+    assert Backbone.load(str(folder)).head is None
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -107,3 +107,29 @@ def test_every_family_is_loaded_and_merged_as_a_whole(tmp_path, family, dtype):
     merged = Backbone.load(str(model), merge=[adapter], dtype=dtype)
     assert_same(merged.decoder, merged_whole(model, [adapter], wanted))
     assert_same(Backbone.load(str(model), dtype=dtype).decoder, AutoModel.from_pretrained(model, dtype=wanted))
+
+
+@pytest.mark.parametrize("kind", ["ia3", "vera"])
+def test_a_merged_adapter_of_any_kind_counts_under_autocast(tiny_model: Path, kind: str) -> None:
+    """The copies of the weights in bfloat16 are not those of before."""
+    config = {
+        "ia3": peft.IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[]),
+        "vera": peft.VeraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    }[kind]
+    backbone = Backbone.load(str(tiny_model))
+    ids = torch.arange(2, 20).view(2, 9)
+
+    def states() -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            return backbone.eval()(ids, torch.ones_like(ids)).float()
+
+    plain = states()
+    backbone.add_adapter(config)
+    torch.manual_seed(0)
+    for parameter in trainable_parameters(backbone).values():
+        torch.nn.init.normal_(parameter, mean=1.0 if kind == "ia3" else 0.0, std=0.5)
+    adapted = states()
+    backbone.merge_adapter()
+    merged = states()
+    assert (adapted - plain).norm() > 0.1 * plain.norm()
+    assert (merged - adapted).norm() < 0.2 * (adapted - plain).norm()

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from l2v import config as configs
 from l2v.errors import L2VError
 from l2v.models.depth import with_layers
-from l2v.planning.fit import first_that_fits, fits, largest
+from l2v.planning.fit import first_that_fits, fits, largest, remedies
 from l2v.planning.layers import quick_needs
 from l2v.planning.measure import measure
 from l2v.planning.room import GIB, Room
@@ -153,6 +153,21 @@ def test_what_does_not_fit_is_told_with_the_setting_that_makes_it_fit() -> None:
     )
     room = Room(memory_gib=(plain + checkpointed) / 2 / GIB, tflops=None, utilisation=1)
     assert first_that_fits(setup, room) == "model.gradient_checkpointing=true"
+
+
+def test_what_is_said_to_fit_fits_as_it_is_said() -> None:
+    """Checkpointing is among the overrides where it was counted on."""
+    model = Specification(**TINY | {"layers": 6, "rows": 8, "length": 64}).setup()
+    for checkpointing, processes in ((False, 2), ("selective", 1)):
+        setup = dataclasses.replace(
+            model.with_model(dataclasses.replace(model.model, gradient_checkpointing=checkpointing)),
+            devices=processes,
+            sharing="ddp" if processes > 1 else model.sharing,
+            adapter=model.adapter if processes == 1 else None,
+        )
+        for overrides, changed in remedies(setup, Room(memory_gib=1000, tflops=None, utilisation=1)):
+            counted_on = changed.model.gradient_checkpointing is True
+            assert counted_on == ("model.gradient_checkpointing=true" in overrides), overrides
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
+import concurrent.futures
+from typing import Any
+
 import pytest
 import torch
 from tiny import SENTENCES, make_tiny_tokenizer
-from tokenizers import normalizers, processors
+from tokenizers import AddedToken, normalizers, processors
+from transformers import ByT5Tokenizer
 
 from l2v.errors import L2VError
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, clean, mask_token_id, pad, tokenize
+from l2v.text.vocabulary import settle
 
 BOS, EOS = 0, 1
 
@@ -291,3 +296,35 @@ def test_texts_without_special_tokens_are_the_same_either_way(template: str, len
     how = {"max_length": length, "text_max_length": 5}
     one, two = (tokenize([*SENTENCES, ""], tokenizer, prompt=prompt, **how) for prompt in prompts)
     assert one == two
+
+
+def test_markers_that_are_not_called_special_are_plain_text_too() -> None:
+    tokenizer = make_tiny_tokenizer(bos=True)
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=False)])
+    marker = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    text = "a cat</s><|im_start|>b"
+    [plain] = tokenize([text], tokenizer, max_length=64, prompt=Prompt("<|im_start|>{text}", special_tokens="text"))
+    assert plain.input_ids.count(marker) == 1 and tokenizer.eos_token_id not in plain.input_ids
+    assert tokenizer.decode(plain.input_ids[plain.text_begin :]) == text
+
+
+def test_two_threads_with_one_tokenizer_do_not_cut_each_others_texts() -> None:
+    tokenizer = make_tiny_tokenizer(bos=True)
+    texts, framed = [" ".join(SENTENCES) * 4] * 8, Prompt("{text}</s>")
+
+    def cut() -> list[Any]:
+        return tokenize(texts, tokenizer, max_length=64)
+
+    def whole() -> list[Any]:
+        return tokenize(texts, tokenizer, max_length=2000, prompt=framed)
+
+    wanted = cut(), whole()
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(one) for _ in range(150) for one in (cut, whole)]
+        found = [call.result() for call in calls]
+    assert all(one == wanted[number % 2] for number, one in enumerate(found))
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused() -> None:
+    with pytest.raises(L2VError, match="its tokenizer has no fast form"):
+        settle(ByT5Tokenizer(), None)
