@@ -266,9 +266,10 @@ class Backbone(nn.Module):
         if is_split(self):  # every process runs as many passes, the last of them for nothing
             groups += [[int(order[-1])]] * (most_of_all(len(groups), input_ids.device) - len(groups))
         parts = []
+        on_the_left = position_ids is not None and bool(attention_mask[:, -1].all())  # is the padding
         for rows in groups:
             width = int(lengths[rows[0]])
-            columns = slice(width) if position_ids is None else slice(-width, None)
+            columns = slice(-width, None) if on_the_left else slice(width)
             positions = None if position_ids is None else position_ids[rows, columns]
             ids, mask, text = (x[rows, columns] for x in (input_ids, attention_mask, pool_mask))
             parts.append((ids, mask, text, positions))

@@ -16,7 +16,7 @@ from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import decoder_layers
 from l2v.pooling import POOLINGS
 from l2v.text.masking import IGNORED
-from l2v.text.tokenization import pad, tokenize
+from l2v.text.tokenization import Tokens, pad, position_ids, tokenize
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -699,3 +699,12 @@ def test_the_real_model_is_loaded_from_its_package(real_encoder_source):
     with torch.no_grad():
         best = backbone.logits(backbone(ids, torch.ones_like(ids))[0, -1]).argmax()
     assert backbone.tokenizer.decode(best) == " Paris"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_may_be_given_whichever_side_is_padded(tiny_model, side):
+    backbone = Backbone.load(str(tiny_model))
+    rows = pad([Tokens([5, 6, 7, 8, 9]), Tokens([10, 11])], backbone.tokenizer.pad_token_id, side)
+    given = {**rows, "position_ids": position_ids(rows["attention_mask"])}
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.embed(**given, micro_batch_tokens=6), backbone.embed(**given))
