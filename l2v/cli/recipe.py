@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -16,8 +16,11 @@ from l2v.cli.processes import run_program
 from l2v.cli.sweep import Points, alone, apply_to, key_of, label_of, note_point, record_stage, shared_run, wrapped
 from l2v.errors import L2VError
 from l2v.progress import console, say
-from l2v.runs.hashes import source_hash
+from l2v.runs.hashes import file_hash, source_hash
 from l2v.runs.locations import locate
+
+if TYPE_CHECKING:
+    from l2v.training.settings import Training
 
 _NOT_OF_BASELINES = {"seed", "stage", "stages", "adapter", "trainer", "logger", "data", "task", "baselines", "debug"}
 """Groups whose settings change nothing of the untrained model and its scores."""
@@ -87,7 +90,7 @@ def main(composed: DictConfig) -> None:
     for stage, arguments in settings.items():
         run, training = folder / stage, trainings[stage]
         if label:
-            begins = [source_hash(locate(training.model.source, training.model.revision))] if key is None else []
+            begins = _beginning(training, composed_stages[stage]["init_from"]) if key is None else []
             key = key_of(composed_stages[stage], [*training.fingerprints(), *begins], key)
         with alone(whole, key) if key is not None else contextlib.nullcontext():
             known = shared_run(folder, stage, key, training.exports) if key is not None else None
@@ -117,18 +120,28 @@ def _merged(*overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _arguments(overrides: dict[str, str]) -> list[str]:
-    return [f"{key}={value}" for key, value in overrides.items()]
+    return [key if key.startswith("~") and not value else f"{key}={value}" for key, value in overrides.items()]
 
 
 def _group(key: str) -> str:
     return re.split(r"[.@]", key.lstrip("+~"))[0]
 
 
+def _beginning(training: "Training", init_from: str | list[str] | None) -> list[str]:
+    """What pins the weights that the first stage begins with: the model's, and the lineages of the runs on it."""
+    names = [init_from] if isinstance(init_from, str) else init_from or []
+    lineages = [Path(name).expanduser() / "lineage.json" for name in names]
+    return [
+        source_hash(locate(training.model.source, training.model.revision)),
+        *(file_hash(lineage) for lineage in lineages if lineage.is_file()),
+    ]
+
+
 def _while_training(given: Sequence[str]) -> dict[str, str]:
     """With ``evaluate_every`` each stage evaluates by the recipe's own suite while it trains."""
-    if "evaluate_every" not in _merged(given):
+    if all(_group(key) != "evaluate_every" for key in _merged(given)):
         return {}
-    own = [one for one in configs.overrides() if "=" in one and _group(one.partition("=")[0]) == "evaluation"]
+    own = [one for one in configs.overrides() if _group(one.partition("=")[0]) == "evaluation"]
     return {"evaluation": configs.choices()["evaluation"], **_merged(own)}
 
 

@@ -29,7 +29,7 @@ _POINTS = "L2V_SWEEP_POINTS"
 _RECORD = "recipe.json"
 _LONGEST = 150
 """Letters of a point's name; a file system takes 255 bytes."""
-_NOT_SHARED = ("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from", "objective")
+_NOT_SHARED = ("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "objective")
 """Settings of a stage that decide nothing of what it trains."""
 
 

@@ -175,12 +175,12 @@ def merge_overrides(
     """
     keys = [override.lstrip("+~").split("=", 1)[0] for override in given]
     keys = [key for key in keys if key not in ("resume", "debug")]
-    _check_taken(saved, composed, keys, where)
     if missing := [str(key) for key in composed if key not in saved and key not in keys]:
         raise L2VError(
             f"{where}: its config.yaml has no {missing[0]}, so it is cut off or of another version; put a copy in its "
             f"place, or give {', '.join(f'{key}=...' for key in missing)}"
         )
+    _check_taken(saved, composed, keys, where)
     kept = _without(saved, keys)
     check_definitions(kept, allowed_modules(), where)
     check_trust(kept, where)
@@ -194,8 +194,11 @@ def merge_overrides(
 
 _CHOOSES_FOR_OTHERS = re.compile(r"(experiment|loss|task|quirks|model\.stages)(?![^.])")
 """Settings that others are made of when a run begins."""
-_OF_THE_STAGE = {"separator": "encoder_separator"}
-"""What a stage calls a setting of the model where it has another name."""
+_OF_THE_STAGE = {
+    **{name: name for name in ("pooling", "template", "pooled_tokens", "special_tokens")},
+    "separator": "encoder_separator",
+}
+"""Settings of a model that stages take when a run begins, and what they call them."""
 
 
 def _check_taken(saved: dict[str, Any], composed: DictConfig, keys: Sequence[str], where: str) -> None:
@@ -207,12 +210,12 @@ def _check_taken(saved: dict[str, Any], composed: DictConfig, keys: Sequence[str
                 "themselves, as stage.padding_side= or stage.loss.temperature="
             )
         group, _, name = key.partition(".")
-        own = f"stage.{_OF_THE_STAGE.get(name, name)}"
-        if group != "model" or own in keys or OmegaConf.select(composed, key) == saved["model"].get(name):
+        own = _OF_THE_STAGE.get(name)
+        if group != "model" or own not in saved["stage"] or f"stage.{own}" in keys:
             continue
-        if own.partition(".")[2] in saved["stage"]:
+        if OmegaConf.select(composed, key) != saved["model"].get(name):
             raise L2VError(
-                f"{where}: {key}= is of the encoder that comes out, and the stage has its own; give {own}=, too"
+                f"{where}: {key}= is of the encoder that comes out, and the stage has its own; give stage.{own}=, too"
             )
 
 

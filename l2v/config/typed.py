@@ -71,7 +71,7 @@ def as_typed(arguments: Sequence[str], name: str) -> list[str]:
             made.append(argument)
             continue
         if setting[0].strip("+=") == "runs_dir":  # of which other settings are made
-            argument = setting[0] + os.path.expanduser(argument[setting.end() :])
+            argument = setting[0] + ",".join(map(os.path.expanduser, argument[setting.end() :].split(",")))
         override = parsed(argument)
         if override is None:
             with_quotes = setting[0] + _with_quotes(argument[setting.end() :], several=sweeps)

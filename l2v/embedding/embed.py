@@ -35,7 +35,7 @@ from l2v.runs.locks import alone
 from l2v.runs.run import now
 from l2v.training.trainer import make_trainer, quiet_lightning
 
-_VERSION = 1
+_VERSION = 2
 """Raise it when the same settings would give other shards."""
 _FEW = 100
 """Ranges of fewer rows are told to the user."""

@@ -191,8 +191,8 @@ def _prove_scores(whole: Any, head: nn.Module, place: Source) -> None:
         with torch.no_grad():
             expected = whole(input_ids=torch.zeros(1, 3, dtype=torch.long), use_cache=False).logits.float()
             found = Scores.of(head, config)(states).float()
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        return  # a forward pass of another form
+    except Exception:  # a forward pass of another form
+        return
     finally:
         del decoder.forward
     if found.shape != expected.shape or (found - expected).norm() > _SCORES_DIFFER * expected.norm():

@@ -112,8 +112,10 @@ class ContrastiveStage(Stage):
         self._kept.append([part[keys >= 0].detach() for part in (keys, *of_rows)])
 
     def kept(self) -> Iterator[list[Tensor]]:
-        """What was kept on all ranks, in batches of one set that have as many rows as a step: the same batches on any
-        number of ranks, and whatever part of a step a rank has at a time. One of fewer than two rows is left out.
+        """What was kept on all ranks, in batches of one set: the same ones on any number of ranks, and whatever part of
+        a step a rank has at a time. One of fewer than two rows is left out.
+
+        They have ``global_batch_size`` rows, or ``batch_size`` where that is given.
 
         Raises:
             L2VError: there is no other.

@@ -419,14 +419,22 @@ class Stage(L.LightningModule):
 
     def _change_settings(self, checkpoint: dict[str, Any]) -> None:
         """Put the settings of now in place of those that a checkpoint was saved with."""
-        before, now = checkpoint["settings"], self._of_steps()
+        now = self._of_steps()
+        before = checkpoint.get("settings", now)
         for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
-            group["initial_lr"] *= now["learning_rate"] / before["learning_rate"]
+            if "initial_lr" in group:
+                group["initial_lr"] *= now["learning_rate"] / before["learning_rate"]
             if group["weight_decay"] == before["weight_decay"]:
                 group["weight_decay"] = now["weight_decay"]
-        for state in checkpoint["lr_schedulers"]:
+        for state in (state for state in checkpoint["lr_schedulers"] if "base_lrs" in state):
             state["base_lrs"] = [rate * now["learning_rate"] / before["learning_rate"] for rate in state["base_lrs"]]
         if now["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
+            if self.global_batch_size is None:
+                raise L2VError(
+                    f"trainer.accumulate_grad_batches={now['accumulate_grad_batches']}: the run has had "
+                    f"{before['accumulate_grad_batches']} batches of stage.batch_size rows a step, and would read rows "
+                    "twice, or not at all; leave it as it was"
+                )
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             more = checkpoint["global_step"] * now["accumulate_grad_batches"] - progress["total"]["ready"]
             for counts in (progress["total"], progress["current"]):

@@ -152,10 +152,12 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """The tokenizer without the tokens that were added to its vocabulary, special or not: ``<|im_start|>`` is text.
 
     Many vocabularies have markers of messages that are not called special, which ``split_special_tokens`` leaves whole.
+    White space that was added (indentation, as in GPT-NeoX) stays: it marks nothing.
     """
     if tokenizer not in _plain_tokenizers:
         settings = json.loads(tokenizer.backend_tokenizer.to_str())
-        bare: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        added = [token for token in settings["added_tokens"] if not token["special"] and not token["content"].strip()]
+        bare: dict[str, Any] = {"added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
         _plain_tokenizers[tokenizer] = Tokenizer.from_str(json.dumps(settings | bare))
     return _plain_tokenizers[tokenizer]
 

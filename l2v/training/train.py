@@ -92,6 +92,8 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
     else:
         logger.start(_step(checkpoint, run))
     trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        run.update(metrics=logger.last())  # what was evaluated after the last save is among them
     if stop.signal is not None and trainer.global_step < stage.max_steps:
         raise Stopped(
             stop.signal,

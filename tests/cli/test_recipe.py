@@ -133,6 +133,15 @@ def test_names_and_folders_are_those_that_were_typed_and_stages_evaluate_while_t
     assert '"evaluation/smoke/masked"' in metrics
 
 
+def test_deletions_of_tasks_reach_the_evaluations_of_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["evaluation=quick", "~evaluation.tasks.scifact", "seed=1"]
+    monkeypatch.setattr(cli.configs, "overrides", lambda: given)
+    monkeypatch.setattr(cli.configs, "choices", lambda: {"evaluation": "quick"})
+    assert cli._while_training(["stage.max_steps=3"]) == {}
+    for wanted in ("evaluate_every=1", "++evaluate_every=1"):
+        assert cli._arguments(cli._while_training([wanted])) == given[:2]
+
+
 def test_after_an_evaluation_what_is_free_is_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The next stage trains in a process of its own, on the same GPU."""
     done: list[str] = []

@@ -59,6 +59,8 @@ def test_a_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
         "runs_dir=/home/me/runs",
         "name='~'",
     ]
+    sweep = parsed(as_typed(["-m", "runs_dir=~/a,~/b"], "train")[1])
+    assert sweep is not None and list(sweep.sweep_string_iterator()) == ["/home/me/a", "/home/me/b"]
 
 
 def test_texts_inside_of_groups_are_taken_as_typed() -> None:

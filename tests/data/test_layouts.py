@@ -236,6 +236,13 @@ def test_a_corpus_that_changed_makes_other_rows(tmp_path: Path) -> None:
     assert prints[0] != prints[1]
 
 
+def test_a_corpus_in_a_file_of_another_kind_is_a_word_like_others(tmp_path: Path) -> None:
+    whole = {"corpus": "wiki", "data": [{"query": "q", "positive": "a", "negative": "n"}]}
+    (tmp_path / "rows.json").write_text(json.dumps(whole))
+    assert texts(read(tmp_path / "rows.json")) == [("q", "a", "n")]
+    TripletMix(part="train", files=str(tmp_path / "rows.json")).fingerprint()
+
+
 def test_one_list_of_rows_may_be_compressed(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "rows.json.gz", "wt") as file:
         json.dump([{"query": "q", "positive": "a", "negative": "n"}], file, indent=1)

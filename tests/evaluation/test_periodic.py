@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import Tiny, composed
+from launch import Tiny, composed, metrics
 from quick_folder import write_quick_folder
 
 from l2v import config as configs
@@ -100,3 +100,10 @@ def test_missing_data_are_found_before_the_model_is_loaded(tiny: Tiny, quick: li
     (tmp_path / "data" / "stsbenchmark" / "sts-test.csv").unlink()
     with pytest.raises(L2VError, match="no such file"):
         tiny.train("run", "simcse", *quick, "model.source=/nowhere/at/all")
+
+
+def test_the_scores_after_the_last_step_are_in_the_runs_record(tiny: Tiny, quick: list[str]) -> None:
+    run = tiny.train("run", "mntp", *quick, "stage.max_steps=4", "stage.validate_every=2")
+    last = [row for row in metrics(run) if any(name.startswith("evaluation/") for name in row)][-1]
+    scores = {name: value for name, value in last.items() if name.startswith("evaluation/")}
+    assert last["step"] == 4 and scores.items() <= Run(run).record()["metrics"].items()

@@ -139,12 +139,12 @@ def test_the_largest_pass_fits_and_the_next_does_not() -> None:
     assert largest(setup, dataclasses.replace(room, memory_gib=1e-6)) is None
 
 
-@pytest.mark.slow
 def test_a_command_that_trains_can_be_planned_as_it_is() -> None:
     own_of_runs = {"run_dir", "resume", "experiment"}
     assert set(composed("train", ["evaluation=demo"])) - set(composed("plan", ["evaluation=demo"])) <= own_of_runs
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_the_setting_that_makes_it_fit() -> None:
     setup = Specification(**TINY | {"layers": 6, "rows": 8, "length": 64}).setup()
     plain, checkpointed = (

@@ -308,6 +308,16 @@ def test_markers_that_are_not_called_special_are_plain_text_too() -> None:
     assert tokenizer.decode(plain.input_ids[plain.text_begin :]) == text
 
 
+def test_white_space_that_was_added_to_a_vocabulary_stays_a_token() -> None:
+    tokenizer = make_tiny_tokenizer(bos=True)
+    tokenizer.add_tokens([AddedToken(space, special=False, normalized=False) for space in ("    ", "\n\n")])
+    texts = ["def f():\n    return 1", "one.\n\ntwo"]
+    read, plain = (
+        tokenize(texts, tokenizer, max_length=64, prompt=Prompt(special_tokens=kind)) for kind in ("tokens", "text")
+    )
+    assert read == plain and any(tokenizer.convert_tokens_to_ids("    ") in row.input_ids for row in plain)
+
+
 def test_two_threads_with_one_tokenizer_do_not_cut_each_others_texts() -> None:
     tokenizer = make_tiny_tokenizer(bos=True)
     texts, framed = [" ".join(SENTENCES) * 4] * 8, Prompt("{text}</s>")

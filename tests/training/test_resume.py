@@ -117,6 +117,12 @@ def test_a_run_goes_on_at_its_step_with_other_batches_a_step(
     assert checkpoint(run)["global_step"] == 10
 
 
+def test_other_batches_a_step_are_refused_where_each_has_rows_of_its_own(tiny: Tiny) -> None:
+    run = tiny.train("run", "simcse", "stage.max_steps=2")
+    with pytest.raises(L2VError, match="accumulate_grad_batches=2: the run has had 1 batches of stage.batch_size rows"):
+        tiny.resume(run, "stage.max_steps=4", "trainer.accumulate_grad_batches=2")
+
+
 class Rates(Callback):
     """Keeps the learning rate that each step is made with."""
 
@@ -183,6 +189,13 @@ def test_overrides_on_resume_stay(tiny: Tiny) -> None:
     assert record["status"] == "finished" and record["step"] == 20 and not record["error"]
     assert first != second == record["config_hash"]
     assert [row["step"] for row in metrics(run.folder) if "train/loss" in row] == list(range(1, 21))
+
+
+def test_a_length_of_the_encoder_that_comes_out_is_changed_alone(tiny: Tiny) -> None:
+    run = tiny.train("run", "simcse", "stage.max_steps=1")
+    tiny.main(as_resumed([f"resume={run}", "stage.max_steps=2", "model.max_length=24"]))
+    assert Encoder.from_pretrained(run).max_length == 24
+    assert OmegaConf.load(run / "config.yaml").stage.max_length != 24
 
 
 def test_a_setting_of_the_runs_own_stage_is_changed_alone(tiny: Tiny) -> None:

@@ -41,7 +41,9 @@ def named_corpora(paths: list[Path]) -> list[Path]:
                 whole = json.load(file)
             except (UnicodeDecodeError, json.JSONDecodeError):  # an object a line, or what its reader tells
                 continue
-        corpora = whole.get("corpus") if isinstance(whole, dict) else None
+        rows = whole.get("data") if isinstance(whole, dict) else None
+        is_nemo = isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "pos_doc" in rows[0]
+        corpora = whole.get("corpus") if is_nemo else None
         for corpus in corpora if isinstance(corpora, list) else [corpora] if corpora else []:
             place = corpus.get("path") if isinstance(corpus, dict) else corpus
             folder = path.parent / str(place)  # an absolute one stays
