@@ -1,6 +1,5 @@
 """What is embedded, and how it is written."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from l2v.embedding.compression import StoredType
 from l2v.embedding.inputs import Inputs
 from l2v.embedding.shards import ROW, VECTOR
 from l2v.errors import L2VError
+from l2v.runs.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,7 @@ class Encoding:
                 raise L2VError(f"keep={column}: expected each column once, and none named {ROW} or {VECTOR}")
         self.inputs().paths()
         self.sample().paths()
-        parents = [self.folder, *self.folder.absolute().parents]
-        nearest = next(folder for folder in parents if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise L2VError(f"output={self.output}: cannot be written, {nearest} is no folder that may be written to")
+        check_writable(self.folder, as_folder=True)
 
     @property
     def folder(self) -> Path:

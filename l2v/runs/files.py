@@ -261,10 +261,11 @@ def write_text(file: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def check_writable(output: Path) -> None:
-    """Raise an L2VError where no file can be written: better told before hours of work than after."""
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise L2VError(f"output={output}: cannot be written, {parent} is no folder that may be written to")
-    if output.is_dir():
+def check_writable(output: Path, *, as_folder: bool = False) -> None:
+    """Raise an L2VError where no file, or no folder, can be written: better told before hours of work than after."""
+    places = [output.absolute(), *output.absolute().parents][0 if as_folder else 1 :]
+    nearest = next(place for place in places if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise L2VError(f"output={output}: cannot be written, {nearest} is no folder that may be written to")
+    if output.is_dir() and not as_folder:
         raise L2VError(f"output={output}: expected a file, found a folder")

@@ -424,7 +424,7 @@ class Stage(L.LightningModule):
         for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
             if "initial_lr" in group:
                 group["initial_lr"] *= now["learning_rate"] / before["learning_rate"]
-            if group["weight_decay"] == before["weight_decay"]:
+            if group.get("weight_decay") == before["weight_decay"]:
                 group["weight_decay"] = now["weight_decay"]
         for state in (state for state in checkpoint["lr_schedulers"] if "base_lrs" in state):
             state["base_lrs"] = [rate * now["learning_rate"] / before["learning_rate"] for rate in state["base_lrs"]]
