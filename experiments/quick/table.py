@@ -19,6 +19,8 @@ def main(folders: list[Path], results_file: Path) -> None:
         file = folder / "evaluation" / "quick.json"
         if not file.exists():
             raise L2VError(f"{folder}: no evaluation/quick.json; run evaluate.py evaluation=quick on it first")
+        if folder.name in results:
+            raise L2VError(f"{folder}: another folder is called {folder.name}, too; rows are named by it")
         suite, check = read_json(file), folder / "contamination" / "quick.json"
         results[folder.name] = {
             "seconds": suite["seconds"],

@@ -52,6 +52,12 @@ _KINDS = {
     "stage": "l2v.stages.stage.Stage",
 }
 """Place -> the class that its target is, or derives from."""
+_LOGGERS = {
+    "CSVLogger": ("name", "version", "prefix", "save_dir", "flush_logs_every_n_steps"),
+    "TensorBoardLogger": ("name", "version", "prefix", "save_dir", "log_graph", "default_hp_metric"),
+    "WandbLogger": ("name", "project", "prefix", "save_dir", "offline"),
+}
+"""Loggers that a config may name, and their settings: none sends anything but to the user's own account, and server."""
 _ARGUMENT = re.compile(r"allow_modules=\[?([^\[\]]*)\]?")
 
 
@@ -91,6 +97,27 @@ def check_targets(config: Any, allowed: Sequence[str], where: str) -> None:
     for place, target in _targets(config):
         if not isinstance(target, str) or not is_inside(target, (*_ROOMS, *_LIBRARIES, *allowed)):
             raise _refusal(place, target, where)
+    _check_loggers(config, allowed, where)
+
+
+def _check_loggers(config: Any, allowed: Sequence[str], where: str) -> None:
+    """Fail where a logger would send what is trained, or the user's keys, to where a config says."""
+    own = {key: value for key, value in leaves(config) if re.fullmatch(r"logger\.[^.]+\.[^.]+", key)}
+    for key, value in own.items():
+        name, _, setting = key.rpartition(".")
+        target = str(own.get(f"{name}._target_", "WandbLogger"))  # a setting alone: of the strictest
+        if is_inside(target, allowed):
+            continue
+        if setting not in ("_target_", *_LOGGERS.get(target.rpartition(".")[2], ())):
+            raise L2VError(
+                f"{where}: {key}={value} may send what is trained elsewhere, which is yours to say: name it again on "
+                "the command line, or choose logger="
+            )
+        if setting == "_target_" and target.rpartition(".")[2] not in _LOGGERS:
+            raise L2VError(
+                f"{where}: {key}={value} may send what is trained elsewhere, which is yours to say: choose logger= "
+                "again"
+            )
 
 
 def check_definitions(config: Any, allowed: Sequence[str], where: str) -> None:

@@ -1,8 +1,10 @@
 """The group ``trainer``: keyword arguments of ``lightning.Trainer``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from l2v.config.build import build_later, check, find_target
+from annotated_types import Ge
+
+from l2v.config.build import build_later, check, check_value, find_target
 from l2v.config.messages import guess
 from l2v.errors import L2VError
 
@@ -10,10 +12,15 @@ if TYPE_CHECKING:
     from l2v.models.settings import Sharding
 
 _SET_BY_L2V = {
-    "max_steps": "use stage.max_steps",
+    **dict.fromkeys(("max_steps", "max_epochs", "fast_dev_run"), "use stage.max_steps"),
+    **dict.fromkeys(("min_steps", "min_epochs"), "a training ends at stage.max_steps"),
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "use stage.max_steps and data= of fewer texts"),
+    "limit_val_batches": "use stage.validation_rows",
     "val_check_interval": "use stage.validate_every",
     "check_val_every_n_epoch": "use stage.validate_every",
     "logger": "choose logger=",
+    "enable_checkpointing": "use keep_checkpoints=",
+    "barebones": "there is no override for it",
     "callbacks": "there is no override for it",
     "enable_progress_bar": "there is no override for it",
     "enable_model_summary": "there is no override for it",
@@ -53,6 +60,7 @@ def build_trainer(trainer: dict[str, Any]) -> dict[str, Any]:
     for key in trainer.keys() & _SET_BY_L2V.keys():
         raise L2VError(f"trainer.{key}: set by l2v; {_SET_BY_L2V[key]}")
     _refuse_strategies(trainer.get("strategy"))
+    check_value(Annotated[int, Ge(1)], trainer.get("accumulate_grad_batches", 1), "trainer.accumulate_grad_batches")
     target = find_target(trainer.pop("_target_"), "trainer")
     kept: dict[str, Any] = {}
     if trainer["precision"] == "auto":  # which Trainer does not know
@@ -72,6 +80,8 @@ _OURS = {
 
 def _refuse_strategies(strategy: Any) -> None:
     name = strategy["_target_"] if isinstance(strategy, dict) else str(strategy)
+    if name.endswith(("_spawn", "_fork", "_notebook")):
+        raise L2VError(f"trainer.strategy={name}: hands the model to processes that it starts; choose trainer=ddp")
     if isinstance(strategy, dict) and not name.startswith(("lightning.", "pytorch_lightning.")):
         return
     for beginning, instead in _OURS.items():

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from l2v.config.build import build, build_later, check_value, construct
 from l2v.config.messages import guess
@@ -31,7 +31,7 @@ _OF_OTHER_GROUPS = ("text_unit", "adapter_init")
 def build_training(config: dict[str, Any]) -> "Training":
     """A checked :class:`~l2v.training.settings.Training` from a ``train`` config; no model or data is loaded."""
     from l2v.training.settings import Exported, Kept, Training
-    from l2v.training.trainer import accelerator_of
+    from l2v.training.trainer import accelerator_of, seconds_of
 
     trainer, sharding = config["trainer"], sharding_of(config["trainer"])
     stage, model, adapter = build_trained(
@@ -47,6 +47,12 @@ def build_training(config: dict[str, Any]) -> "Training":
     )
     model.check(adapter=adapter is not None, sharding=sharding)
     trainer_settings = build_trainer(trainer)
+    seconds_of(trainer_settings.get("max_time"))
+    if str(trainer["precision"]) in ("bf16-true", "16-true"):
+        raise L2VError(
+            f"trainer.precision={trainer['precision']}: what is trained would be rounded at every step; choose "
+            "bf16-mixed, and model.dtype=bfloat16 for the frozen weights"
+        )
     _check_keys("data", config["data"], _DATA | {*stage.data_keys})
     _check_keys("adapter", config["adapter"], _ADAPTER)
     training = Training(
@@ -57,7 +63,7 @@ def build_training(config: dict[str, Any]) -> "Training":
         workers=check_value(Annotated[int, Ge(0)], config["data"]["workers"], "data.workers"),
         trainer=trainer_settings,
         loggers=[build_later(node, f"logger.{name}") for name, node in config["logger"].items()],
-        seed=check_value(Annotated[int, Ge(0)], config["seed"], "seed"),
+        seed=check_value(Annotated[int, Ge(0), Le(2**32 - 1)], config["seed"], "seed"),
         config=config,
         evaluation=_build_evaluation(config),
         exports=check_value(Exported, config.get("export", "encoder"), "export"),

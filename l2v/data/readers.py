@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,9 +144,12 @@ def label(value: Any) -> str:
 def number(value: Any) -> float:
     """What ``table_rows`` takes for a column of numbers."""
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"expected a number, found {value!r}") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"expected a number, found {value!r}")
+    return found
 
 
 def _raw(path: Path, columns: list[Column], delimiter: str | None, name: str) -> Iterable[tuple[str, list[Any]]]:

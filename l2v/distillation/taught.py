@@ -12,6 +12,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from l2v.data.datamodule import Rows
+from l2v.data.files import ending
 from l2v.data.order import Pick, evenly
 from l2v.data.readers import AS_USUAL, Reading
 from l2v.embedding.inputs import Inputs
@@ -52,8 +53,20 @@ class TaughtTexts:
                 f"{self.override}.vectors={self.vectors}: of other files than {self.override}.files={self.files}; name "
                 "those that encode.py was given, in its order"
             )
+        if any(ending(path) != ".txt" for path in self._inputs().paths()):
+            self._check_columns(self._manifest()["settings"])
         if self.held_out >= self._manifest()["rows"]:
             raise L2VError(f"data.held_out={self.held_out} leaves none of {self._manifest()['rows']} texts to train on")
+
+    def _check_columns(self, settings: dict[str, Any]) -> None:
+        """Refuse another column than that of the teacher's texts, or another way to read it."""
+        read = Reading(**settings.get("reading", {}))
+        for name, own, its in (("column", self.column, settings["column"]), ("reading", self.reading, read)):
+            if own != its:
+                raise L2VError(
+                    f"{self.override}.{name}={own}: {self.override}.vectors={self.vectors} was written with "
+                    f"{name}={its}; set it so"
+                )
 
     def texts(self) -> Iterator[str]:
         """The texts of the part, in order."""

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,7 +76,7 @@ def new_adapter(decoder: PreTrainedModel, adapter: Lora | PeftConfig) -> PeftMod
     Raises:
         L2VError: it does not go with the decoder, or cannot be merged.
     """
-    config = adapter.config() if isinstance(adapter, Lora) else adapter
+    config = _as_peft(adapter)
     what = "adapter.lora" if isinstance(adapter, Lora) else "adapter.peft"
     wanted = getattr(adapter, "target_modules", None)
     _check_kind(config, what)
@@ -152,7 +152,9 @@ def _check_patterns(config: PeftConfig, decoder: nn.Module, folder: Path) -> Non
 _SECONDS = 10
 
 
-def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool, *, layers: int | None = None) -> PeftModel:
+def load_adapter(
+    decoder: PreTrainedModel, folder: Path, training: Lora | PeftConfig | None = None, *, layers: int | None = None
+) -> PeftModel:
     """A decoder with a saved adapter on it, of any kind of PEFT. Its keys must fit exactly.
 
     An adapter that was trained on a model with its output head (``...ForCausalLM``) is put on the decoder inside; what
@@ -162,13 +164,20 @@ def load_adapter(decoder: PreTrainedModel, folder: Path, trainable: bool, *, lay
     Args:
         decoder: the inner decoder.
         folder: of the adapter.
-        trainable: whether training changes it.
+        training: the settings that it is trained on with, see :meth:`Saved.check_goes_on`; None: it is not trained.
         layers: how many the decoder has kept, where the adapter may be of more; None: as many as it is of.
 
     Raises:
         L2VError: there is none, it is damaged, or it was trained on another decoder.
     """
-    adapted = with_saved(decoder, [Saved.read(folder, layers)], trainable)
+    saved = Saved.read(folder, layers)
+    if (
+        training is not None
+        and isinstance(wanted := _as_peft(training), LoraConfig)
+        and isinstance(saved.config, LoraConfig)
+    ):
+        saved.config.lora_dropout = wanted.lora_dropout
+    adapted = with_saved(decoder, [saved], training is not None)
     speed_up(adapted)
     return adapted.train(decoder.training)  # PEFT puts new modules into training mode
 
@@ -199,6 +208,39 @@ class Saved:
             return Saved(folder, config, weights)
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise L2VError(f"{folder}: the adapter is damaged ({first_line(error)})") from None
+
+    def check_goes_on(self, training: Lora | PeftConfig) -> None:
+        """Refuse settings that the adapter does not have: it is trained on as it is. Its dropout may be another.
+
+        Raises:
+            L2VError: naming the setting.
+        """
+        wanted, place = _as_peft(training), "adapter.lora" if isinstance(training, Lora) else "adapter.peft"
+        names = _NAMES if isinstance(training, Lora) else {name: name for name in _NAMES}
+        for name, setting in names.items():
+            has, given = getattr(self.config, name, None), getattr(wanted, name, None)
+            if name == "target_modules":
+                if isinstance(has, str) or isinstance(given, str):
+                    continue  # a pattern, or all-linear, which stands for names
+                has, given = (_last_names(modules) for modules in (has, given))
+            if has != given:
+                raise L2VError(
+                    f"{place}.{setting}={given}: the adapter of init_from, which is trained on, has {has}; give that, "
+                    "or stage.adapter_init=new, which merges it and begins another"
+                )
+
+
+_NAMES = {"peft_type": "peft_type", "target_modules": "target_modules", "r": "rank", "lora_alpha": "alpha"}
+"""What an adapter is made of: PEFT's name, and that of ``adapter.lora``."""
+
+
+def _last_names(modules: Iterable[str] | None) -> str:
+    """The names of modules without those of the modules that they are in."""
+    return ", ".join(sorted({name.rpartition(".")[2] for name in modules or ()}))
+
+
+def _as_peft(adapter: Lora | PeftConfig) -> PeftConfig:
+    return adapter.config() if isinstance(adapter, Lora) else adapter
 
 
 def _layer_of(key: str) -> int:

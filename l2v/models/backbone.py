@@ -375,11 +375,11 @@ class Backbone(nn.Module):
         with self._ready_for(adapter.config() if isinstance(adapter, Lora) else adapter):
             self.decoder = new_adapter(cast(PreTrainedModel, self.decoder), adapter)
 
-    def load_adapter(self, folder: Path, *, trainable: bool = False) -> None:
-        """Put a saved adapter on the decoder. Its keys must fit exactly."""
+    def load_adapter(self, folder: Path, *, training: Lora | PeftConfig | None = None) -> None:
+        """Put a saved adapter on the decoder, to train it on with these settings or not. Its keys must fit exactly."""
         layers = None if self.source.layers is None else depth_of(self.config)
         with self._ready_for(Saved.read(folder).config):
-            self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, trainable, layers=layers)
+            self.decoder = load_adapter(cast(PreTrainedModel, self.decoder), folder, training, layers=layers)
 
     def _ready_for(self, adapter: PeftConfig) -> contextlib.AbstractContextManager[None]:
         """Let an adapter find the weights that it would find, were nothing left to be done to them."""

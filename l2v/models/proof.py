@@ -136,8 +136,10 @@ def _prove(model: nn.Module, attention: Attention, partial: bool, run: Run) -> P
         causal_layers=sorted(causal),
     )
     where = f"{config.model_type} with attn_implementation={proof.attn_implementation}"
-    if not bool(padded.states.isfinite().all()) and attention == "causal":
-        raise L2VError(f"{where}: its states are not finite; use dtype=float32 or dtype=bfloat16")
+    if not bool(padded.states[real].isfinite().all()):
+        raise L2VError(
+            f"{where}: its states are not finite; use dtype=float32 or dtype=bfloat16, unless its weights are none"
+        )
     if attention == "bidirectional":
         if proof.causal_layers and not partial:
             raise L2VError(

@@ -14,6 +14,7 @@ from l2v.planning.room import Room
 from l2v.planning.setup import Setup
 from l2v.progress import say
 from l2v.stages.mntp import MNTP
+from l2v.stages.stage import Stage
 from l2v.stages.supervised import Supervised
 from l2v.training.strategies import FullySharded
 
@@ -82,9 +83,19 @@ def remedies(setup: Setup, room: Room) -> Iterator[tuple[str, Setup]]:
     if setup.adapter is None:
         yield f"{prefix}adapter=lora", dataclasses.replace(checkpointed, adapter=Lora())
     for devices, nodes in ((8, 1), (8, 2), (8, 4), (8, 8)):
-        if devices * nodes > setup.processes:
-            more = dataclasses.replace(fully_sharded(checkpointed), devices=devices, nodes=nodes)
+        if devices * nodes > setup.processes and (shared := _shared(stage, devices * nodes, setup)) is not None:
+            more = dataclasses.replace(fully_sharded(checkpointed), stage=shared, devices=devices, nodes=nodes)
             yield f"{prefix}trainer=fsdp trainer.devices={devices} trainer.num_nodes={nodes}", more
+
+
+def _shared(stage: Stage, processes: int, setup: Setup) -> Stage | None:
+    """The stage with its batch shared by so many processes; None: it cannot be."""
+    stage = copy.copy(stage)
+    try:
+        stage.share_batch(processes, setup.trainer.get("accumulate_grad_batches", 1))
+    except L2VError:
+        return None
+    return stage
 
 
 def first_that_fits(setup: Setup, room: Room) -> str | None:

@@ -4,6 +4,7 @@ Like the sources of :mod:`l2v.data.texts`, each is a small frozen dataclass; ``s
 ``fingerprint()`` says which bytes they come from.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,7 @@ class ColumnWords:
     def _fields(self, line: str) -> list[str] | None:
         """The columns of a line; empty where a sentence ends, None for a line to pass over."""
         if self.format == "conll":
-            fields = line.split()
+            fields = re.split(r"[ \t]+", line.strip(" \t\r\n")) if line.strip() else []
             return None if fields and fields[0] == _DOCUMENT else fields
         if line.startswith("#"):
             return None

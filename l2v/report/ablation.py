@@ -1,6 +1,7 @@
 """Runs that differ in one or two settings, or in their seeds only: each score against the setting, seeds folded."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ def seeds_of(runs: Sequence[Record]) -> list[list[str]]:
     return list(groups.values())
 
 
+def folded_as(group: Sequence[str], runs: Sequence[Record]) -> str:
+    """What runs with the same settings are: ``seeds``, or ``runs`` where some have the same seed."""
+    seeds = [repr((run.config or {}).get("seed")) for run in runs if run.label in group]
+    return "seeds" if len(set(seeds)) == len(seeds) else "runs"
+
+
 def _ablation(stage: str, trained: list[Record], runs: Sequence[Record]) -> Ablation | None:
     settings = [_settings(run, runs) for run in trained]
     chosen: dict[tuple[int, ...], str] = {}
@@ -93,16 +100,21 @@ def order(value: Any) -> tuple[bool, float, str]:
 
 
 def _settings(run: Record, runs: Sequence[Record]) -> dict[str, Any]:
-    """What a run was trained with, and what those before it were: dotted key -> value, without seeds."""
+    """What a run was trained with, and what those before it were: dotted key -> value, without seeds.
+
+    Of a start that is no run, or is gone, there is its name.
+    """
     settings, seen, before = _own(run.config), {run.folder.resolve()}, run.config.get("init_from")
-    folder = run.folder
+    folder, place, stages = run.folder, "", Counter[str]()
     while isinstance(before, str) and (parent := _parent(folder, before, runs)) and parent[0].resolve() not in seen:
         folder, config = parent
         seen.add(folder.resolve())
-        stage = (config.get("stage") or {}).get("name", folder.name)
-        settings |= {f"{stage}: {key}": value for key, value in _own(config).items()}
+        stage = str((config.get("stage") or {}).get("name", folder.name))
+        stages[stage] += 1
+        place = f"{stage}: " if stages[stage] == 1 else f"{stage} ({stages[stage]}): "  # 2: the one further back
+        settings |= {f"{place}{key}": value for key, value in _own(config).items()}
         before = config.get("init_from")
-    return settings
+    return settings | ({f"{place}init_from": before} if before else {})
 
 
 def _own(config: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def ablation_section(ablations: list[dict[str, Any]], tasks: dict[str, dict[str,
     parts = [_part(number, one, tasks) for number, one in enumerate(ablations)]
     if not parts:
         return None
-    note = "Runs that differ in these settings only, and in seeds: mean ± standard deviation over the seeds (n − 1)."
+    note = "Runs that differ in these settings only, and in seeds: mean ± standard deviation over a point (n − 1)."
     return join([el("p", note, class_="note"), *parts])
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from l2v.report.ablation import folded, seeds_of
+from l2v.report.ablation import folded, folded_as, seeds_of
 from l2v.report.runs import read_runs
 from l2v.report.tables import best_of, known_values, summary
 
@@ -30,7 +30,7 @@ def print_scores(folders: Sequence[Path]) -> None:
         means = [one["mean"] for one in found if one is not None and one["mean"] is not None]
         best = best_of(means, all(score["higher_is_better"] for score in scores)) if len(groups) > 1 else None
         columns.append([_cell(one, best) for one in found])
-    labels = [escape(_label(group)) for group in groups]
+    labels = [escape(_label(group, folded_as(group, runs))) for group in groups]
     if len(heads) > len(groups):
         table = Table("task", *labels)
         cells = list(zip([head.replace("\n", ", ") for head in heads], *zip(*columns, strict=True), strict=True))
@@ -50,12 +50,12 @@ def _folded(values: Sequence[float | None]) -> dict[str, float | None] | None:
     return folded(known) if known else None
 
 
-def _label(group: Sequence[str]) -> str:
+def _label(group: Sequence[str], kind: str) -> str:
     """Of runs that differ in their seeds: what is left of their labels without them."""
     if len(group) == 1:
         return group[0]
     names = {re.sub(r"(?<![a-z])[_-]?seed-?\d+", "", label).strip("/").replace("//", "/") for label in group}
-    return f"{names.pop() if len(names) == 1 else group[0]} ({len(group)} seeds)"
+    return f"{names.pop() if len(names) == 1 else group[0]} ({len(group)} {kind})"
 
 
 def _cell(score: dict[str, float | None] | None, best: float | None) -> str:

@@ -34,7 +34,7 @@ def _by_layer(found: list[tuple[Record, dict[str, Any]]]) -> Html | None:
     figures = []
     for number, task in enumerate(dict.fromkeys(words["task"] for _, words in several)):
         probed = [(run, words) for run, words in several if words["task"] == task]
-        metric = _metric(probed[0][1])
+        metric = "f1" if all(_metric(words) == "f1" for _, words in probed) else "paper_accuracy"
         curves = [_layers(run.label, labels.index(run.label), words, metric) for run, words in probed]
         title = f"{task} {_called(metric)} by layer"
         plot = curves_plot(f"layers-{number}", title, curves, "layer (0: embeddings)")

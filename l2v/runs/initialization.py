@@ -71,7 +71,7 @@ class Initialization:
             raise L2VError(f"adapter.init=continue: init_from={init_from} has no adapter to go on with; set it to new")
         merge, adapter = list(previous.merge), previous.adapter
         if init == "simcse":
-            init = _init_of(previous, init_from)
+            init = _init_of(previous, init_from) if trains_adapter else "new"
         if init == "new" and adapter is not None:
             merge.append(adapter)
             adapter = None

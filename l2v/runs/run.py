@@ -151,12 +151,17 @@ class Run:
         if not self.record_file.exists():
             return
         if self.is_finished:
-            raise L2VError(f"name={self.folder.name}: the run {self.folder} is finished; choose another name=")
+            raise L2VError(f"name={self._name}: the run {self.folder} is finished; choose another name=")
         if (self.checkpoints / LAST).exists():
             raise L2VError(
-                f"name={self.folder.name}: the run {self.folder} exists; go on with it by resume={self.folder}, or "
+                f"name={self._name}: the run {self.folder} exists; go on with it by resume={self.folder}, or "
                 "choose another name="
             )
+
+    @property
+    def _name(self) -> str:
+        """As ``name=`` had it, which may hold folders."""
+        return str(self.record().get("name", self.folder.name))
 
     @staticmethod
     def open(path: str | Path, override: str = "resume") -> "Run":

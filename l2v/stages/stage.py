@@ -167,8 +167,10 @@ class Stage(L.LightningModule):
             raise L2VError(
                 "stage.schedule_steps and stage.schedule_epochs (quirks=llm2vec) exclude each other; set one"
             )
-        if warmup_steps >= max_steps:
-            raise L2VError(f"stage.warmup_steps={warmup_steps} leaves nothing of stage.max_steps={max_steps}")
+        if warmup_steps >= min(max_steps, schedule_steps or max_steps):
+            is_schedule = schedule_steps is not None and schedule_steps < max_steps
+            steps = f"schedule_steps={schedule_steps}" if is_schedule else f"max_steps={max_steps}"
+            raise L2VError(f"stage.warmup_steps={warmup_steps} leaves nothing of stage.{steps}")
         if schedule == "warmup_stable_decay":
             self._check_decay()
         elif decay_steps is not None:
@@ -375,7 +377,7 @@ class Stage(L.LightningModule):
         # from one batch's end to the next: a GPU works on while Python is ahead of it, and loading counts too
         before, self._mark = self._mark, time.perf_counter()
         self.log("train/tokens_per_second", tokens / (self._mark - before), prog_bar=True)
-        self.log("learning_rate", self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def add_to_validation(self, **sums: Tensor) -> None:
         """Add sums over this batch; they are added up over all batches and ranks."""
@@ -404,6 +406,7 @@ class Stage(L.LightningModule):
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "rows": self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -428,13 +431,13 @@ class Stage(L.LightningModule):
                 group["weight_decay"] = now["weight_decay"]
         for state in (state for state in checkpoint["lr_schedulers"] if "base_lrs" in state):
             state["base_lrs"] = [rate * now["learning_rate"] / before["learning_rate"] for rate in state["base_lrs"]]
+        if now["rows"] != before.get("rows", now["rows"]):
+            raise L2VError(
+                f"resume: a step of the run has {before['rows']} rows, on all processes and in all accumulated batches "
+                f"together; with {now['rows']} it would read rows twice, or not at all; set "
+                f"stage.global_batch_size={before['rows']} stage.batch_size=null"
+            )
         if now["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
-            if self.global_batch_size is None:
-                raise L2VError(
-                    f"trainer.accumulate_grad_batches={now['accumulate_grad_batches']}: the run has had "
-                    f"{before['accumulate_grad_batches']} batches of stage.batch_size rows a step, and would read rows "
-                    "twice, or not at all; leave it as it was"
-                )
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             more = checkpoint["global_step"] * now["accumulate_grad_batches"] - progress["total"]["ready"]
             for counts in (progress["total"], progress["current"]):

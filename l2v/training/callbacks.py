@@ -1,6 +1,8 @@
 """The progress bar of a stage, validations at its ends, and a clean stop."""
 
+import math
 import signal
+import time
 from typing import Any
 
 import lightning as L
@@ -96,16 +98,23 @@ class ValidateAtEnds(Callback):
 
 
 class GracefulStop(Callback):
-    """Ctrl-C, SIGTERM and SIGUSR1 end training after the batch at hand, on all ranks, with a checkpoint.
+    """Ctrl-C, SIGTERM and SIGUSR1 end training after the batch at hand, on all ranks, with a checkpoint; so does time.
 
     A second signal stops at once. SIGUSR1 is what SLURM is asked to send before a job's end.
+
+    Args:
+        limit: ``trainer.max_time``, seconds from the first step of this process: its end stands for SIGTERM.
+            Lightning's own goes on counting in a run that is resumed, which would end at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float | None = None) -> None:
         self.signal: int | None = None
+        self._limit = math.inf if limit is None else limit
+        self._end = math.inf
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end = time.monotonic() + self._limit
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
 
@@ -115,6 +124,8 @@ class GracefulStop(Callback):
             return  # gradients of a half-done step would be lost
         if trainer.global_step == trainer.max_steps:
             return  # it ends by itself
+        if self.signal is None and time.monotonic() > self._end:
+            self.signal = signal.SIGTERM
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             received = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
             self.signal = int(trainer.strategy.reduce(received, reduce_op="max"))

@@ -74,10 +74,14 @@ class SaveBest(Callback):
     """Saves ``best.ckpt``, of the validation with the lowest loss; before :class:`SaveLast`, whose file then knows it.
 
     Not Lightning's ``ModelCheckpoint``, which comes after all other callbacks wherever it stands.
+
+    Args:
+        file: to write.
+        of: what the losses are of: those of a run that goes on with other data or another loss are not compared.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, of: str) -> None:
+        self.file, self.of = file, of
         self.loss: float | None = None
         """The lowest so far."""
 
@@ -86,16 +90,31 @@ class SaveBest(Callback):
             return
         if "validation/loss" not in trainer.callback_metrics:
             raise L2VError("keep_checkpoints: the stage logs no validation/loss, so none is the best; set it to [last]")
+        _check_finite(trainer)
         loss = float(trainer.callback_metrics["validation/loss"])
         if trainer.strategy.reduce_boolean_decision(self.loss is None or loss < self.loss):
-            self.loss = math.inf if math.isnan(loss) else loss
+            self.loss = loss
             trainer.save_checkpoint(self.file)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss}
+        return {"loss": self.loss, "of": self.of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.loss = state_dict["loss"]
+        self.loss = state_dict["loss"] if state_dict.get("of", self.of) == self.of else None
+
+
+def _check_finite(trainer: L.Trainer) -> None:
+    """Stop a training that has diverged, before its weights take the place of what was saved.
+
+    Raises:
+        L2VError: the validation's loss is no number.
+    """
+    loss = float(trainer.callback_metrics.get("validation/loss", 0.0))
+    if not math.isfinite(loss):
+        raise L2VError(
+            f"validation/loss is {loss} at step {trainer.global_step}: the training has diverged; nothing since the "
+            "validation before is saved. Lower stage.learning_rate, or set trainer.gradient_clip_val"
+        )
 
 
 class SaveLast(Callback):
@@ -108,6 +127,7 @@ class SaveLast(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and trainer.global_step:
+            _check_finite(trainer)
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -16,7 +16,7 @@ from l2v.data.texts import DataSource
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
 from l2v.evaluation.periodic import PeriodicEvaluation
-from l2v.models.adapters import Lora, trainable_parameters
+from l2v.models.adapters import Lora, Saved, trainable_parameters
 from l2v.models.backbone import Backbone
 from l2v.models.proof import Proof
 from l2v.models.settings import Checkpointing, EncoderSettings, Sharding
@@ -114,7 +114,7 @@ class Training:
     test: DataSource | None = None
     workers: int = 0
     trainer: dict[str, Any] = field(default_factory=dict)
-    loggers: list[Callable[[], Logger]] = field(default_factory=list)
+    loggers: list[Callable[..., Logger]] = field(default_factory=list)
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     evaluation: PeriodicEvaluation | None = None
@@ -151,6 +151,15 @@ class Training:
         if self.exports == "none" and not self.keep:
             raise L2VError("export=none and keep_checkpoints=[]: nothing of what is trained would be left")
 
+    def check_start(self, start: Initialization) -> None:
+        """Refuse settings of an adapter that goes on with others, before anything is loaded.
+
+        Raises:
+            L2VError: naming the override.
+        """
+        if start.adapter is not None and self.adapter is not None:
+            Saved.read(start.adapter).check_goes_on(self.adapter)
+
     def encoder(self, backbone: Backbone) -> Encoder:
         """A backbone as the encoder that this training is about."""
         return Encoder(
@@ -185,7 +194,7 @@ class Training:
             device=device,
         )
         if start.adapter is not None:
-            backbone.load_adapter(start.adapter, trainable=True)
+            backbone.load_adapter(start.adapter, training=self.adapter)
         elif self.adapter is not None:
             backbone.add_adapter(self.adapter)
         if isinstance(model.pooling, Pooling):

@@ -64,6 +64,21 @@ class OneFile(Strategy):
         """Make the states that the first step would make, as if so many were done."""
         raise NotImplementedError
 
+    def check_optimizers(self) -> None:
+        """Refuse an optimizer that could not be saved, before it steps.
+
+        Raises:
+            L2VError: of a stage of one's own.
+        """
+        groups = [len(optimizer.param_groups) for optimizer in self.optimizers]
+        own = [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers]
+        if groups != [1] or not isinstance(own[0], torch.optim.Adam):
+            kinds = ", ".join(type(one).__name__ for one in own)
+            raise L2VError(
+                f"trainer.strategy: what is split is saved with one AdamW of one group of parameters, and the stage "
+                f"has {kinds or 'none'} of {', '.join(map(str, groups))} groups; choose trainer=ddp or gpu"
+            )
+
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True

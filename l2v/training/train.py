@@ -1,12 +1,14 @@
 """Train one stage: from settings to a finished run folder."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -14,16 +16,17 @@ from l2v.errors import L2VError, Stopped, Terminated
 from l2v.evaluation.periodic import EvaluationCallback
 from l2v.models.adapters import trainable_parameters
 from l2v.models.backbone import Backbone
-from l2v.runs.hashes import source_hash
+from l2v.runs.hashes import settings_hash, source_hash
 from l2v.runs.initialization import Initialization
 from l2v.runs.run import BEST, LAST, Run, now
 from l2v.training.callbacks import GracefulStop, StageProgress, ValidateAtEnds
 from l2v.training.checkpoints import AtomicCheckpointIO, SaveBest, SaveLast, read_checkpoint, remove_checkpoint
+from l2v.training.loggers import opened
 from l2v.training.metrics import RunLogger
 from l2v.training.settings import Training
-from l2v.training.strategies import FullySharded, validates_alone
+from l2v.training.strategies import FullySharded, OneFile, validates_alone
 from l2v.training.together import EndTogether, lost_connection
-from l2v.training.trainer import make_trainer, quiet_lightning
+from l2v.training.trainer import make_trainer, quiet_lightning, seconds_of
 
 
 def train(training: Training, run: Run, start: Initialization, *, resume: bool = False) -> None:
@@ -78,41 +81,48 @@ def _train(training: Training, run: Run, start: Initialization, resume: bool) ->
     checkpoint = run.last_checkpoint() if resume else None
     L.seed_everything(training.seed, verbose=False)
     logger = RunLogger(run.folder)
-    stop = GracefulStop()
-    trainer = _trainer(training, run, start, logger, stop)
-    logger.count_steps = lambda: trainer.global_step
-    stage.share_batch(trainer.world_size, trainer.accumulate_grad_batches)
-    # weights that will be split are on no device before
-    is_split = isinstance(trainer.strategy, FullySharded) and stage.trains_backbone
-    data = stage.data(training, start, torch.device("meta") if is_split else trainer.strategy.root_device)
-    if checkpoint is None:
-        logger.start(None)
-        if validates_alone(trainer.strategy):
-            trainer.validate(stage, data, verbose=False)
-    else:
-        logger.start(_step(checkpoint, run))
-    trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.is_global_zero:
-        run.update(metrics=logger.last())  # what was evaluated after the last save is among them
-    if stop.signal is not None and trainer.global_step < stage.max_steps:
-        raise Stopped(
-            stop.signal,
-            f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
-            f"python train.py resume={run.folder}",
-        )
+    stop = GracefulStop(seconds_of(training.trainer.get("max_time")))
+    with opened(training.loggers, training.config, run) as others:
+        trainer = _trainer(training, run, start, logger, others, stop)
+        logger.count_steps = lambda: trainer.global_step
+        stage.share_batch(trainer.world_size, trainer.accumulate_grad_batches)
+        # weights that will be split are on no device before
+        is_split = isinstance(trainer.strategy, FullySharded) and stage.trains_backbone
+        data = stage.data(training, start, torch.device("meta") if is_split else trainer.strategy.root_device)
+        if checkpoint is None:
+            logger.start(None)
+            if validates_alone(trainer.strategy):
+                trainer.validate(stage, data, verbose=False)
+        else:
+            logger.start(_step(checkpoint, run))
+        trainer.fit(stage, data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.is_global_zero:
+            run.update(metrics=logger.last())  # what was evaluated after the last save is among them
+        if stop.signal is not None and trainer.global_step < stage.max_steps:
+            raise Stopped(
+                stop.signal,
+                f"stopped at step {trainer.global_step} of {stage.max_steps} and saved; go on with: "
+                f"python train.py resume={run.folder}",
+            )
 
 
-def _trainer(training: Training, run: Run, start: Initialization, logger: RunLogger, stop: GracefulStop) -> L.Trainer:
+def _trainer(
+    training: Training,
+    run: Run,
+    start: Initialization,
+    logger: RunLogger,
+    others: Sequence[Logger],
+    stop: GracefulStop,
+) -> L.Trainer:
     stage = training.stage
     batches = training.trainer.get("accumulate_grad_batches", 1)
-    loggers = [make() for make in training.loggers]
-    for extra in loggers:
-        extra.log_hyperparams(training.config)
 
     def saved(step: int) -> None:
         run.update(step=step, seconds=round(logger.seconds, 1), metrics=logger.last())
 
     def begun(trainer: L.Trainer, _: L.LightningModule) -> None:
+        if isinstance(trainer.strategy, OneFile):
+            trainer.strategy.check_optimizers()
         if stage.trains_backbone and trainer.is_global_zero:
             _note_model(run, start, stage.backbone)
 
@@ -122,18 +132,18 @@ def _trainer(training: Training, run: Run, start: Initialization, logger: RunLog
         else []
     )
     trainer = make_trainer(
-        training.trainer,
+        {key: value for key, value in training.trainer.items() if key != "max_time"},
         max_steps=stage.max_steps,
         val_check_interval=min(stage.validate_every, stage.max_steps) * batches,
         check_val_every_n_epoch=None,
-        logger=[logger, *loggers],
+        logger=[logger, *others],
         callbacks=[
             *([StageProgress()] if training.show else []),
             *training.callbacks,
             EndTogether(run),
             LambdaCallback(on_fit_start=begun),
             ValidateAtEnds(),
-            *([SaveBest(run.checkpoints / BEST)] if "best" in training.keep else []),
+            *([SaveBest(run.checkpoints / BEST, _validated(training))] if "best" in training.keep else []),
             SaveLast(run.checkpoints / LAST, saved),
             stop,
             *evaluations,
@@ -145,6 +155,20 @@ def _trainer(training: Training, run: Run, start: Initialization, logger: RunLog
     )
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return trainer
+
+
+_NOT_VALIDATED = {
+    *("max_steps", "learning_rate", "warmup_steps", "weight_decay", "validate_every"),
+    *("schedule", "schedule_steps", "schedule_epochs", "decay_steps"),
+    *("micro_batch_tokens", "grad_cache"),
+}
+"""Settings of a stage that change nothing of a validation's loss."""
+
+
+def _validated(training: Training) -> str:
+    """What the losses of validations are of, as a hash."""
+    settings = {key: value for key, value in training.config.get("stage", {}).items() if key not in _NOT_VALIDATED}
+    return settings_hash([training.validation.fingerprint(), settings])
 
 
 def _is_first() -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from l2v.errors import L2VError, first_line
@@ -52,6 +53,20 @@ def make_trainer(settings: dict[str, Any], **of_l2v: Any) -> L.Trainer:
         return L.Trainer(**settings, **of_l2v, enable_model_summary=False, use_distributed_sampler=False)
     except MisconfigurationException as error:
         raise L2VError(f"trainer: {first_line(error)}") from error
+
+
+def seconds_of(max_time: Any) -> float | None:
+    """``trainer.max_time`` as Lightning reads it; None: no limit.
+
+    Raises:
+        L2VError: it is none.
+    """
+    try:
+        return Timer(max_time).time_remaining()
+    except (MisconfigurationException, TypeError, AttributeError) as error:
+        raise L2VError(
+            f"trainer.max_time={max_time}: expected days, hours, minutes and seconds, as 00:12:00:00"
+        ) from error
 
 
 def accelerator_of(name: str) -> str:

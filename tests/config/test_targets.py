@@ -197,6 +197,31 @@ def test_loggers_of_a_saved_config_write_into_their_run_only(run: Path, logger: 
         resume(run)
 
 
+WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "p"}
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        (WANDB | {"settings": {"base_url": "http://evil"}}, "logger.own.settings={'base_url': 'http://evil'} may send"),
+        (WANDB | {"entity": "them"}, "logger.own.entity=them may send .* name it again"),
+        ({"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "logger.own._target_=.*MLFlowLogger may send"),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger", "url": "http://evil"}, "logger.own.url=http://evil may"),
+    ],
+)
+def test_loggers_of_a_saved_config_send_nothing_to_where_it_says(run: Path, node: dict[str, object], told: str) -> None:
+    changed(run, "logger.own", node)
+    with pytest.raises(L2VError, match=told):
+        resume(run)
+
+
+def test_settings_of_loggers_that_a_run_hands_on_are_checked(tmp_path: Path) -> None:
+    for override in ("+logger.wandb.settings={base_url: x}", "+logger.wandb.entity=them"):
+        with pytest.raises(L2VError, match=r"logger\.wandb\.(settings|entity)=.* may send"):
+            configs.check_overrides([override], [], "recipe=theirs")
+    configs.check_overrides(["logger=wandb", "logger.wandb.project=mine"], [], "recipe=mine")
+
+
 def test_loggers_of_a_run_that_was_moved_write_where_it_is_now(run: Path) -> None:
     changed(run, "logger.csv", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": f"{run}/csv"})
     now = run.rename(run.with_name("moved"))

@@ -188,6 +188,23 @@ def test_texts_keep_their_vectors(taught: Callable[[int], Taught], monkeypatch: 
         assert row["input_ids"] == tokenizer(texts[row["number"]])["input_ids"]
 
 
+def test_vectors_of_another_column_are_refused(taught: Callable[[int], Taught]) -> None:
+    made = taught(16)
+    rows = [json.dumps({"title": f"{row}!", "text": SENTENCES[row % 6]}) for row in range(20)]
+    (made.folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    encoding = Encoding(str(made.folder / "rows.jsonl"), str(made.folder / "of-titles"), column="title")
+    encode(EncoderSettings(str(made.folder / "teacher"), pooling="mean"), encoding, ON_CPU, show=False)
+    rest = [one for one in made.taught("stage.max_steps=1") if not one.startswith("data.")]
+    of_rows = [f"data.train.files={made.folder / 'rows.jsonl'}", f"data.train.vectors={made.folder / 'of-titles'}"]
+    given = [*rest, *of_rows, "data.held_out=8"]
+    with pytest.raises(
+        L2VError, match=r"data\.train\.column=text: .*of-titles was written with column=title; set it so"
+    ):
+        made.main([*given, "name=run"])
+    made.main([*given, "data.train.column=title", "name=run"])
+    assert (made.folder / "runs" / "run" / "encoder").is_dir()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -54,9 +54,10 @@ def encoder(request: pytest.FixtureRequest, tiny_model: Path) -> Encoder:
 # attention_states
 
 
-def test_cosines_of_states_are_those_of_two_models(tiny_model: Path, encoder: Encoder) -> None:
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_cosines_of_states_are_those_of_two_models(tiny_model: Path, encoder: Encoder, batch_size: int) -> None:
     """One model loaded causally and another bidirectionally, a text at a time, give the table by hand."""
-    task = AttentionStates(Sentences(), count=5, length=14, columns=14, batch_size=2)
+    task = AttentionStates(Sentences(), count=5, length=14, columns=14, batch_size=batch_size)
     scores = task.evaluate("states", encoder, KEPT)
     models = [Encoder.from_pretrained(tiny_model, attention=kind).backbone for kind in ("causal", "bidirectional")]
     chosen = [SENTENCES[number] for number in (0, 1, 2, 4, 5)]  # evenly spaced, 2.5 to the even
@@ -241,6 +242,13 @@ def test_what_is_kept_of_a_text_depends_on_its_instruction(tiny_model: Path) -> 
     assert np.allclose(plain, encoder.encode(SENTENCES), atol=1e-5)
     assert np.allclose(instructed, encoder.encode(SENTENCES, instruction="Find"), atol=1e-5)
     assert np.abs(plain - instructed).max() > 0.01
+
+
+def test_texts_are_cut_as_the_encoder_cuts_them(tiny_model: Path) -> None:
+    encoder = Encoder.from_pretrained(tiny_model, text_max_length=4)
+    found = EveryPooling(encoder, ("mean", "weighted_mean")).encode(SENTENCES)
+    assert np.allclose(found, encoder.encode(SENTENCES), atol=1e-5)
+    assert np.abs(found - Encoder.from_pretrained(tiny_model).encode(SENTENCES)).max() > 0.01
 
 
 def test_a_first_token_is_pooled_where_there_is_one_that_has_seen_the_text(tmp_path: Path, tiny_model: Path) -> None:

@@ -328,6 +328,19 @@ def test_ones_own_sets(tiny_model: Path, tmp_path: Path) -> None:
     assert all(0.4 < entry["value"] <= 1 for entry in scores.values()), scores  # texts of a topic begin alike
 
 
+def test_a_query_that_only_irrelevant_documents_are_judged_for_is_left_out(tmp_path: Path) -> None:
+    rows = {
+        "corpus.jsonl": [{"_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(3)],
+        "queries.jsonl": [{"_id": f"q{n}", "text": f"query {n}"} for n in range(2)],
+    }
+    for name, written in rows.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in written))
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t0\n")
+    places = {part: str(tmp_path / file) for part, file in zip(("corpus", "queries"), rows, strict=True)}
+    split = RetrievalSet(name="own", **places, qrels=str(tmp_path / "qrels.tsv"))._dataset()["default"]["test"]
+    assert list(split["queries"]["id"]) == ["q0"] and split["relevant_docs"] == {"q0": {"d0": 1}}
+
+
 def test_a_sample_is_the_same_each_time_and_keeps_the_judged_documents(tmp_path: Path) -> None:
     data = write_quick_folder(tmp_path)
     files = {

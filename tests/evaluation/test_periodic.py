@@ -1,8 +1,12 @@
 """A suite while a stage trains: curves of the scores, and a training that goes on as it would have."""
 
 import json
+import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launch import Tiny, composed, metrics
@@ -11,6 +15,7 @@ from quick_folder import write_quick_folder
 from l2v import config as configs
 from l2v.errors import L2VError
 from l2v.evaluation.suite import evaluate
+from l2v.evaluation.task import Task
 from l2v.models.settings import EncoderSettings
 from l2v.runs.run import Run
 
@@ -57,6 +62,25 @@ def test_training_goes_on_as_without_evaluations(tiny: Tiny, quick: list[str]) -
     one, two = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert Run(plain).record()["config_hash"] == Run(watched).record()["config_hash"]
+
+
+@dataclass(frozen=True)
+class Noisy(Task):
+    """Draws from every generator."""
+
+    label = metric = "noise"
+
+    def run(self, encoder: Any, *, show: bool = False) -> dict[str, float]:
+        return {"noise": float(torch.rand(1)) + np.random.rand() + random.random()}
+
+
+def test_a_task_that_draws_numbers_changes_nothing_of_the_training(tiny: Tiny, quick: list[str]) -> None:
+    settings = ["stage.max_steps=4", "stage.attention_dropout=0.3"]
+    noisy = [*quick, f"+evaluation.tasks.noisy._target_={__name__}.Noisy"]
+    runs = [tiny.train("plain", "simcse", *settings), tiny.train("noisy", "simcse", *settings, *noisy)]
+    assert len(curve(runs[1], "evaluation/quick/noisy")) == 3
+    one, two = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in runs)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_resumed_run_has_each_evaluation_once(tiny: Tiny, quick: list[str]) -> None:

@@ -80,10 +80,13 @@ def test_documents_without_a_score_are_left_out(kind: str) -> None:
     scores[0] = torch.nan
     scores[1, 1:] = torch.nan
     scores[2, 1] = torch.nan
+    if kind == "margin_mse":
+        scores[3, 0] = torch.nan  # the positive, which every margin is from
     given = batch(scores)
     loss = Distillation(kind=kind, contrastive_weight=0.0)
     found = loss(given)
-    assert found.isfinite().all() and found[0] == found[1] == 0 and (found[2:] > 0).all()
+    assert found.isfinite().all() and found[0] == found[1] == 0 and (found[[2, *range(4, QUERIES)]] > 0).all()
+    assert (found[3] == 0) == (kind == "margin_mse")
     found.sum().backward()
     assert given.queries.grad is not None and given.queries.grad.isfinite().all()
     hidden = QUERIES + 2 * NEGATIVES  # the document of query 2 that has none

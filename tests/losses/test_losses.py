@@ -244,6 +244,9 @@ def test_places_of_positives():
     batch.document_hash[4] = 11  # reads as the positive of query 1
     batch.document_hash[5] = 2  # reads as query 2
     assert batch.places().tolist() == [1, 3, 1]
+    same = (torch.ones(3, 3), torch.ones(6, 3))  # of an encoder that has collapsed: no positive is found
+    tied = Triplets(*same, batch.owner, torch.arange(3), torch.arange(6) + 10, torch.ones(3).bool(), batch.scores)
+    assert tied.places().tolist() == [6, 6, 6]
 
 
 def test_a_weight_too_few_is_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from l2v.errors import L2VError
-from l2v.models.adapters import trainable_parameters
+from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -44,7 +44,7 @@ def test_a_saved_adapter_comes_back_and_merges_to_the_same_states(trained, tiny_
     states = trained(IDS, MASK)
     trained.save_adapter(tmp_path / "adapter")
     again = Backbone.load(str(tiny_model))
-    again.load_adapter(tmp_path / "adapter", trainable=True)
+    again.load_adapter(tmp_path / "adapter", training=Lora())
     torch.testing.assert_close(again(IDS, MASK), states, atol=1e-5, rtol=1e-5)
     assert trainable_parameters(again).keys() == trainable_parameters(trained).keys()
     again.merge_adapter()
@@ -85,4 +85,4 @@ def test_an_adapter_that_brings_more_than_weights_is_refused(changes, told, trai
     file = tmp_path / "theirs" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(L2VError, match=told):
-        Backbone.load(str(tiny_model)).load_adapter(tmp_path / "theirs", trainable=trainable)
+        Backbone.load(str(tiny_model)).load_adapter(tmp_path / "theirs", training=Lora() if trainable else None)

@@ -420,7 +420,7 @@ def test_an_adapter_takes_the_mode_of_its_decoder(adapter, tiny_model, training)
 @pytest.mark.parametrize("trainable", [True, False])
 def test_a_loaded_adapter_trains_only_when_asked_to(adapter, tiny_model, trainable):
     backbone = Backbone.load(str(tiny_model))
-    backbone.load_adapter(adapter[0], trainable=trainable)
+    backbone.load_adapter(adapter[0], training=Lora(4) if trainable else None)
     assert len(trainable_parameters(backbone)) == (28 if trainable else 0)  # 2 layers, 7 linear layers, A and B
 
 

@@ -138,4 +138,4 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tiny_model: Path, tmp_path: P
     found = Encoder.from_pretrained(tmp_path / "adapter", device="cpu").encode(SENTENCES)
     assert np.abs(found - wanted).max() < 1e-5
     with pytest.raises(L2VError, match=r"embeddings of its own, which cannot go on; merge it: adapter.init=new"):
-        Backbone.load(str(tiny_model)).load_adapter(tmp_path / "adapter", trainable=True)
+        Backbone.load(str(tiny_model)).load_adapter(tmp_path / "adapter", training=Lora())

@@ -170,6 +170,17 @@ def test_what_is_said_to_fit_fits_as_it_is_said() -> None:
             assert counted_on == ("model.gradient_checkpointing=true" in overrides), overrides
 
 
+def test_more_processes_share_the_batch_that_one_had() -> None:
+    setup = Specification(**TINY | {"rows": 8}).setup()
+    setup.stage.global_batch_size = 16
+    shared = [
+        changed.stage.batch_size * changed.processes
+        for overrides, changed in remedies(setup, Room(memory_gib=1000, tflops=None, utilisation=1))
+        if "trainer.num_nodes" in overrides
+    ]
+    assert shared == [16, 16]  # 8 and 16 processes; more than 16 cannot share it
+
+
 @pytest.mark.slow
 def test_the_program_prints_a_table_and_writes_the_numbers(tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "plan.json"

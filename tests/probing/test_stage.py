@@ -2,9 +2,11 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launch import SignalAt, Tiny, assert_same_training, checkpoint
@@ -16,7 +18,7 @@ from l2v.errors import L2VError, Stopped
 from l2v.models.backbone import Backbone
 from l2v.probing import states as states_module
 from l2v.probing.alignment import align
-from l2v.probing.stage import LinearProbe, load_probe
+from l2v.probing.stage import LinearProbe, WordProbe, load_probe
 from l2v.probing.states import FrozenModel, States, compute_states
 from l2v.runs.run import Run
 
@@ -181,6 +183,7 @@ def test_the_key_changes_with_what_changes_the_states(tmp_path: Path) -> None:
         "dtype": States.of(model, aligned, "float16").folder,
         "words": States.of(model, align(words[1:], tokenizer, 64), "float32").folder,
         "length": States.of(model, align(words, tokenizer, 8), "float32").folder,
+        "borders": States.of(model, replace(aligned, rows=np.delete(aligned.rows, 1)), "float32").folder,
     }
     assert len(set(keys.values())) == len(keys)
     assert States.of(model, align(words, tokenizer, 64), "float32").folder == keys["base"]
@@ -213,6 +216,48 @@ def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     runs[:] = [0] * 10
     compute_states(model, [(aligned, straight)], [0], batch_tokens=50, show=False)
     assert len(runs) - 10 == batches  # as many as a whole pass has: none was repeated
+
+
+def test_a_pass_that_broke_off_begins_anew_with_other_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2V_CACHE", str(tmp_path / "cache"))
+    model = frozen(tmp_path / "model")
+    aligned = align([s.split() for s in SENTENCES], model.tokenizer, 64)
+    states = States.of(model, aligned, "float32")
+    straight = States(tmp_path / "straight", states.tokens, "float32")
+    compute_states(model, [(aligned, straight)], [1], batch_tokens=50, show=False)
+    original, runs = states_module.hidden_states, iter([True, True, False])
+
+    def breaking(*arguments: Any) -> Any:
+        if not next(runs, True):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(states_module, "hidden_states", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        compute_states(model, [(aligned, states)], [1], batch_tokens=50, show=False)
+    compute_states(model, [(aligned, states)], [1], batch_tokens=30, show=False)
+    torch.testing.assert_close(states.open(1), straight.open(1))
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "other"), [("ner", "f1", "paper_accuracy"), ("pos", "paper_accuracy", "words")]
+)
+def test_validation_chooses_the_layer_and_the_test_part_is_only_scored(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, task: str, metric: str, other: str
+) -> None:
+    """The layer with the best F1 of spans, where there are any, and not with the best accuracy."""
+    original = WordProbe._score
+
+    def score(self: WordProbe, probes: Any, rows: Any, part: str, show: bool) -> list[dict[str, Any]]:
+        found = original(self, probes, rows, part, show)
+        values = [0.9, 0.1] if part == "validation" else [0.2, 0.8]
+        return [one | {metric: value, other: 1 - value} for one, value in zip(found, values, strict=True)]
+
+    monkeypatch.setattr(WordProbe, "_score", score)
+    found = result(probe(tiny, "run", "stage.layers=[0,2]", task=task), task)
+    assert found["words"]["layer"] == 0
+    name = f"{task}_f1" if task == "ner" else f"{task}_accuracy"
+    assert found["scores"][name]["value"] == 0.2
 
 
 def test_states_that_the_dtype_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,35 @@ def test_seeds_alone_are_a_table(tmp_path: Path) -> None:
     assert "simcse: seeds" in html and "0.5200 ± 0.0100" in html
 
 
+def test_starts_that_are_no_runs_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        trained(tmp_path / name, {"name": "simcse"}, 0.5, init_from=f"org/model-{name}", seed=seed)
+        for seed, name in enumerate("ab")
+    ]
+    (found,) = find_ablations(read_runs(runs))
+    assert found.settings == ["init_from"] and [point.values for point in found.points] == [
+        ("org/model-a",),
+        ("org/model-b",),
+    ]
+    print_scores(runs)
+    assert "seeds)" not in capsys.readouterr().out
+
+
+def test_an_earlier_stage_that_was_trained_twice_keeps_both_settings(tmp_path: Path) -> None:
+    runs = []
+    for rate in (0.4, 0.8):
+        first = trained(tmp_path / f"{rate}-first", {"name": "mntp", "rate": 0.2})
+        second = trained(tmp_path / f"{rate}-second", {"name": "mntp", "rate": rate}, init_from=str(first))
+        runs.append(trained(tmp_path / f"{rate}-last", {"name": "simcse"}, rate, init_from=str(second)))
+    (found,) = find_ablations(read_runs(runs))
+    assert found.settings == ["mntp: stage.rate"] and [point.values for point in found.points] == [(0.4,), (0.8,)]
+
+
+def test_runs_of_one_seed_are_not_called_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_scores([trained(tmp_path / name, {"name": "simcse"}, 0.5, seed=1) for name in ("first", "again")])
+    assert "(2 runs)" in capsys.readouterr().out
+
+
 def test_what_differs_in_more_is_none(tmp_path: Path) -> None:
     runs = [
         trained(tmp_path / f"run{n}", {"name": "simcse", "a": n % 2, "b": n // 2 % 2, "c": n // 4}, 0.5)

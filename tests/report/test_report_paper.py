@@ -110,6 +110,7 @@ def test_the_tables_agree_with_one_another() -> None:
         (lineage(LLAMA2, "mntp", "simcse"), "bidirectional", "mean", ["SciFact", "LEMBPasskey"], None),
         (lineage(LLAMA2, "mntp", "mntp"), "bidirectional", "mean", ALL, None),
         (lineage(LLAMA2, "mntp", base_ratio=0.5), "bidirectional", "mean", ALL, None),
+        (lineage(LLAMA2, "mntp", others=[{"weight": 0.5}]), "bidirectional", "mean", ALL, None),
         (lineage("HuggingFaceTB/SmolLM2-135M", "mntp"), "bidirectional", "mean", ALL, None),
         (lineage("mistralai/Mistral-7B-Instruct-v0.3", "mntp"), "bidirectional", "mean", ALL, None),
     ],

@@ -44,6 +44,14 @@ def test_the_decay_ends_with_the_schedule_and_not_with_the_training() -> None:
     )
 
 
+def test_a_schedule_is_longer_than_its_warm_up() -> None:
+    linear = {**SETTINGS, "schedule": "linear", "max_steps": 12}
+    with pytest.raises(L2VError, match=r"stage\.warmup_steps=8 leaves nothing of stage\.schedule_steps=4"):
+        MNTP(**linear, warmup_steps=8, schedule_steps=4)  # type: ignore[arg-type]
+    with pytest.raises(L2VError, match=r"stage\.warmup_steps=12 leaves nothing of stage\.max_steps=12"):
+        MNTP(**linear, warmup_steps=12, schedule_steps=40)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

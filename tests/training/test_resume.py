@@ -117,10 +117,24 @@ def test_a_run_goes_on_at_its_step_with_other_batches_a_step(
     assert checkpoint(run)["global_step"] == 10
 
 
-def test_other_batches_a_step_are_refused_where_each_has_rows_of_its_own(tiny: Tiny) -> None:
-    run = tiny.train("run", "simcse", "stage.max_steps=2")
-    with pytest.raises(L2VError, match="accumulate_grad_batches=2: the run has had 1 batches of stage.batch_size rows"):
-        tiny.resume(run, "stage.max_steps=4", "trainer.accumulate_grad_batches=2")
+@pytest.mark.parametrize("other", ["trainer.accumulate_grad_batches=2", "stage.batch_size=8"])
+def test_steps_of_other_rows_are_refused(tiny: Tiny, other: str) -> None:
+    run = tiny.train("run", "simcse", "stage.max_steps=2", "stage.batch_size=4")
+    with pytest.raises(L2VError, match=r"a step of the run has 4 rows, .*with 8 it would read .*global_batch_size=4"):
+        tiny.resume(run, "stage.max_steps=4", other)
+    told = ["stage.max_steps=4", "stage.global_batch_size=4", "stage.batch_size=null"]
+    assert Run(tiny.resume(run, *told, "trainer.accumulate_grad_batches=2")).is_finished
+
+
+def test_losses_of_other_validations_are_not_compared(tiny: Tiny) -> None:
+    easy = tiny.folder / "easy.txt"
+    easy.write_text("\n".join("zyx wvu tsr qpo" for _ in range(20)) + "\n")
+    settings = ["stage.validate_every=2", "stage.learning_rate=1e-9", f"data.validation.files={easy}"]
+    run = tiny.train("run", "mntp", "stage.max_steps=2", *settings)
+    tiny.resume(run, "stage.max_steps=4", f"+data.validation.files={tiny.folder / 'held_out.txt'}")
+    losses = {row["step"]: row["validation/loss"] for row in metrics(run) if "validation/loss" in row}
+    assert losses[2] < losses[4]
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 4
 
 
 class Rates(Callback):

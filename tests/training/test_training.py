@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from launch import Batches, Tiny, metrics
+from launch import Batches, Tiny, assert_same_training, metrics
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from safetensors.torch import load_file
@@ -28,6 +28,7 @@ from l2v.errors import L2VError, Stopped
 from l2v.evaluation.tasks.sts import StsPairs
 from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
+from l2v.models.proof import prove
 from l2v.runs.hashes import folder_hash
 from l2v.runs.initialization import Initialization
 from l2v.runs.locations import locate
@@ -251,10 +252,94 @@ def test_supervised_training_starts_as_in_the_paper(tiny: Tiny) -> None:
     assert started("from-mntp", f"init_from={mntp}") == (["mntp"], None, True)
     assert started("new", f"init_from={simcse}", "stage.adapter_init=new") == (["mntp", "simcse"], None, True)
     assert started("from-nothing") == ([], None, True)
+    assert started("all", f"init_from={simcse}", "adapter=none", "adapter.init=simcse") == ([], None, True)
+    assert not (tiny.folder / "runs" / "all" / "adapter").exists()  # all weights are trained, as adapter=none says
     published = simcse.rename(tiny.folder / "old") / "adapter"
     with pytest.raises(L2VError, match=r"does not say which stage made it; set stage\.adapter_init=continue"):
         started("published", f"init_from={published}")
     assert started("told", f"init_from={published}", "stage.adapter_init=continue") == ([], "adapter", False)
+
+
+def test_an_adapter_goes_on_as_it_is_with_the_dropout_of_now(tiny: Tiny) -> None:
+    first = tiny.train("first", "simcse", "stage.max_steps=1", "adapter.lora.rank=4")
+    goes_on = ["stage.max_steps=1", f"init_from={first}", "adapter.init=continue"]
+    with pytest.raises(L2VError, match=r"adapter\.lora\.rank=16: the adapter of init_from, .*, has 4; give that, or"):
+        tiny.train("second", "simcse", *goes_on)
+    with pytest.raises(L2VError, match=r"adapter\.lora\.alpha=64: .* has 32"):
+        tiny.train("second", "simcse", *goes_on, "adapter.lora.rank=4", "adapter.lora.alpha=64")
+    with pytest.raises(L2VError, match=r"adapter\.lora\.target_modules=o_proj: .* has down_proj, gate_proj, "):
+        tiny.train("second", "simcse", *goes_on, "adapter.lora.rank=4", "adapter.lora.target_modules=[o_proj]")
+    assert not (tiny.folder / "runs" / "second").exists()
+    run = tiny.train("second", "simcse", *goes_on, "adapter.lora.rank=4", "adapter.lora.dropout=0.5")
+    saved = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (4, 32, 0.5)
+    tiny.resume(run, "stage.max_steps=2", "adapter.lora.dropout=0.25")
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_dropout"] == 0.25
+
+
+def test_a_training_that_diverges_ends_and_keeps_what_was_saved_before(tiny: Tiny) -> None:
+    wild = ["trainer.gradient_clip_val=null", "stage.validate_every=2"]
+    run = Run(tiny.train("run", "mntp", "stage.max_steps=2", *wild))
+    before = run.last_checkpoint().read_bytes()
+    with pytest.raises(L2VError, match=r"validation/loss is nan at step 4: the training has diverged; .*learning_rate"):
+        tiny.resume(run.folder, "stage.max_steps=4", "stage.learning_rate=1e30")
+    assert run.last_checkpoint().read_bytes() == before and run.record()["status"] == "failed"
+    assert Run(tiny.resume(run.folder, "stage.max_steps=4", "stage.learning_rate=1e-4")).is_finished
+
+
+def test_weights_that_are_not_finite_are_told_as_such(tiny_model: Path) -> None:
+    backbone = Backbone.load(str(tiny_model))
+    with torch.no_grad():
+        next(backbone.parameters()).fill_(math.nan)
+    with pytest.raises(L2VError, match="its states are not finite; .*unless its weights are none"):
+        prove(backbone.decoder, "bidirectional")
+
+
+def test_time_that_is_over_stops_a_run_which_goes_on(tiny: Tiny) -> None:
+    limit = "+trainer.max_time=00:00:00:00"
+    with pytest.raises(Stopped, match="stopped at step 1 of 20 and saved; go on with"):
+        tiny.train("run", "mntp", "stage.max_steps=20", limit)
+    run = tiny.folder / "runs" / "run"
+    assert Run(run).record()["status"] == "stopped"
+    with pytest.raises(Stopped, match="stopped at step 2 of 20"):
+        tiny.resume(run)
+    straight = tiny.train("straight", "mntp", "stage.max_steps=20")
+    assert_same_training(straight, tiny.resume(run, "+trainer.max_time=null"))
+
+
+class Plain(MNTP):
+    """A stage of one's own with a plain optimizer, and no schedule."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.5)
+
+
+class Grouped(MNTP):
+    """A stage of one's own with two groups of parameters."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        first, *others = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.AdamW([{"params": [first], "lr": 1e-3}, {"params": others}], lr=1e-4)
+
+
+def test_a_stage_may_have_a_plain_optimizer(tiny: Tiny) -> None:
+    run = tiny.train("run", "mntp", "stage.max_steps=2", f"stage._target_={__name__}.Plain")
+    assert [row["learning_rate"] for row in metrics(run) if "learning_rate" in row] == [0.5, 0.5]
+
+
+def test_a_split_training_refuses_optimizers_that_it_cannot_save_before_the_first_step(tiny: Tiny) -> None:
+    batches = Batches()
+    with pytest.raises(
+        L2VError, match=r"saved with one AdamW of one group .* has AdamW of 2 groups; choose trainer=ddp"
+    ):
+        tiny.train(
+            "run",
+            "mntp",
+            *("stage.max_steps=1", f"stage._target_={__name__}.Grouped"),
+            *("trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"),
+            callbacks=[batches],
+        )
+    assert not batches.ids
 
 
 def test_continue_without_an_adapter_is_refused(tiny: Tiny) -> None:

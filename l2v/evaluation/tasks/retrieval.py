@@ -58,7 +58,7 @@ def opening_sentence(article: Article) -> str:
 
 
 def ndcg(scores: NDArray[np.float32], relevant: NDArray[np.bool_], *, k: int) -> float:
-    """Mean normalised discounted cumulative gain at ``k`` with binary relevance.
+    """Mean normalised discounted cumulative gain at ``k`` with binary relevance, over queries with relevant documents.
 
     Args:
         scores: (queries, documents); ties are broken by the document's number.
@@ -69,4 +69,5 @@ def ndcg(scores: NDArray[np.float32], relevant: NDArray[np.bool_], *, k: int) ->
     discounts = 1 / np.log2(np.arange(2, k + 2))
     gains = (np.take_along_axis(relevant, order, axis=1) * discounts[: order.shape[1]]).sum(axis=1)
     ideal = np.array([discounts[: min(k, n)].sum() for n in relevant.sum(axis=1)])
-    return float((gains / ideal).mean())
+    judged = ideal > 0
+    return float((gains[judged] / ideal[judged]).mean())

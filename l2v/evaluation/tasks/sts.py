@@ -62,6 +62,9 @@ class StsPairs(Task):
         """The result for vectors (pairs, dimension) of the sentences."""
         norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         cosines = (first * second).sum(axis=1) / np.maximum(norms, 1e-12)
+        for values, what in ((cosines, "cosines: the encoder gives every text the same vector"), (scores, "scores")):
+            if np.ptp(values) == 0:
+                raise L2VError(f"{self.label}: no correlation of equal {what}")
         return {"Spearman": float(spearmanr(cosines, scores).statistic)}
 
     def pairs(self) -> tuple[list[str], list[str], NDArray[np.float64]]:
