@@ -39,6 +39,8 @@ def main(composed: DictConfig) -> None:
     folder = Path(config["output"]).expanduser() if config["output"] else _folder(run, wanted)
     if folder.exists() and not (folder / "l2v.json").exists():
         raise L2VError(f"output={folder}: the folder exists and holds no encoder; name another one")
+    if (folder.parent / "run.json").exists() and folder.name == "encoder":
+        raise L2VError(f"output={folder}: the run in {folder.parent} ended with it; name another folder")
     start = wanted.check(run)
     if submission.name is not None:
         if encoder.differences() or wanted.merge != Merge():

@@ -69,7 +69,7 @@ class Inputs:
             files.append({"file": str(path), "sha256": file_hash(path), "rows": count})
         if not any(file["rows"] for file in files):
             raise L2VError(f"{self.override}={self.files}: no texts; expected at least one")
-        return {"files": files, "columns": {column: kind or "string" for column, kind in types.items()}}
+        return {"files": files, "columns": {column: _arrow(kind) for column, kind in types.items()}}
 
     def hashes(self) -> list[list[str]]:
         """What pins the texts: a hash of each file's bytes, and its ending."""
@@ -102,6 +102,10 @@ def _lines(path: Path, column: str) -> Iterator[Record]:
                 yield Record(where, {column: text.rstrip("\r\n")})
 
 
+def _arrow(kind: str | None) -> str:
+    return "int64" if kind == _LONG else kind or "string"
+
+
 def _joined(known: str | None, value: Any, where: str, column: str) -> str | None:
     """The Arrow type of a column that was ``known`` and has ``value`` too."""
     if value is None:
@@ -110,11 +114,19 @@ def _joined(known: str | None, value: Any, where: str, column: str) -> str | Non
     if kind is None or (kind == "int64" and not -(2**63) <= value < 2**63):
         found = "an integer of more than 64 bits" if kind else type(value).__name__
         raise L2VError(f"{where}: keep={column}: expected text, a number or true/false, found {found}")
+    if kind == "int64" and abs(value) > 2**53:
+        kind = _LONG
     if known in (None, kind):
         return kind
-    if {known, kind} == {"int64", "double"}:
+    if (both := {known, kind}) == {"int64", "double"}:
         return "double"
+    if both == {"int64", _LONG}:
+        return _LONG
     raise L2VError(f"{where}: keep={column}: expected {known} as in the rows before, found {kind}")
+
+
+_LONG = "int64 of more than 53 bits"
+"""An integer that is no float, so that no column has it beside one."""
 
 
 def chunks(rows: Iterator[Row], size: int, wanted: Container[int], count: int) -> Iterator[tuple[int, list[Row]]]:

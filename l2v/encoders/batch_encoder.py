@@ -1,6 +1,6 @@
 """Vectors for those who have a pipeline of batches, as of Ray Data or datasets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from l2v.encoders.load import load_encoder
@@ -56,7 +56,7 @@ class BatchEncoder:
             "truncate_dim": truncate_dim,
         }
 
-    def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """The batch with a column more.
 
         Args:
@@ -65,7 +65,7 @@ class BatchEncoder:
         Raises:
             L2VError: there is no such column, or a value of it is no text.
         """
-        if not isinstance(batch, dict):
+        if not isinstance(batch, Mapping):  # datasets hands over one that reads columns when they are asked for
             raise L2VError(
                 f"batch_format: expected numpy, whose batches are dictionaries, found {type(batch).__name__}"
             )

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TokenPreparation
 from l2v.encoders.saved_settings import pooling_of, settings_of, write_settings
-from l2v.encoders.texts import TextInput, cosines, split_pairs
+from l2v.encoders.texts import TextInput, check_options, cosines, split_pairs
 from l2v.errors import L2VError
 from l2v.models.backbone import Backbone, row_groups
+from l2v.models.bidirectional import CAUSAL_ALONE
 from l2v.models.settings import EncoderSettings, check_choice, check_length
 from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_name, pooling_record, save_pooling
 from l2v.progress import say, track
@@ -210,10 +211,7 @@ class Encoder:
         max_length = max_length if max_length is not None else self.max_length
         check_length("max_length", max_length)
         self.backbone.check_length(max_length, "max_length")
-        if batch_size < 1:
-            raise L2VError(f"batch_size must be at least 1, got {batch_size}")
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
-            raise L2VError(f"truncate_dim must be in 1..{self.dimension}, got {truncate_dim}")
+        check_options(batch_size, truncate_dim, self.dimension)
         if device is not None:
             self.backbone.to(device)
         plain, instructions = split_pairs(texts, instruction)
@@ -305,7 +303,15 @@ class Encoder:
                 style="yellow",
             )
         settings = self.save_own_settings(folder)
-        write_settings(folder, settings, self.dimension, mteb_prompts() | dict(prompts or {}), as_adapter=as_adapter)
+        alone = self.backbone.attention == "bidirectional" and self.backbone.config.model_type in CAUSAL_ALONE
+        write_settings(
+            folder,
+            settings,
+            self.dimension,
+            mteb_prompts() | dict(prompts or {}),
+            as_adapter=as_adapter,
+            attn_implementation="eager" if alone else None,
+        )
 
     def save_own_settings(self, folder: Path) -> dict[str, Any]:
         """Write what l2v reads beside the weights or the adapter, and return the settings among it."""

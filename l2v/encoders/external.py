@@ -1,7 +1,8 @@
 """Encoders of another library, so that baselines stand in the same tables: those of sentence-transformers."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from l2v.encoders.finite import check_finite
 from l2v.encoders.preparation import TextPreparation
 from l2v.encoders.saved_settings import beyond_l2v, foreign_code
-from l2v.encoders.texts import TextInput, cosines, split_pairs
+from l2v.encoders.texts import TextInput, check_options, cosines, split_pairs
 from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.extras import require
 from l2v.models.quiet import quiet
-from l2v.models.settings import EncoderSettings
+from l2v.models.settings import EncoderSettings, check_length
 from l2v.runs.adapter_folders import ADAPTER_CONFIG, SETTINGS_FILE, adapter_folder
 from l2v.runs.files import read_json
 from l2v.runs.locations import locate, model_file, not_on_hub
@@ -132,36 +133,53 @@ class SentenceTransformersEncoder:
         *,
         instruction: str | None = None,
         batch_size: int = 32,
+        max_length: int | None = None,
         normalize: bool = False,
         truncate_dim: int | None = None,
         show_progress_bar: bool = False,
+        device: str | torch.device | None = None,
     ) -> NDArray[np.float32]:
         """Encode texts to vectors; see :meth:`l2v.encoders.encoder.Encoder.encode`.
 
         Raises:
-            L2VError: an entry is no string, or a vector is not finite.
+            L2VError: an entry is no string, an option is out of range, or a vector is not finite.
         """
         if isinstance(texts, str):
             one: Sequence[str] = [texts]
-            return self.encode(one, instruction=instruction, normalize=normalize, truncate_dim=truncate_dim)[0]
+            return self.encode(one, instruction=instruction, max_length=max_length, normalize=normalize,
+                               truncate_dim=truncate_dim, device=device)[0]  # fmt: skip
+        check_options(batch_size, truncate_dim, self.dimension)
+        check_length("max_length", max_length)
+        if device is not None:
+            self.model.to(device)
         plain, instructions = split_pairs(texts, instruction)
         if any(instructions) and self.separator is None and not self._said:
             self._said = True
             logger.info("instructions are left out: this encoder has its own prompts; separator=': ' puts them in")
         vectors = np.zeros((len(plain), truncate_dim or self.dimension), dtype=np.float32)
-        for own in dict.fromkeys(instructions):  # a call of the library has one prompt
-            rows = [row for row, one in enumerate(instructions) if one == own]
-            prompt = {"prompt": own + self.separator} if own and self.separator is not None else {}
-            vectors[rows] = self.model.encode(
-                [clean(plain[row]) for row in rows],
-                batch_size=batch_size,
-                normalize_embeddings=normalize,
-                truncate_dim=truncate_dim,
-                show_progress_bar=show_progress_bar,
-                **prompt,
-            )
+        with self._cut_to(max_length):
+            for own in dict.fromkeys(instructions):  # a call of the library has one prompt
+                rows = [row for row, one in enumerate(instructions) if one == own]
+                prompt = {"prompt": own + self.separator} if own and self.separator is not None else {}
+                vectors[rows] = self.model.encode(
+                    [clean(plain[row]) for row in rows],
+                    batch_size=batch_size,
+                    normalize_embeddings=normalize,
+                    truncate_dim=truncate_dim,
+                    show_progress_bar=show_progress_bar,
+                    **prompt,
+                )
         check_finite(vectors, self.dtype)
         return vectors
+
+    @contextlib.contextmanager
+    def _cut_to(self, max_length: int | None) -> Iterator[None]:
+        before = self.model.max_seq_length
+        self.model.max_seq_length = max_length or before
+        try:
+            yield
+        finally:
+            self.model.max_seq_length = before
 
     def similarity(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosine similarity of every row of ``a`` with every row of ``b``."""

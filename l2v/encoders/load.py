@@ -6,7 +6,7 @@ import torch
 
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.external import SentenceTransformersEncoder, is_theirs
-from l2v.models.loading import load_tokenizer_and_config
+from l2v.models.loading import load_tokenizer_and_config, state_size
 from l2v.models.settings import EncoderSettings
 from l2v.text.prompts import CHAT, chat_template
 
@@ -19,7 +19,7 @@ def known_dimension(settings: EncoderSettings) -> int | None:
         return None
     place = settings.parts().base
     _, config = load_tokenizer_and_config(place, kind=settings.kind, trust_remote_code=settings.trust_remote_code)
-    return int(config.get_text_config().hidden_size)
+    return state_size(config)
 
 
 def with_template(settings: EncoderSettings) -> EncoderSettings:

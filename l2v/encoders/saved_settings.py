@@ -6,7 +6,15 @@ from typing import Any, cast
 
 from l2v.errors import L2VError
 from l2v.pooling import Pooling, PoolingName, load_pooling, load_weights
-from l2v.runs.adapter_folders import POOLING_FOLDER, POOLING_WEIGHTS, SETTINGS_FILE, Assembly
+from l2v.runs.adapter_folders import (
+    POOLING_FOLDER,
+    POOLING_WEIGHTS,
+    REFERENCE_SETTINGS_FILE,
+    SETTINGS_FILE,
+    Assembly,
+    read_settings,
+    reference_settings,
+)
 from l2v.runs.files import read_json, write_json
 from l2v.runs.locations import Source, model_file
 
@@ -49,7 +57,7 @@ def settings_of(parts: Assembly) -> tuple[dict[str, Any], Source | None]:
 
 def saved_settings(place: Source, base: Source | None = None) -> dict[str, Any]:
     """What a folder or hub repository says of its pooling, attention and lengths: l2v's own file, else that of
-    sentence-transformers.
+    llm2vec, else those of sentence-transformers.
 
     Args:
         place: the folder or repository.
@@ -60,9 +68,9 @@ def saved_settings(place: Source, base: Source | None = None) -> dict[str, Any]:
     """
     model = model_file(base or place, "config.json")
     if own := model_file(place, SETTINGS_FILE):
-        if not isinstance(found := read_json(own), dict):
-            raise L2VError(f"{own}: expected an object of settings, found {type(found).__name__}")
-        return found
+        return read_settings(own)
+    if file := model_file(place, REFERENCE_SETTINGS_FILE):
+        return reference_settings(file.parent)
     if model_file(place, "modules.json") is None and model_file(place, f"{POOLING_FOLDER}/config.json") is None:
         return {}
     if odd := beyond_l2v(place):
@@ -97,9 +105,21 @@ def beyond_l2v(place: Source) -> list[str]:
         odd.append(f"default_prompt_name={name}")
     if general.get("truncate_dim") is not None:
         odd.append(f"truncate_dim={general['truncate_dim']}")
-    if _config(place, "sentence_bert_config.json").get("do_lower_case"):
+    transformer = _config(place, "sentence_bert_config.json")
+    if transformer.get("do_lower_case"):
         odd.append("do_lower_case=true")
+    odd += [f"{key}={transformer[key]}" for key in _HANDED_ON if set(transformer.get(key) or {}) - _OF_LOADING]
+    if folders := [folder for kind, folder in _modules(place) if kind.endswith(".Transformer") and folder]:
+        odd.append(f"weights in the folder {folders[0]}")
     return odd
+
+
+_HANDED_ON = tuple(
+    f"{part}_{kind}" for part in ("model", "tokenizer", "processor", "config") for kind in ("args", "kwargs")
+)
+"""In ``sentence_bert_config.json``: what is handed to transformers."""
+_OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "device_map", "low_cpu_mem_usage"}
+"""Of it, what changes no vector by more than rounding."""
 
 
 def foreign_code(place: Source) -> list[str]:
@@ -107,11 +127,15 @@ def foreign_code(place: Source) -> list[str]:
     return [kind for kind in _types(place) if not kind.startswith(("sentence_transformers.", "l2v."))]
 
 
-def _types(place: Source) -> list[str]:
-    """The modules of sentence-transformers' ``modules.json``, by where their classes are imported from."""
+def _modules(place: Source) -> list[tuple[str, str]]:
+    """The modules of sentence-transformers' ``modules.json``: where a class is imported from, and its folder."""
     file = model_file(place, "modules.json")
     modules = read_json(file) if file else []
-    return [str(module.get("type", "")) for module in modules]
+    return [(str(module.get("type", "")), str(module.get("path") or "")) for module in modules]
+
+
+def _types(place: Source) -> list[str]:
+    return [kind for kind, _ in _modules(place)]
 
 
 def _kinds(place: Source) -> list[str]:
@@ -127,9 +151,7 @@ def _config(place: Source, name: str) -> dict[str, Any]:
 
 def _pooling_config(place: Source) -> dict[str, Any]:
     """What the module of pooling was saved with, in its own folder."""
-    file = model_file(place, "modules.json")
-    modules = read_json(file) if file else []
-    folders = [str(m.get("path")) for m in modules if str(m.get("type", "")).endswith(".Pooling")]
+    folders = [folder for kind, folder in _modules(place) if kind.endswith(".Pooling")]
     return _config(place, f"{(folders or [POOLING_FOLDER])[0]}/config.json")
 
 
@@ -185,6 +207,7 @@ def write_settings(
     prompts: Mapping[str, str],
     *,
     as_adapter: bool = False,
+    attn_implementation: str | None = None,
 ) -> None:
     """Write the files by which sentence-transformers gives the same vectors.
 
@@ -194,6 +217,7 @@ def write_settings(
         dimension: of a vector.
         prompts: instructions by the name of a prompt, without separator.
         as_adapter: the folder holds an adapter, and so no config of a decoder, which would say is_causal: false.
+        attn_implementation: that the library has to take; None: its own choice.
     """
     pooling = settings["pooling"]
     by_l2v = as_adapter and settings["attention"] == "bidirectional"
@@ -206,8 +230,11 @@ def write_settings(
         folder / "modules.json", [{"idx": int(i), "name": i, "path": path, "type": kind} for i, path, kind in modules]
     )
     lengths = {"max_seq_length": settings["max_length"], "do_lower_case": False}
-    dtype = {"model_args": {"dtype": "float32"}} if as_adapter else {}
-    write_json(folder / "sentence_bert_config.json", lengths | dtype)
+    handed_on = {
+        **({"dtype": "float32"} if as_adapter else {}),
+        **({"attn_implementation": attn_implementation} if attn_implementation else {}),
+    }
+    write_json(folder / "sentence_bert_config.json", lengths | ({"model_args": handed_on} if handed_on else {}))
     modes = {key: ours == pooling for key, ours in _SENTENCE_TRANSFORMERS_POOLING.items()}
     write_json(
         folder / POOLING_FOLDER / "config.json",

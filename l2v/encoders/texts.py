@@ -37,6 +37,14 @@ def split_pairs(texts: Sequence[Any], instruction: str | None) -> tuple[list[str
     return plain, instructions
 
 
+def check_options(batch_size: int, truncate_dim: int | None, dimension: int) -> None:
+    """Raise an L2VError where an option of ``encode`` is out of range; ``dimension`` is that of whole vectors."""
+    if batch_size < 1:
+        raise L2VError(f"batch_size must be at least 1, got {batch_size}")
+    if truncate_dim is not None and not 1 <= truncate_dim <= dimension:
+        raise L2VError(f"truncate_dim must be in 1..{dimension}, got {truncate_dim}")
+
+
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cosine similarity of every row of ``a`` with every row of ``b``."""
     a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12) for x in (np.atleast_2d(a), np.atleast_2d(b)))

@@ -33,6 +33,10 @@ def check_hub(repository: str, wanted: Export, start: Initialization) -> None:
         HfApi().whoami()
 
 
+_OF_AN_EXPORT = ("*.json", "*.jinja", "*.safetensors", "*.onnx", "adapter_*", "*_*/*.json", "*_*/*.safetensors")
+"""What exports write: files of one that was pushed before would be read beside, or in place of, those of now."""
+
+
 def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
     """Upload an exported folder to the hub.
 
@@ -52,7 +56,9 @@ def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
     with _told_of(repository):
         api = HfApi()
         address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="l2v.export")
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="l2v.export", delete_patterns=list(_OF_AN_EXPORT)
+        )
     return str(address)
 
 

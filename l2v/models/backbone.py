@@ -22,10 +22,10 @@ from l2v.kernels.masked_loss import Scores, summed_cross_entropy
 from l2v.kernels.memory import giving_memory_back
 from l2v.kernels.speed import speed_up
 from l2v.models.adapters import Lora, Saved, load_adapter, new_adapter
-from l2v.models.bidirectional import Attention, accepts_position_ids, learned_positions
+from l2v.models.bidirectional import Attention, accepts_position_ids, has_alibi, learned_positions
 from l2v.models.compatibility import write_for_transformers_4
 from l2v.models.depth import depth_of, states_of_depths
-from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout
+from l2v.models.loading import choose_attn_implementation, load_decoder, set_attention_dropout, state_size
 from l2v.models.merging import Unmerged, is_plain, merge_and_unload
 from l2v.models.packing import packed_states, prove_packing
 from l2v.models.proof import Proof
@@ -33,6 +33,7 @@ from l2v.models.quiet import quiet
 from l2v.models.settings import AttnImplementation, Checkpointing, EncoderSettings
 from l2v.models.sharding import is_split, most_of_all, put_back
 from l2v.pooling import Pooling, PoolingName, pool
+from l2v.progress import say
 from l2v.runs.files import draft_folder, make_readable
 from l2v.runs.locations import Source, locate
 from l2v.text.masking import IGNORED
@@ -174,6 +175,12 @@ class Backbone(nn.Module):
         decoder = cast(PreTrainedModel, adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted)
         self.proof = choose_attn_implementation(decoder, wanted, self.attention, partial, run)
         self._unfinished = None
+        if self.attention == "bidirectional" and has_alibi(self.config):
+            say(
+                f"{self.config.model_type}: its attention is biased towards later tokens (ALiBi), which are not the "
+                "nearer ones without a causal mask; expect less of long texts",
+                style="yellow",
+            )
 
     @property
     def config(self) -> Any:
@@ -181,7 +188,7 @@ class Backbone(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return self.config.get_text_config().hidden_size
+        return state_size(self.config)
 
     def check_length(self, tokens: int, setting: str) -> None:
         """Raise an L2VError where rows of so many tokens would go beyond the positions that the model has learned."""

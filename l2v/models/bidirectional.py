@@ -6,7 +6,7 @@ module when there is no mask. Both are set here. Neither is trusted: see :mod:`l
 
 import inspect
 from collections import deque
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -14,6 +14,11 @@ from l2v.errors import L2VError
 
 Attention = Literal["bidirectional", "causal"]
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
+
+
+CAUSAL_ALONE = ("stablelm", "nemotron")
+"""Families that transformers' own classes leave causal under sdpa where a batch has no padding, whatever their config
+says: they do not hand ``is_causal`` on to their layers."""
 
 
 def set_attention(model: nn.Module, attention: Attention) -> None:
@@ -55,6 +60,16 @@ def learned_positions(decoder: nn.Module) -> int | None:
 
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 """What the families call their embeddings of positions."""
+
+
+def has_alibi(config: Any) -> bool:
+    """Whether attention is biased by a key's position (ALiBi), which is a distance under a causal mask only."""
+    of_attention = getattr(config, "attn_config", None)  # MPT's
+    return (
+        config.model_type == "bloom"
+        or getattr(config, "alibi", False) is True
+        or getattr(of_attention, "alibi", False) is True
+    )
 
 
 def accepts_position_ids(model: nn.Module) -> bool:

@@ -85,7 +85,8 @@ def load_decoder(
         if with_head:
             decoder, head = _decoder_with_head(unpacked, head_source, made_in, arguments)
         else:
-            decoder, info = _mapped(AutoModel, unpacked, made_in, arguments)
+            whole_model, info = _mapped(AutoModel, unpacked, made_in, arguments)
+            decoder = _text_part(whole_model, place)
             # the head over an encoder's first token: nothing reads it, and masked language models are saved without
             missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
             if missing:
@@ -105,6 +106,27 @@ def load_decoder(
     if head is not None:
         speed_up(head)
     return LoadedDecoder(decoder, head, tokenizer, unmerged)
+
+
+def state_size(config: PretrainedConfig) -> int:
+    """Length of a token state. Some OPT models project theirs."""
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+
+
+def _text_part(model: PreTrainedModel, place: Source) -> PreTrainedModel:
+    """The decoder of a model that sees or hears too, without the parts that do.
+
+    Raises:
+        L2VError: it is not found.
+    """
+    if model.config.get_text_config() is model.config:
+        return model
+    decoder = getattr(model, "language_model", None)
+    if not isinstance(decoder, PreTrainedModel):
+        kind = model.config.model_type
+        raise L2VError(f"model.source={place.name}: a model of more than texts ({kind}), whose decoder is not found")
+    return decoder
 
 
 def _part(decoder: PreTrainedModel, head: nn.Module | None) -> None:
@@ -172,7 +194,7 @@ def _decoder_with_head(
         _, head = _decoder_with_head(origin, None, dtype, {**arguments, **origin.arguments()})
     else:
         _prove_scores(whole, head, place)
-    return cast(PreTrainedModel, whole.base_model), head
+    return _text_part(cast(PreTrainedModel, whole.base_model), place), head
 
 
 def _prove_scores(whole: Any, head: nn.Module, place: Source) -> None:
@@ -184,7 +206,7 @@ def _prove_scores(whole: Any, head: nn.Module, place: Source) -> None:
         L2VError: they are others.
     """
     config, decoder = whole.config.get_text_config(), whole.base_model
-    states = torch.randn(1, 3, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    states = torch.randn(1, 3, state_size(config), generator=torch.Generator().manual_seed(0))
     states = states.to(next(head.parameters()).dtype)
     decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=states)
     try:
@@ -214,10 +236,9 @@ def check_sizes(place: Source, config: PretrainedConfig) -> None:
     """
     sizes = {name: size for name, size in config.get_text_config().to_dict().items() if isinstance(size, int)}
     for name, size in sizes.items():
-        if re.search(r"layers?$|experts|heads?$", name) and size > _MOST_PARTS:
-            raise L2VError(
-                f"model.source={place.name}: its config.json says {name}={size}; expected {_MOST_PARTS} at most"
-            )
+        most = next((most for pattern, most in _MOST_PARTS.items() if re.search(pattern, name)), size)
+        if size > most:
+            raise L2VError(f"model.source={place.name}: its config.json says {name}={size}; expected {most} at most")
     if not place.is_local:
         return
     files = [Path(place.path) / place.gguf_file] if place.gguf_file else Path(place.path).glob("*.safetensors")
@@ -231,7 +252,7 @@ def check_sizes(place: Source, config: PretrainedConfig) -> None:
             )
 
 
-_MOST_PARTS = 10_000
+_MOST_PARTS = {r"experts": 100_000, r"layers?$|heads?$": 10_000}
 _DENSEST = 16
 """Numbers a byte of a file, at most, in one matrix: 4 bits a number would be 2."""
 

@@ -1,5 +1,6 @@
 """Whether a model attends as it should: it is run to see."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,10 +137,9 @@ def _prove(model: nn.Module, attention: Attention, partial: bool, run: Run) -> P
         causal_layers=sorted(causal),
     )
     where = f"{config.model_type} with attn_implementation={proof.attn_implementation}"
-    if not bool(padded.states[real].isfinite().all()):
-        raise L2VError(
-            f"{where}: its states are not finite; use dtype=float32 or dtype=bfloat16, unless its weights are none"
-        )
+    told = "its states are not finite; use dtype=float32 or dtype=bfloat16, unless its weights are none"
+    if math.isnan(moved_right + moved_left) or (attention == "causal" and not bool(padded.states.isfinite().all())):
+        raise L2VError(f"{where}: {told}")
     if attention == "bidirectional":
         if proof.causal_layers and not partial:
             raise L2VError(

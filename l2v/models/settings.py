@@ -15,7 +15,7 @@ from l2v.pooling import POOLINGS, Pooling, PoolingName, pooling_record
 from l2v.runs.adapter_folders import Assembly, assemble, check_base, put_on
 from l2v.runs.hashes import distinct_name, folder_hash, settings_hash, source_hash
 from l2v.runs.lineage import check_encoder
-from l2v.runs.locations import Source
+from l2v.runs.locations import Source, commit_of
 from l2v.runs.run import Run
 from l2v.text.prompts import PooledTokens, SpecialTokens
 
@@ -27,8 +27,11 @@ Library = Literal["l2v", "sentence-transformers"]
 Sharding = Literal["none", "optimizer", "weights", "zero3"]
 """What training splits over processes: nothing, optimizer and gradients (ZeRO-2), or weights too (FSDP2, ZeRO-3)."""
 
-_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*_*/*.json", "*_*/*.safetensors")
-"""What decides the vectors beside the weights: config, tokenizer, settings, modules of sentence-transformers."""
+_BESIDE_WEIGHTS = (
+    *("*.json", "*.jinja", "*.model", "*.txt", "*.py"),
+    *("*_*/*.json", "*_*/*.safetensors", "*_*/*.bin", "*_*/*.py"),
+)
+"""What decides the vectors beside the weights: config, tokenizer, settings, modules of sentence-transformers, code."""
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "attention": ATTENTIONS,
     "attn_implementation": get_args(AttnImplementation),
@@ -111,6 +114,9 @@ class EncoderSettings:
     library can load (an encoder such as BERT, or with modules that l2v has not)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", str(self.source))  # which may be a path
+        if isinstance(self.adapters, str):
+            raise L2VError(f"adapters={self.adapters}: expected a list of folders or hub ids, as [{self.adapters}]")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if not (value is None or isinstance(value, Pooling)):
@@ -164,7 +170,7 @@ class EncoderSettings:
         settings = {name: value for name, value in vars(self).items() if name not in ("source", "adapters", "base")}
         if isinstance(self.pooling, Pooling):
             settings["pooling"] = pooling_record(self.pooling)
-        return [source_hash(parts.base), beside, adapters, settings, parts.base.layers]
+        return [source_hash(parts.base, commit_of(parts.base)), beside, adapters, settings, parts.base.layers]
 
     def usage(self, saved: dict[str, Any]) -> dict[str, Any]:
         """How texts become vectors: the settings that are given here, and for the others those that were saved."""

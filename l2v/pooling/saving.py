@@ -22,7 +22,13 @@ def pooling_record(pooling: Pooling) -> dict[str, Any]:
 
 
 def save_pooling(pooling: Pooling, folder: Path) -> None:
-    """Write the weights, if there are any, into a folder that is made where it is not there."""
+    """Write the weights, if there are any, into a folder that is made where it is not there.
+
+    Raises:
+        L2VError: its class is of this program alone, so that no other could load what was saved with it.
+    """
+    if type(pooling).__module__ == "__main__":
+        raise L2VError(f"pooling={type(pooling).__qualname__}: the class is defined in __main__; put it into a module")
     weights = {name: value.detach().float().cpu().contiguous() for name, value in pooling.state_dict().items()}
     if weights:
         folder.mkdir(parents=True, exist_ok=True)

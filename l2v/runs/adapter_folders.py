@@ -21,7 +21,8 @@ SETTINGS_FILE = "l2v.json"
 """Pooling, attention, lengths and prompt, beside the weights or the adapter of a saved encoder."""
 POOLING_FOLDER, POOLING_WEIGHTS = "1_Pooling", "pooling.safetensors"
 """Inside a saved encoder: sentence-transformers' folder, and the weights of a pooling of one's own in it."""
-_SETTINGS = "llm2vec_config.json"
+REFERENCE_SETTINGS_FILE = "llm2vec_config.json"
+"""What llm2vec writes beside an adapter, or a model whose adapters are merged."""
 _OF_SENTENCE_TRANSFORMERS = (
     "modules.json",
     "sentence_bert_config.json",
@@ -84,7 +85,7 @@ def assemble(
         check_base(base, f"{override}={source} is no adapter")
         place = locate(source, revision, override)
     else:
-        check_beginning(source, override)
+        check_beginning(source, first, override)
         place = locate(base, override="base") if base else _base_of(first)
     return put_on(Assembly(place, settings_place=place), [*([] if first is None else [first]), *adapters])
 
@@ -102,9 +103,35 @@ def put_on(below: Assembly, adapters: Sequence[str | Path]) -> Assembly:
             raise L2VError(f"adapters={name}: no {ADAPTER_CONFIG}, so it holds no adapter")
         folders.append(folder)
         own = folder / SETTINGS_FILE
-        if found := read_json(own) if own.is_file() else reference_settings(folder):
+        if found := read_settings(own) if own.is_file() else reference_settings(folder):
             settings, beside = found, Source(str(folder), str(folder.resolve()))
     return Assembly(below.base, folders, settings, beside)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """What l2v has written of an encoder's use.
+
+    Raises:
+        L2VError: the file holds something else.
+    """
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise L2VError(f"{file}: expected an object of settings, found {type(found).__name__}")
+    for name, kinds in _KINDS.items():
+        if name in found and type(found[name]) not in kinds:
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise L2VError(f"{file}: {name}: expected {expected}, found {found[name]!r}")
+    return found
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "pooling": (str, dict),
+    "max_length": (int,),
+    "text_max_length": (int, type(None)),
+    **dict.fromkeys(("attention", "template", "separator", "pooled_tokens", "special_tokens"), (str,)),
+    **dict.fromkeys(("partial", "normalize"), (bool,)),
+}
+"""Settings of an encoder's use, and the types that they have in a file."""
 
 
 def check_base(base: str | None, why_not: str) -> None:
@@ -113,14 +140,17 @@ def check_base(base: str | None, why_not: str) -> None:
         raise L2VError(f"base={base}: the model of an adapter in its place, but {why_not}; leave base out")
 
 
-def check_beginning(name: str, override: str) -> None:
+def check_beginning(name: str, folder: Path, override: str) -> None:
     """See that an adapter that was trained on another one is not put on the bare decoder.
 
-    Its files do not say so: the base that they name is the decoder. The names of the published ones do.
+    Its files do not say so: the base that they name is the decoder. The names of the published ones do. What l2v has
+    exported holds all that belongs under it.
 
     Raises:
         L2VError: naming the adapter that belongs under it.
     """
+    if (folder / SETTINGS_FILE).is_file():
+        return
     if found := _ON_MNTP.fullmatch(name.rstrip("/")):
         raise L2VError(
             f"{override}={name}: this adapter was trained on {found[1]}, which has to come first: "
@@ -150,7 +180,13 @@ def adapter_folder(name: str, revision: str | None = None, override: str = "mode
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["adapter_*", SETTINGS_FILE, _SETTINGS, "config.json", *_OF_SENTENCE_TRANSFORMERS],
+                allow_patterns=[
+                    "adapter_*",
+                    SETTINGS_FILE,
+                    REFERENCE_SETTINGS_FILE,
+                    "config.json",
+                    *_OF_SENTENCE_TRANSFORMERS,
+                ],
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -196,7 +232,7 @@ def reference_settings(folder: Path) -> dict[str, Any]:
     its defaults. The reference leaves the beginning-of-text token out of every mean, puts a space after an
     instruction, and takes its chat template from the name of the decoder.
     """
-    file = folder / _SETTINGS
+    file = folder / REFERENCE_SETTINGS_FILE
     own = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not file.is_file() and "auto_map" not in own:
         return {}
@@ -204,7 +240,9 @@ def reference_settings(folder: Path) -> dict[str, Any]:
     pooling = raw.get("pooling_mode", "mean")
     if pooling not in _POOLINGS:
         raise L2VError(f"{file}: pooling_mode {pooling!r}; expected one of {', '.join(_POOLINGS)}")
-    named = own.get("_name_or_path") or read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = own.get("_name_or_path")
+    if not named and (folder / ADAPTER_CONFIG).is_file():
+        named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     return {
         "attention": "bidirectional",
         "pooling": _POOLINGS[pooling],

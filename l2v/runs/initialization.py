@@ -211,11 +211,12 @@ def _previous(init_from: str | Sequence[str] | None, base: Source) -> _Previous:
 def _stacked(names: Sequence[str], base: Source) -> _Previous:
     """Adapters on the model of the config, each trained on the ones before it."""
     stages: dict[Path, str] = {}
-    check_beginning(names[0], "init_from")
     for name in names:
         folder = adapter_folder(name, override="init_from")
         if folder is None:
             raise L2VError(f"init_from={name}: no {ADAPTER_CONFIG}, so it holds no adapter; a list is one of adapters")
+        if not stages:
+            check_beginning(name, folder, "init_from")
         stages[folder] = Path(name).name
     *merge, adapter = stages
     return _Previous(base, merge, adapter, stages, [])

@@ -86,6 +86,16 @@ def locate(name: str, revision: str | None = None, override: str = "model.source
     return Source(name, name, revision=revision)
 
 
+def commit_of(source: Source) -> str | None:
+    """The commit of the hub that a source is now; None of what is no hub id.
+
+    Raises:
+        L2VError: the hub cannot be reached, and has not been.
+    """
+    file = None if source.is_local else model_file(source, "config.json")
+    return file.parent.name if file is not None and file.parent.parent.name == "snapshots" else None
+
+
 def model_file(source: Source, name: str, override: str = "model.source") -> Path | None:
     """A file beside a model's weights, in its folder or on the hub; None where there is none.
 

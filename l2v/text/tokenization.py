@@ -157,9 +157,32 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     if tokenizer not in _plain_tokenizers:
         settings = json.loads(tokenizer.backend_tokenizer.to_str())
         added = [token for token in settings["added_tokens"] if not token["special"] and not token["content"].strip()]
+        _hide(settings["model"], {token["content"] for token in settings["added_tokens"] if token not in added})
         bare: dict[str, Any] = {"added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
         _plain_tokenizers[tokenizer] = Tokenizer.from_str(json.dumps(settings | bare))
     return _plain_tokenizers[tokenizer]
+
+
+def _hide(model: dict[str, Any], markers: set[str]) -> None:
+    """Take the added tokens out of what a text may be cut into, where they stand in the vocabulary itself.
+
+    Unigram finds any piece of its vocabulary in a text, and word vocabularies whole words. BPE joins no markers.
+
+    Args:
+        model: of the tokenizer's settings; its ids stay as they are.
+        markers: the tokens.
+    """
+    vocabulary = model["vocab"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [[_hidden(piece) if piece in markers else piece, score] for piece, score in vocabulary]
+    elif model["type"] in ("WordLevel", "WordPiece"):
+        hidden = markers - {model["unk_token"]}  # which it looks up by its name
+        model["vocab"] = {_hidden(word) if word in hidden else word: id_ for word, id_ in vocabulary.items()}
+
+
+def _hidden(piece: str) -> str:
+    """What no text has, since each of them is split at blanks or has them replaced, and is without noncharacters."""
+    return f" \ufdd0{piece}"
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -182,9 +205,8 @@ def _cut(
     if last == first:  # no text to represent: what stands around it is all there is
         ids, room = ids[:max_length], 0
     elif room < 1:
-        raise L2VError(
-            f"the instruction {frame.before[:40]!r}... takes all of max_length={max_length} tokens; raise max_length"
-        )
+        what = f"the instruction {frame.before[:40]!r}..." if frame.before else "what stands around a text"
+        raise L2VError(f"{what} takes all of max_length={max_length} tokens; raise max_length")
     begin = first if frame.before and first < len(ids) else 0
     return ids[: first + room] + ids[last:], begin
 

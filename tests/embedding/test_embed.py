@@ -413,6 +413,9 @@ def test_a_bad_row_is_named_before_anything_is_loaded(run, tmp_path) -> None:
     ]:
         (tmp_path / "bad.jsonl").write_text(good * 2 + line + "\n")
         refused(f"bad.jsonl:3: {message}", run, files=str(tmp_path / "bad.jsonl"), keep=("id",))
+    (tmp_path / "bad.jsonl").write_text(f'{{"text": "a", "id": {2**53 + 1}}}\n{{"text": "a", "id": 1.5}}\n')
+    told = "bad.jsonl:2: keep=id: expected int64 of more than 53 bits as in the rows before, found double"
+    refused(told, run, files=str(tmp_path / "bad.jsonl"), keep=("id",))
     (tmp_path / "bad.txt").write_bytes(b"good\n\xff\n")
     refused("bad.txt:2: not UTF-8", run, files=str(tmp_path / "bad.txt"))
     refused(r"keep=\[id\]: .*bad.txt has no columns", run, files=str(tmp_path / "bad.txt"), keep=("id",))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from tiny import SENTENCES
@@ -23,6 +24,13 @@ def test_a_column_of_vectors_is_added(tiny_model: Path) -> None:
     assert added["of title"].dtype == np.float32
     np.testing.assert_allclose(added["of title"], expected, atol=1e-5)
     assert add_vectors({"title": []})["of title"].shape == (0, 7)
+
+
+def test_datasets_maps_it(tiny_model: Path) -> None:
+    add_vectors = BatchEncoder(EncoderSettings(str(tiny_model)), device="cpu")
+    mapped = datasets.Dataset.from_dict({"text": SENTENCES}).map(add_vectors, batched=True, batch_size=4)
+    expected = Encoder.from_pretrained(tiny_model, device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(np.array(mapped["vector"]), expected, atol=1e-5)
 
 
 def test_a_batch_that_it_cannot_take_is_an_error(tiny_model: Path) -> None:

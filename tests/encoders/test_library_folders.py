@@ -35,6 +35,11 @@ THEIRS: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     "max": ({POOLING: {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}}, "pooling max"),
     "a default prompt": ({GENERAL: PROMPT}, "default_prompt_name=q"),
     "pooled": ({GENERAL: PROMPT, POOLING: {"include_prompt": True}}, "default_prompt_name=q"),
+    "a setting of the model": ({LENGTHS: {"config_args": {"is_causal": False}}}, "config_args={'is_causal': False}"),
+    "a setting of the tokenizer": (
+        {LENGTHS: {"tokenizer_args": {"padding_side": "left"}}},
+        "tokenizer_args={'padding_side': 'left'}",
+    ),
     "lower case": ({LENGTHS: {"do_lower_case": True}}, "do_lower_case=true"),
     "fewer dimensions": ({GENERAL: {"truncate_dim": 8}}, "truncate_dim=8"),
 }

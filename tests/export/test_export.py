@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 from launch import ROOT, Tiny, composed
 from safetensors.torch import load_file, save_file
 from tiny import SENTENCES, make_tiny_decoder, make_tiny_model
@@ -395,6 +396,13 @@ class FakeHub:
         self.calls.append(("upload", settings))
 
 
+def test_what_a_run_ended_with_is_not_replaced(plain_run: Run) -> None:
+    before = folder_hash(plain_run.encoder)
+    with pytest.raises(L2VError, match="encoder: the run in .* ended with it; name another folder"):
+        main(composed("export", [f"run={plain_run.folder}", f"output={plain_run.encoder}"]))
+    assert folder_hash(plain_run.encoder) == before
+
+
 def test_it_is_pushed_only_when_that_is_asked_for(plain_run: Run, tmp_path: Path, monkeypatch) -> None:
     hub = FakeHub()
     monkeypatch.setattr(huggingface_hub, "HfApi", hub)
@@ -406,6 +414,10 @@ def test_it_is_pushed_only_when_that_is_asked_for(plain_run: Run, tmp_path: Path
     assert hub.calls[0] == ("create", {"repo_id": "me/my-encoder", "private": True, "exist_ok": True})
     assert [name for name, _ in hub.calls] == ["create", "upload"]
     assert (hub.calls[1][1]["repo_id"], hub.calls[1][1]["folder_path"]) == ("me/my-encoder", tmp_path / "out")
+    of_before = ["adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "l2v.json"]
+    of_the_user = ["LICENSE", "README.md", "picture.png", "own/notes.txt"]
+    left = filter_repo_objects([*of_before, *of_the_user], ignore_patterns=hub.calls[1][1]["delete_patterns"])
+    assert list(left) == of_the_user
     assert 'SentenceTransformer("me/my-encoder")' in (tmp_path / "out" / "README.md").read_text()
 
 

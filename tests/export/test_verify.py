@@ -1,12 +1,14 @@
 """An encoder that is served: equal vectors pass, and each fault that was put in on purpose is named."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 from launch import Tiny, composed
@@ -16,6 +18,7 @@ from l2v.cli.verify import main
 from l2v.errors import L2VError
 from l2v.export.export import Export, export
 from l2v.export.vectors import TEXTS, VECTORS_FILE, read_vectors_of
+from l2v.models.settings import EncoderSettings
 from l2v.runs.run import Run
 
 Serve = Callable[[Any], str]
@@ -74,12 +77,42 @@ def verify(folder: Path, *overrides: str) -> None:
 
 
 def test_an_export_carries_its_vectors(folder: Path) -> None:
-    carried = read_vectors_of(folder)
+    carried = read_vectors_of(EncoderSettings(str(folder)))
     assert carried is not None
-    texts, vectors = carried
-    assert texts == list(TEXTS)
-    np.testing.assert_allclose(vectors, Encoder.from_pretrained(folder, device="cpu").encode(texts), atol=1e-6)
+    assert carried.texts == list(TEXTS) and carried.tolerance == 0.001
+    expected = Encoder.from_pretrained(folder, device="cpu").encode(carried.texts)
+    np.testing.assert_allclose(carried.vectors, expected, atol=1e-6)
     verify(folder)
+
+
+def test_an_export_in_16_bits_may_differ_by_more(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "16-bits")
+    file = tmp_path / "16-bits" / VECTORS_FILE
+    written = json.loads(file.read_text())
+    away = np.zeros(len(written["rows"][0]["vector"]))
+    for row in written["rows"]:  # a cosine of 0.995, which is that of a deep model in bfloat16
+        vector = np.array(row["vector"])
+        away = np.roll(vector, 1) - vector * (np.roll(vector, 1) @ vector) / (vector @ vector)
+        row["vector"] = (vector + 0.1 * away * np.linalg.norm(vector) / np.linalg.norm(away)).tolist()
+    for dtype in ("bfloat16", "float32"):
+        file.write_text(json.dumps(written | {"dtype": dtype}))
+        if dtype == "bfloat16":
+            verify(tmp_path / "16-bits")
+        else:
+            with pytest.raises(L2VError, match="other vectors than the encoder's"):
+                verify(tmp_path / "16-bits")
+    verify(tmp_path / "16-bits", "tolerance=0.02")
+
+
+def test_vectors_are_read_from_the_hub_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = tmp_path / "models--own--encoder"
+    shutil.copytree(folder, snapshots / "snapshots" / ("a" * 40))
+    (snapshots / "refs").mkdir()
+    (snapshots / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    carried = read_vectors_of(EncoderSettings("own/encoder"))
+    assert carried is not None and carried.texts == list(TEXTS)
 
 
 @pytest.mark.slow

@@ -3,17 +3,24 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from tiny import SENTENCES, make_tiny_model, make_tiny_tokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 import l2v.models.adapters
+from l2v.encoders.encoder import Encoder
+from l2v.encoders.load import known_dimension
 from l2v.errors import L2VError
 from l2v.models import examination
+from l2v.models.adapters import Lora, trainable_parameters
+from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import set_attention
 from l2v.models.examination import examine, examine_all, table, update, versions
 from l2v.models.families import FAMILIES, Family
 from l2v.models.proof import prove
+from l2v.models.settings import EncoderSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
@@ -129,3 +136,56 @@ def test_the_page_is_updated_in_place() -> None:
     page = update(PAGE.read_text("utf-8"), [row])
     assert page.count("| new |") == 1 and "| llama |" not in page and page.startswith("# Models")
     assert update(page, [row]) == page
+
+
+def test_vectors_are_as_long_as_the_states_that_a_family_projects(tmp_path: Path) -> None:
+    """OPT 350m."""
+    settings = {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+    model = make_tiny_model(tmp_path / "model", family="opt", **settings)
+    encoder = Encoder.from_pretrained(model, device="cpu")
+    assert encoder.encode(["a"]).shape == (1, 16) and encoder.dimension == 16
+    assert known_dimension(EncoderSettings(str(model))) == 16
+    encoder.save(tmp_path / "saved")
+    assert np.array_equal(
+        Encoder.from_pretrained(tmp_path / "saved", device="cpu").encode(["a"]), encoder.encode(["a"])
+    )
+
+
+def test_of_a_model_that_sees_images_the_decoder_is_taken(tmp_path: Path) -> None:
+    text = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 8}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "sliding_window": 4}
+    image = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text | {"pad_token_id": 0},
+        vision_config=image | {"image_size": 280, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "model")
+    make_tiny_tokenizer().save_pretrained(tmp_path / "model")
+    encoder = Encoder.from_pretrained(tmp_path / "model", device="cpu", max_length=1000)
+    assert encoder.backbone.config.model_type == "gemma3_text"
+    encoder.save(tmp_path / "saved")
+    again = Encoder.from_pretrained(tmp_path / "saved", device="cpu")
+    assert np.array_equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
+    backbone = Backbone.load(str(tmp_path / "model"), with_head=True, layers=2)
+    backbone.add_adapter(Lora(2))
+    assert len(trainable_parameters(backbone)) == 2 * 7 * 2  # layers, linear layers, A and B
+
+
+@pytest.mark.parametrize("family", ["stablelm", "nemotron"])
+def test_sentence_transformers_is_told_what_keeps_a_family_bidirectional(family: str, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    encoder = Encoder.from_pretrained(make_tiny_model(tmp_path / "model", family=family), device="cpu")
+    encoder.save(tmp_path / "saved")
+    theirs = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(["a dog sat"])
+    assert np.abs(theirs - encoder.encode(["a dog sat"])).max() < 1e-5
+
+
+def test_alibi_without_a_causal_mask_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_tiny_model(tmp_path / "model", family="bloom", pad_token_id=0)
+    with caplog.at_level("INFO", "l2v"):
+        Encoder.from_pretrained(model, device="cpu", attention="causal")
+        assert "ALiBi" not in caplog.text
+        Encoder.from_pretrained(model, device="cpu")
+    assert "bloom: its attention is biased towards later tokens (ALiBi)" in caplog.text

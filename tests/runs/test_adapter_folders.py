@@ -17,6 +17,8 @@ from launch import Tiny
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.load import known_dimension, load_encoder
 from l2v.errors import L2VError
+from l2v.models.adapters import Lora
+from l2v.models.backbone import Backbone
 from l2v.models.settings import EncoderSettings
 from l2v.runs.adapter_folders import adapter_folder, assemble
 from l2v.runs.run import Run
@@ -173,3 +175,61 @@ def test_every_program_takes_the_folder_of_an_adapter(tmp_path: Path, source: st
     settings = EncoderSettings(str(tmp_path / "adapter"), base="base")
     encoder = load_encoder(settings, device="cpu")
     assert encoder.dimension == known_dimension(settings)
+
+
+def test_a_whole_model_that_llm2vec_saved_is_used_as_its_file_says(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    written = {"pooling_mode": "eos_token", "max_length": 64, "doc_max_length": 32, "skip_instruction": True}
+    (tmp_path / "whole" / "llm2vec_config.json").write_text(json.dumps(written))
+    encoder = Encoder.from_pretrained(tmp_path / "whole", device="cpu")
+    assert (encoder.pooling, encoder.max_length, encoder.text_max_length) == ("last_token", 64, 32)
+    assert (encoder.prompt.separator, encoder.prompt.pooled_tokens) == (" ", "text")
+
+
+def test_an_export_of_ones_own_may_have_any_name(tiny_model: Path, tmp_path: Path) -> None:
+    backbone = Backbone.load(str(tiny_model))
+    backbone.add_adapter(Lora(2))
+    for name, written in (("own-mntp-simcse", True), ("theirs-mntp-simcse", False)):
+        backbone.save_adapter(tmp_path / name)
+        if written:
+            Encoder(backbone).save_own_settings(tmp_path / name)
+    assert assemble(str(tmp_path / "own-mntp-simcse")).adapters == [tmp_path / "own-mntp-simcse"]
+    with pytest.raises(L2VError, match="was trained on .*theirs-mntp, which has to come first"):
+        assemble(str(tmp_path / "theirs-mntp-simcse"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"separator": None}, "separator: expected str, found None"),
+        ({"pooling": ["mean"]}, r"pooling: expected str or dict, found \['mean'\]"),
+        ({"max_length": "512"}, "max_length: expected int, found '512'"),
+        ({"text_max_length": True}, "text_max_length: expected int or null, found True"),
+        ({"normalize": "no"}, "normalize: expected bool, found 'no'"),
+    ],
+)
+def test_settings_of_another_type_are_told_with_their_file(
+    tiny_model: Path, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    Encoder.from_pretrained(tiny_model, device="cpu").save(tmp_path / "saved")
+    file = tmp_path / "saved" / "l2v.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(L2VError, match=f"l2v.json: {told}"):
+        Encoder.from_pretrained(tmp_path / "saved")
+
+
+def test_settings_of_other_types_than_texts(tiny_model: Path) -> None:
+    assert EncoderSettings(tiny_model).source == str(tiny_model)  # type: ignore[arg-type]
+    with pytest.raises(L2VError, match=r"adapters=mine: expected a list of folders or hub ids, as \[mine\]"):
+        EncoderSettings(str(tiny_model), adapters="mine")  # type: ignore[arg-type]
+
+
+def test_code_and_other_weights_beside_a_model_are_pinned(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "2_Dense").mkdir()
+    found = []
+    for name in ("modeling_own.py", "2_Dense/pytorch_model.bin", "2_Dense/own.py"):
+        for content in ("one", "two"):
+            (tmp_path / "model" / name).write_text(content)
+            found.append(str(EncoderSettings(str(tmp_path / "model")).fingerprint()))
+    assert len(set(found)) == len(found)

@@ -11,11 +11,12 @@ import pytest
 from safetensors import SafetensorError
 
 from l2v.errors import L2VError
+from l2v.models.settings import EncoderSettings
 from l2v.process import find_home
 from l2v.runs.files import cache_folder, draft_folder, read_json, write_json, write_text
 from l2v.runs.hashes import file_hash, folder_hash, source_hash
 from l2v.runs.lineage import AdapterRecord, Lineage
-from l2v.runs.locations import Source, locate, model_file, package_file
+from l2v.runs.locations import Source, commit_of, locate, model_file, package_file
 
 
 @pytest.fixture
@@ -27,6 +28,22 @@ def package(tmp_path, monkeypatch):
     (folder / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(tmp_path / "site")
     return folder
+
+
+def test_a_hub_id_is_pinned_by_the_commit_that_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--own--model"
+    (repository / "refs").mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text("{}")
+        (repository / "refs" / "main").write_text(commit)
+        assert commit_of(Source("own/model", "own/model")) == commit
+        found.append(EncoderSettings("own/model").fingerprint())
+    assert found[0] != found[1]
+    assert commit_of(Source(str(tmp_path), str(tmp_path))) is None
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 from tiny import SENTENCES, make_tiny_tokenizer
-from tokenizers import AddedToken, normalizers, processors
-from transformers import ByT5Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from l2v.errors import L2VError
 from l2v.text.prompts import Prompt
@@ -338,3 +338,31 @@ def test_two_threads_with_one_tokenizer_do_not_cut_each_others_texts() -> None:
 def test_a_tokenizer_without_a_fast_form_is_refused() -> None:
     with pytest.raises(L2VError, match="its tokenizer has no fast form"):
         settle(ByT5Tokenizer(), None)
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel"])
+def test_special_tokens_in_the_vocabulary_itself_are_text_where_that_is_asked_for(kind: str) -> None:
+    if kind == "Unigram":
+        letters = sorted({*"abs<>/"})
+        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0), *((letter, -5.0) for letter in letters)]
+        whole = Tokenizer(models.Unigram(pieces, unk_id=0))
+        whole.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        words = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}
+        whole = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=whole, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    read, plain = (
+        tokenize(["a </s> b"], tokenizer, max_length=64, prompt=Prompt(special_tokens=kind))[0].input_ids
+        for kind in ("tokens", "text")
+    )
+    special = {1, 2}
+    assert special & {*read} and not special & {*plain}
+    assert tokenizer.decode([plain[-1]]).strip() == "b"
+
+
+def test_a_template_that_is_too_long_is_told_without_an_instruction() -> None:
+    with pytest.raises(L2VError, match="what stands around a text takes all of max_length=2 tokens"):
+        tokenize(["a cat"], make_tiny_tokenizer(bos=True), max_length=2, prompt=Prompt("{text} end of it"))
