@@ -5,6 +5,7 @@ python experiments/word_level/table.py runs/words-*/word_level --results experim
 """
 
 import argparse
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ TASKS = ("chunk", "ner", "pos")
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:
-    """A result for each run ``<row>-<task>``: model, settings, and scores in percent.
+    """A result for each run ``<row>-<task>-seed-<seed>``: model, settings, and scores in percent.
 
     Raises:
         L2VError: the folder holds no word-level run.
@@ -37,7 +38,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
         record, scores = read_json(file.parents[1] / "run.json"), words["scores"][words["part"]]
         results.append(
             {
-                "row": file.parents[1].name.removesuffix(f"-{words['task']}"),
+                "row": re.sub(rf"-{words['task']}(-seed-\d+)?$", "", file.parents[1].name),
                 "task": words["task"],
                 "part": words["part"],
                 "model": words["states"]["model"],
@@ -54,7 +55,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
             }
         )
     if not results:
-        raise L2VError(f"{folder}: no run of stage=word in it; expected folders such as uni-ner")
+        raise L2VError(f"{folder}: no run of stage=word in it; expected folders such as uni-ner-seed-0")
     return results
 
 

@@ -75,7 +75,8 @@ def _training_data(config: dict[str, Any]) -> tuple[Any, str, Path]:
         node = settings["data"]["train"]
     except (L2VError, KeyError, TypeError):
         raise L2VError(f"{where}: its config.yaml does not say its training data; name data= instead") from None
-    configs.check_targets(settings, configs.allowed_modules(), where)
+    used = {name: part for name, part in settings.items() if name != "logger"}
+    configs.check_targets(used, configs.allowed_modules(), where)
     configs.check_definitions({"data": {"train": node}}, configs.allowed_modules(), where)
     if settings.get("init_from"):
         say(f"the run began with init_from={settings['init_from']}, whose own training data are not looked at")

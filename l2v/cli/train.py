@@ -112,7 +112,6 @@ def _settle(
         layers=None if training.model.layers is None else functools.partial(_layers, training.model),
     )
     _check_base(config["init_from"], base, start)
-    training.check_start(start)
     wanted = config_hash(config, start, data)
     is_ours = run.record_file.exists() and run.record()["config_hash"] == wanted
     if is_ours and config["reuse"] and run.is_finished and not run.lacks(training.exports):
@@ -121,6 +120,7 @@ def _settle(
     if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
         run.take_over(text, {})
         return "resume"
+    training.check_start(start)
     run.create(text, _record(config, wanted, data) | _templates(config, start))
     start.settle(run)
     return "begin"

@@ -144,8 +144,8 @@ def find_target(target: str, where: str) -> Callable[..., Any]:
         raise L2VError(f"{where}._target_={target}: {module} has no {name}") from None
 
 
-def build_later(node: dict[str, Any], where: str) -> Callable[..., Any]:
-    """The instance of a ``_target_`` node, checked now and made when called, perhaps with further arguments."""
+def build_later(node: dict[str, Any], where: str) -> Callable[[], Any]:
+    """The instance of a ``_target_`` node, checked now and made when called."""
     target = find_target(node["_target_"], where)
     arguments = {key: build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
     return functools.partial(_make, target, check(target, arguments, where), where)
@@ -155,10 +155,10 @@ _NEEDS = {"TensorBoardLogger": "tensorboard", "ZeRO": "deepspeed"}
 """Classes that import another package when they are made; Lightning's say it in lines of their own."""
 
 
-def _make(target: Callable[..., Any], arguments: dict[str, Any], where: str, **more: Any) -> Any:
+def _make(target: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:
     if needed := _NEEDS.get(getattr(target, "__name__", "")):
         require(f"{where}._target_={target.__module__}.{target.__name__}", needed)
-    return _made(target, {**arguments, **more}, where)
+    return _made(target, arguments, where)
 
 
 def _made(target: Callable[..., _Made], checked: dict[str, Any], where: str) -> _Made:

@@ -55,7 +55,7 @@ _KINDS = {
 _LOGGERS = {
     "CSVLogger": ("name", "version", "prefix", "save_dir", "flush_logs_every_n_steps"),
     "TensorBoardLogger": ("name", "version", "prefix", "save_dir", "log_graph", "default_hp_metric"),
-    "WandbLogger": ("name", "project", "prefix", "save_dir", "offline"),
+    "WandbLogger": ("name", "project", "prefix", "save_dir", "offline", "tags", "group", "job_type", "notes"),
 }
 """Loggers that a config may name, and their settings: none sends anything but to the user's own account, and server."""
 _ARGUMENT = re.compile(r"allow_modules=\[?([^\[\]]*)\]?")
@@ -105,15 +105,17 @@ def _check_loggers(config: Any, allowed: Sequence[str], where: str) -> None:
     own = {key: value for key, value in leaves(config) if re.fullmatch(r"logger\.[^.]+\.[^.]+", key)}
     for key, value in own.items():
         name, _, setting = key.rpartition(".")
-        target = str(own.get(f"{name}._target_", "WandbLogger"))  # a setting alone: of the strictest
+        target = str(own.get(f"{name}._target_", ""))
         if is_inside(target, allowed):
             continue
-        if setting not in ("_target_", *_LOGGERS.get(target.rpartition(".")[2], ())):
+        kind = target.rpartition(".")[2]
+        known = {*_LOGGERS.get(kind, ())} if target else {one for known in _LOGGERS.values() for one in known}
+        if setting not in ("_target_", *known):
             raise L2VError(
-                f"{where}: {key}={value} may send what is trained elsewhere, which is yours to say: name it again on "
-                "the command line, or choose logger="
+                f"{where}: {key}={value} may send what is trained elsewhere, which is yours to say: name it again, as "
+                f"+{key}=..., or choose logger="
             )
-        if setting == "_target_" and target.rpartition(".")[2] not in _LOGGERS:
+        if setting == "_target_" and kind not in _LOGGERS:
             raise L2VError(
                 f"{where}: {key}={value} may send what is trained elsewhere, which is yours to say: choose logger= "
                 "again"

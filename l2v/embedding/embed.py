@@ -31,11 +31,12 @@ from l2v.models.sharding import shard as shard_weights
 from l2v.progress import say, track
 from l2v.runs.files import remove_drafts
 from l2v.runs.hashes import source_hash
+from l2v.runs.locations import commit_of
 from l2v.runs.locks import alone
 from l2v.runs.run import now
 from l2v.training.trainer import make_trainer, quiet_lightning
 
-_VERSION = 2
+_VERSION = 3
 """Raise it when the same settings would give other shards."""
 _FEW = 100
 """Ranges of fewer rows are told to the user."""
@@ -163,7 +164,7 @@ def prepare(subject: EncoderSettings, encoding: Encoding, precision: str, shards
             say(f"vector_dtype=int8: ranges of {sample} rows only; more are better: calibration=", style="yellow")
     return shards.update(
         encoder=subject.source,
-        base=source_hash(subject.parts().base),
+        base=source_hash(base := subject.parts().base, commit_of(base)),
         template=with_template(subject).template,
         rows=rows,
         shard_rows=encoding.shard_rows,

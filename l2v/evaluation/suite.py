@@ -21,7 +21,7 @@ from l2v.progress import say
 from l2v.runs.files import in_a_name, read_json, write_json
 from l2v.runs.hashes import settings_hash
 
-_VERSION = 2
+_VERSION = 3
 """Part of a result's fingerprint: raise it when a task would score the same encoder otherwise."""
 
 

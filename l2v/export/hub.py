@@ -6,6 +6,7 @@ from pathlib import Path
 
 from l2v.errors import L2VError, first_line
 from l2v.export.export import Export
+from l2v.runs.adapter_folders import POOLING_FOLDER
 from l2v.runs.initialization import Initialization
 
 
@@ -33,8 +34,12 @@ def check_hub(repository: str, wanted: Export, start: Initialization) -> None:
         HfApi().whoami()
 
 
-_OF_AN_EXPORT = ("*.json", "*.jinja", "*.safetensors", "*.onnx", "adapter_*", "*_*/*.json", "*_*/*.safetensors")
-"""What exports write: files of one that was pushed before would be read beside, or in place of, those of now."""
+def _is_of_an_export(name: str) -> bool:
+    """Whether an export that was pushed before wrote a file: it would be read beside, or in place of, those of now."""
+    folder, _, file = name.rpartition("/")
+    if folder in ("", POOLING_FOLDER, "2_Normalize"):
+        return Path(file).suffix in (".json", ".jinja", ".safetensors") or file.startswith("adapter_")
+    return name == "onnx/model.onnx"
 
 
 def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
@@ -56,9 +61,8 @@ def push_folder(folder: Path, repository: str, *, private: bool = True) -> str:
     with _told_of(repository):
         api = HfApi()
         address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="l2v.export", delete_patterns=list(_OF_AN_EXPORT)
-        )
+        before = [name for name in api.list_repo_files(repository) if _is_of_an_export(name)]
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="l2v.export", delete_patterns=before)
     return str(address)
 
 

@@ -50,17 +50,15 @@ def read_vectors_of(settings: EncoderSettings) -> Carried | None:
     Raises:
         L2VError: the file is none that was written by an export.
     """
-    if settings.folder.is_dir():
-        file = settings.folder / VECTORS_FILE
-    else:
-        place = locate(settings.source, settings.revision, "encoder")
-        file = model_file(place, VECTORS_FILE, "encoder") or Path(VECTORS_FILE)
-    if not file.is_file():
+    file: Path | None = settings.folder / VECTORS_FILE
+    if not settings.folder.is_dir():
+        file = model_file(locate(settings.source, settings.revision, "encoder"), VECTORS_FILE, "encoder")
+    if file is None or not file.is_file():
         return None
     found: Any = read_json(file)
     try:
         rows = [(str(row["text"]), np.array(row["vector"], dtype=np.float32)) for row in found["rows"]]
-        tolerance = TOLERANCE if found["dtype"] == "float32" else _OF_16_BITS
+        tolerance = TOLERANCE if found.get("dtype", "float32") == "float32" else _OF_16_BITS
         return Carried([text for text, _ in rows], np.stack([vector for _, vector in rows]), tolerance)
     except (KeyError, TypeError, ValueError):
         raise L2VError(f"{file}: not the vectors of an export; export the run again") from None

@@ -29,7 +29,7 @@ from l2v.progress import say, track
 from l2v.runs.files import cache_folder, check_writable, draft_file, read_json, remove_drafts, write_json
 from l2v.runs.hashes import file_hash, settings_hash
 
-_VERSION = 2
+_VERSION = 3
 """Part of the fingerprints: raise it when the same settings would give other vectors or negatives."""
 
 

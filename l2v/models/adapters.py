@@ -216,17 +216,17 @@ class Saved:
             L2VError: naming the setting.
         """
         wanted, place = _as_peft(training), "adapter.lora" if isinstance(training, Lora) else "adapter.peft"
-        names = _NAMES if isinstance(training, Lora) else {name: name for name in _NAMES}
+        names = _NAMES if isinstance(training, Lora) else dict.fromkeys((*_NAMES, "use_dora", "use_rslora", "bias"))
         for name, setting in names.items():
             has, given = getattr(self.config, name, None), getattr(wanted, name, None)
             if name == "target_modules":
-                if isinstance(has, str) or isinstance(given, str):
-                    continue  # a pattern, or all-linear, which stands for names
+                if given is None or isinstance(has, str) or isinstance(given, str):
+                    continue  # PEFT's own choice, a pattern, or all-linear, which stands for names
                 has, given = (_last_names(modules) for modules in (has, given))
             if has != given:
                 raise L2VError(
-                    f"{place}.{setting}={given}: the adapter of init_from, which is trained on, has {has}; give that, "
-                    "or stage.adapter_init=new, which merges it and begins another"
+                    f"{place}.{setting or name}={given}: the adapter of init_from, which is trained on, has {has}; "
+                    "give that, or adapter.init=new, which merges it and begins another"
                 )
 
 

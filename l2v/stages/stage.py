@@ -431,11 +431,13 @@ class Stage(L.LightningModule):
                 group["weight_decay"] = now["weight_decay"]
         for state in (state for state in checkpoint["lr_schedulers"] if "base_lrs" in state):
             state["base_lrs"] = [rate * now["learning_rate"] / before["learning_rate"] for rate in state["base_lrs"]]
-        if now["rows"] != before.get("rows", now["rows"]):
+        more_batches = now["accumulate_grad_batches"] / before["accumulate_grad_batches"]
+        before.setdefault("rows", now["rows"] / (more_batches if self.global_batch_size is None else 1))
+        if now["rows"] != before["rows"]:
             raise L2VError(
-                f"resume: a step of the run has {before['rows']} rows, on all processes and in all accumulated batches "
-                f"together; with {now['rows']} it would read rows twice, or not at all; set "
-                f"stage.global_batch_size={before['rows']} stage.batch_size=null"
+                f"resume: a step of the run has {before['rows']:.0f} rows, on all processes and in all accumulated "
+                f"batches together; with {now['rows']} it would read rows twice, or not at all; set "
+                f"stage.global_batch_size={before['rows']:.0f} stage.batch_size=null"
             )
         if now["accumulate_grad_batches"] != before["accumulate_grad_batches"]:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
+from l2v.errors import Stopped
 from l2v.runs.run import Run
 
 _WANDB = "wandb"
@@ -15,20 +16,19 @@ _WANDB = "wandb"
 
 
 @contextmanager
-def opened(makers: Sequence[Callable[..., Logger]], config: dict[str, Any], run: Run) -> Iterator[list[Logger]]:
+def opened(makers: Sequence[Callable[[], Logger]], config: dict[str, Any], run: Run) -> Iterator[list[Logger]]:
     """The loggers, told the config; a run at Weights & Biases that began here ends here.
 
     Args:
-        makers: what makes them, with further keyword arguments.
+        makers: what makes them.
         config: of the training.
         run: which is logged; where it goes on, so does its run at Weights & Biases.
     """
-    before = _active()
+    before, kept = _active(), run.record().get(_WANDB)
     loggers = [make() for make in makers]
-    kept = run.record().get(_WANDB)
-    for number, (make, logger) in enumerate(zip(makers, loggers, strict=True)):
-        if isinstance(logger, WandbLogger) and logger.version is None and kept is not None and before is None:
-            loggers[number] = make(id=kept)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger.version is None:
+            logger._id = logger._wandb_init["id"] = kept
     failed = True
     try:
         for logger in loggers:
@@ -37,6 +37,9 @@ def opened(makers: Sequence[Callable[..., Logger]], config: dict[str, Any], run:
                 run.update(**{_WANDB: active.id})
         yield loggers
         failed = False
+    except Stopped:
+        failed = False
+        raise
     finally:
         if (active := _active()) is not None and active is not before:
             active.finish(exit_code=int(failed))

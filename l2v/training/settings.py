@@ -114,7 +114,7 @@ class Training:
     test: DataSource | None = None
     workers: int = 0
     trainer: dict[str, Any] = field(default_factory=dict)
-    loggers: list[Callable[..., Logger]] = field(default_factory=list)
+    loggers: list[Callable[[], Logger]] = field(default_factory=list)
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     evaluation: PeriodicEvaluation | None = None

@@ -160,9 +160,9 @@ def _trainer(
 _NOT_VALIDATED = {
     *("max_steps", "learning_rate", "warmup_steps", "weight_decay", "validate_every"),
     *("schedule", "schedule_steps", "schedule_epochs", "decay_steps"),
-    *("micro_batch_tokens", "grad_cache"),
+    *("batch_size", "global_batch_size", "micro_batch_tokens", "grad_cache"),
 }
-"""Settings of a stage that change nothing of a validation's loss."""
+"""Settings of a stage that change nothing of a validation's loss, or not in a run: its steps keep their rows."""
 
 
 def _validated(training: Training) -> str:

@@ -219,7 +219,8 @@ def test_settings_of_loggers_that_a_run_hands_on_are_checked(tmp_path: Path) -> 
     for override in ("+logger.wandb.settings={base_url: x}", "+logger.wandb.entity=them"):
         with pytest.raises(L2VError, match=r"logger\.wandb\.(settings|entity)=.* may send"):
             configs.check_overrides([override], [], "recipe=theirs")
-    configs.check_overrides(["logger=wandb", "logger.wandb.project=mine"], [], "recipe=mine")
+    mine = ["logger=wandb", "logger.wandb.project=mine", "+logger.wandb.tags=[a]", "logger.tensorboard.version=x"]
+    configs.check_overrides(mine, [], "recipe=mine")
 
 
 def test_loggers_of_a_run_that_was_moved_write_where_it_is_now(run: Path) -> None:

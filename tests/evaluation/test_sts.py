@@ -65,3 +65,17 @@ def test_a_missing_file_is_told_before_anything_is_loaded(tmp_path):
         StsPairs(str(tmp_path / "no.tsv"))
     with pytest.raises(L2VError, match="file: must be given"):
         StsPairs(None).pairs()
+
+
+def test_an_encoder_that_has_collapsed_correlates_with_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("".join(f"a\tb\tc\td\t{score}\tone\ttwo\n" for score in (1, 2, 3)))
+    task = StsPairs(str(tmp_path / "pairs.tsv"))
+    _, _, scores = task.pairs()
+    same = np.ones((3, 4), dtype=np.float32)
+    assert task.rate(same, same, scores) == {"Spearman": 0.0}
+    (tmp_path / "equal.tsv").write_text("a\tb\tc\td\t2\tone\ttwo\n" * 3)
+    with pytest.raises(L2VError, match=r"equal\.tsv: every pair has the score 2; nothing correlates with it"):
+        StsPairs(str(tmp_path / "equal.tsv")).pairs()
+    (tmp_path / "nan.tsv").write_text("a\tb\tc\td\t2\tone\ttwo\na\tb\tc\td\tnan\tone\ttwo\n")
+    with pytest.raises(L2VError, match=r"nan\.tsv:2: expected a number, found 'nan'"):
+        StsPairs(str(tmp_path / "nan.tsv")).pairs()

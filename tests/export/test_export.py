@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub.utils import filter_repo_objects
 from launch import ROOT, Tiny, composed
 from safetensors.torch import load_file, save_file
 from tiny import SENTENCES, make_tiny_decoder, make_tiny_model
@@ -391,6 +390,12 @@ class FakeHub:
         self.calls.append(("create", {"repo_id": repository, **settings}))
         return f"https://hub/{repository}"
 
+    of_before = ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "l2v.json")
+    of_the_user = ("LICENSE", "README.md", "picture.png", "own/notes.json", "own/onnx/model.onnx")
+
+    def list_repo_files(self, repository: str) -> list[str]:
+        return [*self.of_before, *self.of_the_user]
+
     def upload_folder(self, **settings: Any) -> None:
         assert (Path(settings["folder_path"]) / "model.safetensors").exists()
         self.calls.append(("upload", settings))
@@ -414,10 +419,7 @@ def test_it_is_pushed_only_when_that_is_asked_for(plain_run: Run, tmp_path: Path
     assert hub.calls[0] == ("create", {"repo_id": "me/my-encoder", "private": True, "exist_ok": True})
     assert [name for name, _ in hub.calls] == ["create", "upload"]
     assert (hub.calls[1][1]["repo_id"], hub.calls[1][1]["folder_path"]) == ("me/my-encoder", tmp_path / "out")
-    of_before = ["adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "l2v.json"]
-    of_the_user = ["LICENSE", "README.md", "picture.png", "own/notes.txt"]
-    left = filter_repo_objects([*of_before, *of_the_user], ignore_patterns=hub.calls[1][1]["delete_patterns"])
-    assert list(left) == of_the_user
+    assert hub.calls[1][1]["delete_patterns"] == list(FakeHub.of_before)
     assert 'SentenceTransformer("me/my-encoder")' in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -85,6 +85,13 @@ def test_an_export_carries_its_vectors(folder: Path) -> None:
     verify(folder)
 
 
+def test_vectors_that_were_written_without_their_dtype_are_read(folder: Path, tmp_path: Path) -> None:
+    written = json.loads((folder / VECTORS_FILE).read_text())
+    (tmp_path / VECTORS_FILE).write_text(json.dumps({"rows": written["rows"]}))
+    carried = read_vectors_of(EncoderSettings(str(tmp_path)))
+    assert carried is not None and carried.tolerance == 0.001
+
+
 def test_an_export_in_16_bits_may_differ_by_more(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "16-bits")
     file = tmp_path / "16-bits" / VECTORS_FILE

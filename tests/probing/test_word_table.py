@@ -23,8 +23,8 @@ def module() -> Any:
 def _write(folder: Path, row: str, task: str, seed: int, **scores: float) -> None:
     words = {"task": task, "part": "test", "shift": "same_token", "layer": 3}
     words |= {"states": {"model": "m"}, "scores": {"test": scores}}
-    write_json(folder / f"{row}-{task}" / "evaluation" / f"{task}.json", {"words": words})
-    write_json(folder / f"{row}-{task}" / "run.json", {"seed": seed, "step": 1500})
+    write_json(folder / f"{row}-{task}-seed-{seed}" / "evaluation" / f"{task}.json", {"words": words})
+    write_json(folder / f"{row}-{task}-seed-{seed}" / "run.json", {"seed": seed, "step": 1500})
 
 
 def test_the_table_has_a_row_for_each_model_in_the_papers_order(module: Any, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_several_layers_have_a_table_of_their_own(
     module: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _write(tmp_path, "bi", "ner", 0, paper_accuracy=0.92)
-    file = tmp_path / "bi-ner" / "evaluation" / "ner.json"
+    file = tmp_path / "bi-ner-seed-0" / "evaluation" / "ner.json"
     found = read_json(file)
     found["words"]["by_layer"] = [
         {"layer": layer, "test": {"paper_accuracy": accuracy}} for layer, accuracy in ((6, 0.95), (30, 0.92))

@@ -126,6 +126,17 @@ def test_steps_of_other_rows_are_refused(tiny: Tiny, other: str) -> None:
     assert Run(tiny.resume(run, *told, "trainer.accumulate_grad_batches=2")).is_finished
 
 
+def test_steps_of_other_rows_are_refused_in_a_run_that_has_not_counted_them(tiny: Tiny) -> None:
+    run = tiny.train("run", "simcse", "stage.max_steps=2", "stage.batch_size=4")
+    file = run / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    del saved["settings"]["rows"]
+    torch.save(saved, file)
+    with pytest.raises(L2VError, match=r"a step of the run has 4 rows, .*with 8"):
+        tiny.resume(run, "stage.max_steps=4", "trainer.accumulate_grad_batches=2")
+    assert Run(tiny.resume(run, "stage.max_steps=4", "trainer.accumulate_grad_batches=1")).is_finished
+
+
 def test_losses_of_other_validations_are_not_compared(tiny: Tiny) -> None:
     easy = tiny.folder / "easy.txt"
     easy.write_text("\n".join("zyx wvu tsr qpo" for _ in range(20)) + "\n")

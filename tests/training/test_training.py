@@ -270,6 +270,9 @@ def test_an_adapter_goes_on_as_it_is_with_the_dropout_of_now(tiny: Tiny) -> None
     with pytest.raises(L2VError, match=r"adapter\.lora\.target_modules=o_proj: .* has down_proj, gate_proj, "):
         tiny.train("second", "simcse", *goes_on, "adapter.lora.rank=4", "adapter.lora.target_modules=[o_proj]")
     assert not (tiny.folder / "runs" / "second").exists()
+    peft = ["adapter.lora=null", "+adapter.peft={_target_: peft.LoraConfig, r: 4, lora_alpha: 32, use_dora: true}"]
+    with pytest.raises(L2VError, match=r"adapter\.peft\.use_dora=True: the adapter of init_from, .*, has False"):
+        tiny.train("second", "simcse", *goes_on, *peft)
     run = tiny.train("second", "simcse", *goes_on, "adapter.lora.rank=4", "adapter.lora.dropout=0.5")
     saved = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (4, 32, 0.5)

@@ -62,9 +62,8 @@ class StsPairs(Task):
         """The result for vectors (pairs, dimension) of the sentences."""
         norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
         cosines = (first * second).sum(axis=1) / np.maximum(norms, 1e-12)
-        for values, what in ((cosines, "cosines: the encoder gives every text the same vector"), (scores, "scores")):
-            if np.ptp(values) == 0:
-                raise L2VError(f"{self.label}: no correlation of equal {what}")
+        if np.ptp(cosines) == 0:  # of an encoder that has collapsed; scipy would say nan
+            return {"Spearman": 0.0}
         return {"Spearman": float(spearmanr(cosines, scores).statistic)}
 
     def pairs(self) -> tuple[list[str], list[str], NDArray[np.float64]]:
@@ -77,7 +76,10 @@ class StsPairs(Task):
             raise L2VError(f"{self.label}: file: must be given")
         paths = [Path(self.file).expanduser()]
         rows = table_rows(paths, (self.first, self.second), self.score, number, self.delimiter, self.label)
-        return [row[0] for row in rows], [row[1] for row in rows], np.array([row[2] for row in rows])
+        scores = np.array([row[2] for row in rows])
+        if np.ptp(scores) == 0:
+            raise L2VError(f"{self.file}: every pair has the score {scores[0]:g}; nothing correlates with it")
+        return [row[0] for row in rows], [row[1] for row in rows], scores
 
     def data_fingerprint(self) -> str | None:
         """What pins the pairs: the file's hash."""
