@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from l2v.encoders.encoder import Encoder
 from l2v.errors import L2VError
+from l2v.models.adapters import Lora
 from l2v.models.backbone import Backbone
 from l2v.models.bidirectional import set_attention
 

@@ -56,7 +56,7 @@ def test_a_schedule_is_longer_than_its_warm_up() -> None:
     ("settings", "message"),
     [
         ({"decay_steps": 7}, r"stage\.decay_steps=7: stage\.warmup_steps=4 leaves 6 of the schedule's 10 steps"),
-        ({"schedule_steps": 4}, r"stage\.decay_steps=null: .* leaves 0 of the schedule's 4 steps"),
+        ({"schedule_steps": 5, "decay_steps": 2}, r"stage\.decay_steps=2: .* leaves 1 of the schedule's 5 steps"),
         ({"schedule_epochs": 3}, r"stage\.schedule=warmup_stable_decay .*stage\.schedule_epochs"),
         ({"schedule": "cosine", "decay_steps": 2}, r"stage\.decay_steps is for stage\.schedule=warmup_stable_decay"),
     ],
