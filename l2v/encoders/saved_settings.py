@@ -7,6 +7,7 @@ from typing import Any, cast
 from l2v.errors import L2VError
 from l2v.pooling import Pooling, PoolingName, load_pooling, load_weights
 from l2v.runs.adapter_folders import (
+    NORMALIZE_FOLDER,
     POOLING_FOLDER,
     POOLING_WEIGHTS,
     REFERENCE_SETTINGS_FILE,
@@ -224,7 +225,7 @@ def write_settings(
     modules = [
         ("0", "", _BIDIRECTIONAL_ADAPTED if by_l2v else _TRANSFORMER),
         ("1", POOLING_FOLDER, _POOLING if isinstance(pooling, str) else _OWN_POOLING),
-        *([("2", "2_Normalize", _NORMALIZE)] if settings.get("normalize") else []),
+        *([("2", NORMALIZE_FOLDER, _NORMALIZE)] if settings.get("normalize") else []),
     ]
     write_json(
         folder / "modules.json", [{"idx": int(i), "name": i, "path": path, "type": kind} for i, path, kind in modules]

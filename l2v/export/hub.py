@@ -6,7 +6,7 @@ from pathlib import Path
 
 from l2v.errors import L2VError, first_line
 from l2v.export.export import Export
-from l2v.runs.adapter_folders import POOLING_FOLDER
+from l2v.runs.adapter_folders import NORMALIZE_FOLDER, POOLING_FOLDER
 from l2v.runs.initialization import Initialization
 
 
@@ -37,7 +37,7 @@ def check_hub(repository: str, wanted: Export, start: Initialization) -> None:
 def _is_of_an_export(name: str) -> bool:
     """Whether an export that was pushed before wrote a file: it would be read beside, or in place of, those of now."""
     folder, _, file = name.rpartition("/")
-    if folder in ("", POOLING_FOLDER, "2_Normalize"):
+    if folder in ("", POOLING_FOLDER, NORMALIZE_FOLDER):
         return Path(file).suffix in (".json", ".jinja", ".safetensors") or file.startswith("adapter_")
     return name == "onnx/model.onnx"
 

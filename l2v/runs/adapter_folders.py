@@ -21,6 +21,8 @@ SETTINGS_FILE = "l2v.json"
 """Pooling, attention, lengths and prompt, beside the weights or the adapter of a saved encoder."""
 POOLING_FOLDER, POOLING_WEIGHTS = "1_Pooling", "pooling.safetensors"
 """Inside a saved encoder: sentence-transformers' folder, and the weights of a pooling of one's own in it."""
+NORMALIZE_FOLDER = "2_Normalize"
+"""Of sentence-transformers' last module, where vectors are scaled to length 1."""
 REFERENCE_SETTINGS_FILE = "llm2vec_config.json"
 """What llm2vec writes beside an adapter, or a model whose adapters are merged."""
 _OF_SENTENCE_TRANSFORMERS = (

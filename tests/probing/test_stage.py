@@ -189,13 +189,14 @@ def test_the_key_changes_with_what_changes_the_states(tmp_path: Path) -> None:
     assert States.of(model, align(words, tokenizer, 64), "float32").folder == keys["base"]
 
 
-def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("L2V_CACHE", str(tmp_path / "cache"))
-    model = frozen(tmp_path / "model")
+def broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch, layers: list[int]) -> tuple[Any, ...]:
+    """A pass whose third batch was interrupted: model, tokens, states, those of a whole pass, batches."""
+    monkeypatch.setenv("L2V_CACHE", str(folder / "cache"))
+    model = frozen(folder / "model")
     aligned = align([s.split() for s in SENTENCES], model.tokenizer, 64)
     states = States.of(model, aligned, "float32")
-    straight = States(tmp_path / "straight", states.tokens, "float32")
-    compute_states(model, [(aligned, straight)], [1, 2], batch_tokens=50, show=False)
+    straight = States(folder / "straight", states.tokens, "float32")
+    compute_states(model, [(aligned, straight)], layers, batch_tokens=50, show=False)
     runs: list[int] = []
     original = states_module.hidden_states
 
@@ -207,8 +208,13 @@ def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(states_module, "hidden_states", breaking)
     with pytest.raises(KeyboardInterrupt):
-        compute_states(model, [(aligned, states)], [1, 2], batch_tokens=50, show=False)
-    assert states.missing([1, 2]) == [1, 2]
+        compute_states(model, [(aligned, states)], layers, batch_tokens=50, show=False)
+    assert states.missing(layers) == layers
+    return model, aligned, states, straight, runs
+
+
+def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, aligned, states, straight, runs = broken_off(tmp_path, monkeypatch, [1, 2])
     compute_states(model, [(aligned, states)], [1, 2], batch_tokens=50, show=False)
     batches = len(runs) - 1  # the broken one ran twice
     assert not list(states.folder.glob("draft*"))
@@ -219,22 +225,7 @@ def test_a_pass_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_pass_that_broke_off_begins_anew_with_other_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("L2V_CACHE", str(tmp_path / "cache"))
-    model = frozen(tmp_path / "model")
-    aligned = align([s.split() for s in SENTENCES], model.tokenizer, 64)
-    states = States.of(model, aligned, "float32")
-    straight = States(tmp_path / "straight", states.tokens, "float32")
-    compute_states(model, [(aligned, straight)], [1], batch_tokens=50, show=False)
-    original, runs = states_module.hidden_states, iter([True, True, False])
-
-    def breaking(*arguments: Any) -> Any:
-        if not next(runs, True):
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(states_module, "hidden_states", breaking)
-    with pytest.raises(KeyboardInterrupt):
-        compute_states(model, [(aligned, states)], [1], batch_tokens=50, show=False)
+    model, aligned, states, straight, _ = broken_off(tmp_path, monkeypatch, [1])
     compute_states(model, [(aligned, states)], [1], batch_tokens=30, show=False)
     torch.testing.assert_close(states.open(1), straight.open(1))
 
