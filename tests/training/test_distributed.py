@@ -413,5 +413,5 @@ def test_where_a_process_is_killed_the_others_end_and_one_line_says_it(tiny: Tin
     why = "" if killed == "the first" else " (SIGKILL)"
     go_on = f"go on with: python train.py resume={run.folder}"
     assert line == f"error: {which} of the training was killed{why}, so all have ended; {go_on}"
-    tiny.resume(run.folder, "stage.max_steps=60", "trainer=cpu")
+    tiny.resume(run.folder, "stage.max_steps=60", "trainer=cpu", "stage.batch_size=4")  # the rows of two processes
     assert run.is_finished
