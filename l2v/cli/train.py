@@ -73,7 +73,7 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
 
         def settle() -> str:
             while_training.enter_context(run.alone())
-            return _settle(run, training, config, text, data, resume)
+            return _settle(run, training, config, text, data, resume, while_training)
 
         way = agree("way", settle)
         if way == "reuse":
@@ -94,13 +94,20 @@ def _train(composed: DictConfig, run: Run, resume: bool) -> None:
 
 
 def _settle(
-    run: Run, training: "Training", config: dict[str, Any], text: str, data: list[str], resume: bool
+    run: Run,
+    training: "Training",
+    config: dict[str, Any],
+    text: str,
+    data: list[str],
+    resume: bool,
+    while_training: contextlib.ExitStack,
 ) -> Literal["begin", "resume", "reuse"]:
     """Make the run's folder, or take it over: what the processes do with it."""
     if resume:
         _check_resumable(run, config, data)
         start = Initialization.of(run, whole=False)
-        run.take_over(text, {"config_hash": config_hash(config, start, data), "data": data})
+        changes = {"config_hash": config_hash(config, start, data), "data": data}
+        while_training.enter_context(run.taken_over(text, changes))
         return "resume"
     base = locate(config["model"]["source"], config["model"]["revision"])
     start = Initialization.plan(
@@ -118,7 +125,7 @@ def _settle(
         say(f"{run.folder}: a finished run with this config is here; it is reused")
         return "reuse"
     if is_ours and (config["reuse"] or _is_restart()) and (run.checkpoints / LAST).exists():
-        run.take_over(text, {})
+        while_training.enter_context(run.taken_over(text, {}))
         return "resume"
     training.check_start(start)
     run.create(text, _record(config, wanted, data) | _templates(config, start))

@@ -90,10 +90,29 @@ class Run:
             },
         )
 
-    def take_over(self, config: str, record: dict[str, Any]) -> None:
-        """Go on with the run in this process, from now on with this config."""
+    @contextlib.contextmanager
+    def taken_over(self, config: str, record: dict[str, Any]) -> Iterator[None]:
+        """Go on with the run in this process, with this config.
+
+        Where it is refused before anything is saved with it, the run is again what it was: what was overridden then
+        is not there at the next try.
+        """
+        old_config, old_record = (self.folder / "config.yaml").read_text("utf-8"), self.record()
+        old_state = self._saved()
         write_text(self.folder / "config.yaml", config)
         self.update(**record, status="running", error=None, finished=None, process=self.this_process())
+        try:
+            yield
+        except L2VError:
+            if self._saved() == old_state:
+                write_text(self.folder / "config.yaml", old_config)
+                write_json(self.record_file, old_record)
+            raise
+
+    def _saved(self) -> tuple[int, int] | None:
+        """What tells the last checkpoint from one that is saved later."""
+        file = self.checkpoints / LAST
+        return (file.stat().st_ino, file.stat().st_mtime_ns) if file.exists() else None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -120,8 +120,10 @@ def test_a_run_goes_on_at_its_step_with_other_batches_a_step(
 @pytest.mark.parametrize("other", ["trainer.accumulate_grad_batches=2", "stage.batch_size=8"])
 def test_steps_of_other_rows_are_refused(tiny: Tiny, other: str) -> None:
     run = tiny.train("run", "simcse", "stage.max_steps=2", "stage.batch_size=4")
+    before = [(run / name).read_text() for name in ("config.yaml", "run.json")]
     with pytest.raises(L2VError, match=r"a step of the run has 4 rows, .*with 8 it would read .*global_batch_size=4"):
         tiny.resume(run, "stage.max_steps=4", other)
+    assert [(run / name).read_text() for name in ("config.yaml", "run.json")] == before  # nothing of it comes back
     told = ["stage.max_steps=4", "stage.global_batch_size=4", "stage.batch_size=null"]
     assert Run(tiny.resume(run, *told, "trainer.accumulate_grad_batches=2")).is_finished
 
