@@ -20,6 +20,8 @@ ROWS = {
     "bi_mntp": "Bi + MNTP",
     "bi_simcse": "Bi + SimCSE",
     "bi_mntp_simcse": "Bi + MNTP + SimCSE",
+    "bi_mntp_same": "Bi + MNTP, `stage.shift=same_token`",
+    "bi_mntp_simcse_same": "Bi + MNTP + SimCSE, `stage.shift=same_token`",
 }
 TASKS = ("chunk", "ner", "pos")
 
