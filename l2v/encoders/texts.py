@@ -1,12 +1,14 @@
 """What ``encode`` takes: a text, texts, or (instruction, text) pairs; and how vectors are compared."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l2v.errors import L2VError
+
+_Float = TypeVar("_Float", bound=np.floating[Any])
 
 TextInput = str | Sequence[str] | Sequence[tuple[str, str]]
 
@@ -45,7 +47,11 @@ def check_options(batch_size: int, truncate_dim: int | None, dimension: int) -> 
         raise L2VError(f"truncate_dim must be in 1..{dimension}, got {truncate_dim}")
 
 
+def unit(vectors: NDArray[_Float]) -> NDArray[_Float]:
+    """Vectors (texts, dimension) at length 1; a vector of zeros stays one."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-12)
+
+
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cosine similarity of every row of ``a`` with every row of ``b``."""
-    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12) for x in (np.atleast_2d(a), np.atleast_2d(b)))
-    return a @ b.T
+    return unit(np.atleast_2d(a)) @ unit(np.atleast_2d(b)).T

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from l2v.encoders.encoder import Encoder
 from l2v.encoders.saved_settings import settings_of
+from l2v.encoders.texts import unit
 from l2v.errors import L2VError, first_line
 from l2v.models.settings import EncoderSettings
 from l2v.pooling import POOLINGS
@@ -67,7 +68,7 @@ def likely_cause(
         return f"the vectors have {size} dimensions, and the encoder's {own.shape[1]}: it is another model"
     if served.shape[1] > own.shape[1]:
         return f"the vectors have {served.shape[1]} dimensions, and the encoder's {own.shape[1]}: it is another model"
-    nearest = (_unit(served) @ _unit(own).T).argmax(axis=1)
+    nearest = (unit(served) @ unit(own).T).argmax(axis=1)
     if sorted(nearest.tolist()) == list(range(len(texts))) and compare(own[nearest], served).agrees(tolerance):
         return f"the vectors come in another order: {nearest.tolist()}"
     for told, vectors in _variants(settings, texts):
@@ -150,11 +151,7 @@ def cosines(a: Vectors, b: Vectors) -> list[float]:
     """Of the rows of two matrices (texts, dimension); of different sizes: 0."""
     if a.shape != b.shape:
         return [0.0] * len(a)
-    return (_unit(a) * _unit(b)).sum(axis=1).tolist()
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    return vectors / np.maximum(_lengths(vectors), np.finfo(np.float32).tiny)[:, None]
+    return (unit(a) * unit(b)).sum(axis=1).tolist()
 
 
 def _lengths(vectors: Vectors) -> NDArray[np.floating[Any]]:

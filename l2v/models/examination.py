@@ -25,13 +25,12 @@ from transformers.utils import logging
 from l2v.errors import L2VError, first_line, is_out_of_memory
 from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
-from l2v.models.bidirectional import accepts_position_ids, decoder_layers
+from l2v.models.bidirectional import decoder_layers
 from l2v.models.families import FAMILIES, Family, tiny_model
-from l2v.models.proof import Proof, prove
+from l2v.models.proof import Proof, last_hidden_states, prove
 from l2v.models.settings import AttnImplementation
 from l2v.progress import track
 from l2v.runs.locations import Source
-from l2v.text.tokenization import position_ids
 
 _LENGTH = 10
 _SAME = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -107,7 +106,7 @@ def _note(model: PreTrainedModel, implementation: AttnImplementation) -> str:
 
     kernel = {"sdpa": "scaled_dot_product_attention", "flex_attention": "flex_attention"}.get(implementation)
     with Listen():
-        _states(model, ids := _ids(1, _LENGTH, model), torch.ones_like(ids))
+        last_hidden_states(model, ids := _ids(1, _LENGTH, model), torch.ones_like(ids))
     return "" if kernel is None or kernel in called else " (eager attention computes it)"
 
 
@@ -177,7 +176,7 @@ def _seen_in_layer(model: PreTrainedModel, layer: int, ids: Tensor, mask: Tensor
         module.register_forward_hook(keep_output),
     ]
     try:
-        _states(model, ids.expand(length + 1, -1), mask.expand(length + 1, -1))
+        last_hidden_states(model, ids.expand(length + 1, -1), mask.expand(length + 1, -1))
     finally:
         for hook in hooks:
             hook.remove()
@@ -190,7 +189,7 @@ def _moved_states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     rows = ids.repeat(length + 1, 1)
     for place in range(length):
         rows[place + 1, place] = (ids[0, place] + 50) % model.config.vocab_size
-    return _moved(_states(model, rows, mask.expand(length + 1, -1)), model.dtype)
+    return _moved(last_hidden_states(model, rows, mask.expand(length + 1, -1)), model.dtype)
 
 
 def _moved(outputs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -202,12 +201,12 @@ def _moved(outputs: Tensor, dtype: torch.dtype) -> Tensor:
 def _ignores_padding(model: PreTrainedModel) -> str:
     """A text's states alone, and with padding on either side that holds any tokens."""
     ids = _ids(1, _LENGTH, model)
-    alone = _states(model, ids, torch.ones_like(ids))
+    alone = last_hidden_states(model, ids, torch.ones_like(ids))
     for side, left, right in (("left", 1, 0), ("left", 6, 0), ("right", 0, 1), ("right", 0, 6)):
         padded = torch.cat([_ids(1, left, model, seed=2), ids, _ids(1, right, model, seed=3)], dim=1)
         mask = torch.zeros_like(padded)
         mask[:, left : left + _LENGTH] = 1
-        if not _equal(_states(model, padded, mask)[:, left : left + _LENGTH], alone, model.dtype):
+        if not _equal(last_hidden_states(model, padded, mask)[:, left : left + _LENGTH], alone, model.dtype):
             return f"no: padding on the {side} changes a text's states"
     return "yes"
 
@@ -241,7 +240,7 @@ def _packs(model: PreTrainedModel, proof: Proof) -> str:
     for row in range(2):
         for number in (1, 2, 3):
             here = rows[row] == number
-            alone = _states(model, ids[row, here][None], torch.ones_like(ids[row, here])[None])
+            alone = last_hidden_states(model, ids[row, here][None], torch.ones_like(ids[row, here])[None])
             if not _equal(packed[row, here][None], alone, model.dtype):
                 return "no: packing changes a text's states"
     return "yes"
@@ -347,13 +346,6 @@ def _ids(rows: int, length: int, model: PreTrainedModel, seed: int = 1) -> Tenso
     """Random token ids without the special ones: (rows, length) int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2, model.config.vocab_size, (rows, length), generator=generator).to(model.device)
-
-
-def _states(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    positions = {"position_ids": position_ids(mask)} if accepts_position_ids(model) else {}
-    with torch.no_grad():
-        output = model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
-    return output.last_hidden_state.float()
 
 
 def _equal(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

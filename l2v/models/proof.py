@@ -82,7 +82,7 @@ def prove(model: nn.Module, attention: Attention, *, partial: bool = False, run:
     Raises:
         L2VError: naming the layers or the padding side that fail, or saying that the model cannot run like this.
     """
-    return in_evaluation(model, attention, lambda: _prove(model, attention, partial, run or _states))
+    return in_evaluation(model, attention, lambda: _prove(model, attention, partial, run or last_hidden_states))
 
 
 def _prove(model: nn.Module, attention: Attention, partial: bool, run: Run) -> Proof:
@@ -188,7 +188,7 @@ def trace(
     *,
     run: Run | None = None,
 ) -> _Trace:
-    """Run the model, by default as ``_states`` does. With ``fed``, layer i gets ``fed[i]`` (tokens, hidden)."""
+    """Run the model, by default by ``last_hidden_states``. With ``fed``, layer i gets ``fed[i]`` (tokens, hidden)."""
     embeddings: list[Tensor] = []
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -211,7 +211,7 @@ def trace(
     for layer in decoder_layers(model):
         hooks += [layer.register_forward_pre_hook(feed, with_kwargs=True), layer.register_forward_hook(keep)]
     try:
-        states = (run or _states)(model, ids, mask)
+        states = (run or last_hidden_states)(model, ids, mask)
     finally:
         for hook in hooks:
             hook.remove()
@@ -281,7 +281,9 @@ def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return next((p.device, p.dtype) for p in model.parameters() if p.is_floating_point())
 
 
-def _states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+@torch.no_grad()
+def last_hidden_states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Of token ids and their padding mask (both rows, tokens), in float32 (rows, tokens, hidden)."""
     positions = {"position_ids": position_ids(mask)} if accepts_position_ids(model) else {}
     return model(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state.float()
 

@@ -17,11 +17,12 @@ from tiny import SENTENCES, make_tiny_model, make_tiny_tokenizer
 
 from l2v import Encoder
 from l2v import config as configs
+from l2v.encoders.texts import unit
 from l2v.errors import L2VError
 from l2v.evaluation.analyses import embedding_map
 from l2v.evaluation.analyses.attention_states import AttentionStates, binned
 from l2v.evaluation.analyses.embedding_map import EmbeddingMap, WikipediaPassages, principal, purity
-from l2v.evaluation.analyses.geometry import Geometry, unit
+from l2v.evaluation.analyses.geometry import Geometry
 from l2v.evaluation.analyses.pooling import EveryPooling, PoolingAblation, default_poolings
 from l2v.evaluation.analyses.prefix_triples import PrefixTriples, Triple, shared_prefix
 from l2v.evaluation.mteb.files import ClusteringSet
@@ -349,7 +350,7 @@ def test_a_map_has_a_point_for_each_text_and_the_scores_of_the_vectors(tmp_path:
 def test_purity_equals_a_loop(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(embedding_map, "_BLOCK", block)
     generator = np.random.default_rng(0)
-    vectors = unit(generator.normal(size=(13, 4)).astype(np.float32))
+    vectors = unit(generator.normal(size=(13, 4)))
     labels = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3])  # 3 is alone
     shares = []
     for own in range(12):

@@ -10,16 +10,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from l2v.encoders.texts import unit
 from l2v.errors import L2VError
 from l2v.evaluation.analyses import geometry
-from l2v.evaluation.analyses.geometry import Geometry, alignment, anisotropy, uniformity, unit
+from l2v.evaluation.analyses.geometry import Geometry, alignment, anisotropy, uniformity
 from l2v.evaluation.tasks.sts import StsPairs
 
 
 @pytest.mark.parametrize("block", [1, 3, 1024])
 def test_they_equal_loops_over_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(geometry, "_BLOCK", block)
-    vectors = unit(np.random.default_rng(0).normal(0.3, 1, (11, 5)).astype(np.float32))
+    vectors = unit(np.random.default_rng(0).normal(0.3, 1, (11, 5)))
     pairs = list(itertools.combinations(vectors, 2))
     assert anisotropy(vectors) == pytest.approx(np.mean([x @ y for x, y in pairs]))
     mean = np.mean([math.exp(-2 * ((x - y) ** 2).sum()) for x, y in pairs])
@@ -30,7 +31,7 @@ def test_they_equal_loops_over_pairs(monkeypatch: pytest.MonkeyPatch, block: int
 
 
 def test_worked_out_by_hand() -> None:
-    same = unit(np.full((4, 3), 7.0, np.float32))
+    same = unit(np.full((4, 3), 7.0, np.float64))
     assert (anisotropy(same), uniformity(same), alignment(same, same)) == pytest.approx((1, 0, 0))
     opposite = np.array([[1.0, 0], [-1.0, 0]])
     assert (anisotropy(opposite), uniformity(opposite)) == pytest.approx((-1, -8))

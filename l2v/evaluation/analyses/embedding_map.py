@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from l2v.data.order import evenly
 from l2v.data.wikipedia import WikipediaExcerpt
 from l2v.encoders.text_encoder import TextEncoder
+from l2v.encoders.texts import unit
 from l2v.errors import L2VError
-from l2v.evaluation.analyses.geometry import unit
 from l2v.evaluation.mteb.files import ClusteringSet
 from l2v.evaluation.results import Entries, ResultStore, entry
 from l2v.evaluation.task import Task
@@ -112,11 +112,10 @@ class EmbeddingMap(Task):
         texts, labels = map(list, zip(*self.texts.rows(), strict=True))
         names = list(dict.fromkeys(labels))
         numbers = np.array([names.index(label) for label in labels])
-        vectors = unit(
-            encoder.encode(
-                texts, instruction=self.texts.instruction, batch_size=self.batch_size, show_progress_bar=show
-            )
+        found = encoder.encode(
+            texts, instruction=self.texts.instruction, batch_size=self.batch_size, show_progress_bar=show
         )
+        vectors = unit(found.astype(np.float64))
         details = {
             "purity": purity(vectors, numbers, self.neighbours),
             "silhouette": float(silhouette_score(vectors, numbers, metric="cosine")),

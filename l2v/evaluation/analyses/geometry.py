@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2v.encoders.text_encoder import TextEncoder
+from l2v.encoders.texts import unit
 from l2v.errors import L2VError
 from l2v.evaluation.task import Task
 from l2v.evaluation.tasks.retrieval import WikipediaRetrieval
@@ -38,7 +39,8 @@ class Geometry(Task):
         every, first, second = self._pairs()
         place = {text: number for number, text in enumerate(dict.fromkeys(every))}
         instruction = self.pairs.instruction if isinstance(self.pairs, StsPairs) else None
-        vectors = unit(encoder.encode(list(place), instruction=instruction, show_progress_bar=show))
+        found = encoder.encode(list(place), instruction=instruction, show_progress_bar=show)
+        vectors = unit(found.astype(np.float64))
         ours, theirs = (vectors[[place[text] for text in texts]] for texts in (first, second))
         return {
             "anisotropy": anisotropy(vectors),
@@ -61,12 +63,6 @@ class Geometry(Task):
         if not chosen:
             raise L2VError(f"{self.pairs.file}: no pair has a score above {self.positive}; lower the task's positive")
         return [*first, *second], [first[n] for n in chosen], [second[n] for n in chosen]
-
-
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Vectors (texts, dimension) at length 1; a vector of zeros stays one."""
-    wide = vectors.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 def anisotropy(vectors: NDArray[np.float64]) -> float:
