@@ -56,7 +56,7 @@ def stem(path: Path) -> str:
 def find(files: str | list[str], override: str, endings: Iterable[str] = RECORD_FILES) -> list[Path]:
     """The files of a path, a glob pattern or a list of them: they exist, are not empty, and end in one of ``endings``.
 
-    Each may be compressed: ``texts.jsonl.gz``, also .bz2 and .xz.
+    Each may be compressed: ``texts.jsonl.gz``, also .bz2 and .xz. One that several patterns match is there once.
 
     Raises:
         L2VError: naming ``override``, and the way out.
@@ -64,10 +64,11 @@ def find(files: str | list[str], override: str, endings: Iterable[str] = RECORD_
     found: list[Path] = []
     for pattern in [files] if isinstance(files, str) else files:
         path = Path(pattern).expanduser()
-        matches = [path] if path.is_file() else sorted(m for m in _glob(path) if m.is_file())
+        matches = [path] if path.is_file() else sorted(m for m in expanded(path) if m.is_file())
         if not matches:
             raise L2VError(f"{override}={pattern}: no such file")
         found += matches
+    found = list({path.absolute(): path for path in found}.values())
     for path in found:
         if ending(path) not in endings:
             way_out = f"; {_WAYS_OUT[path.suffix.lower()]}" if path.suffix.lower() in _WAYS_OUT else ""
@@ -81,7 +82,8 @@ def find(files: str | list[str], override: str, endings: Iterable[str] = RECORD_
     return found
 
 
-def _glob(pattern: Path) -> Iterator[Path]:
+def expanded(pattern: Path) -> Iterator[Path]:
+    """What a glob pattern matches, in no order."""
     root, parts = (pattern.anchor, pattern.parts[1:]) if pattern.is_absolute() else (".", pattern.parts)
     return Path(root).glob(str(Path(*parts))) if parts else iter(())
 
@@ -137,10 +139,10 @@ def lines(path: Path) -> Iterator[str]:
         L2VError: it is not UTF-8.
     """
     # Excel and Notepad begin a file with a byte order mark
-    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
+    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n") as text:
         try:
             for line in text:
                 if line.strip():
-                    yield line.rstrip("\n")
+                    yield line.rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise L2VError(f"{path}: {not_utf8(error)}") from None

@@ -70,7 +70,7 @@ def count_records(path: Path) -> int | None:
     return None
 
 
-def column_names(path: Path, rows: int = 1000) -> list[str] | None:
+def column_names(path: Path, reading: Reading = AS_USUAL, rows: int = 1000) -> list[str] | None:
     """The columns of a file: of objects, those that the first rows have; None where no row is one.
 
     Raises:
@@ -79,7 +79,7 @@ def column_names(path: Path, rows: int = 1000) -> list[str] | None:
     if ending(path) == ".parquet":
         return list(_parquet_file(path).schema_arrow.names)
     found: dict[str, None] = {}
-    for record in itertools.islice(records(path, (), ""), rows if ending(path) == ".jsonl" else 1):
+    for record in itertools.islice(records(path, (), "", reading), rows if ending(path) == ".jsonl" else 1):
         found |= dict.fromkeys(record.values) if isinstance(record.values, dict) else {}
     return [str(name) for name in found] or None
 
@@ -217,7 +217,12 @@ def number_hint(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is one, and no nan, which stands for a value that is missing."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_NOT_JSON = (ValueError, RecursionError)
+"""What Python's reader raises: also for bytes that are no text, numbers of thousands of digits, and deep nesting."""
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -229,7 +234,7 @@ def _json(path: Path) -> Iterator[Record]:
                 whole = json.loads((first + file.read()).decode("utf-8-sig"))
             except UnicodeDecodeError as error:
                 raise L2VError(f"{path}: {not_utf8(error)}") from None
-            except (json.JSONDecodeError, RecursionError) as error:
+            except _NOT_JSON as error:
                 raise L2VError(f"{path}: not JSON ({first_line(error)})") from None
             listed = whole.get("data") if isinstance(whole, dict) else whole
             if not isinstance(listed, list):
@@ -244,15 +249,16 @@ def _json(path: Path) -> Iterator[Record]:
                     yield Record(where, json.loads(text))
             except UnicodeDecodeError as error:
                 yield Record(where, None, not_utf8(error))
-            except json.JSONDecodeError as error:
-                yield Record(where, None, f"not JSON ({error.msg})")
+            except _NOT_JSON as error:
+                told = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+                yield Record(where, None, f"not JSON ({told})")
 
 
 def _is_a_line(line: bytes) -> bool:
     """Whether a first line is a row of its own, and no beginning of one list or object."""
     try:
         found = json.loads(line.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except _NOT_JSON:
         return False
     return isinstance(found, dict) and not isinstance(found.get("data"), list)
 
@@ -275,8 +281,11 @@ def _csv(path: Path, columns: list[str], override: str, reading: Reading) -> Ite
         elif len(fields) > len(names):
             told = f"{len(fields)} fields, and the header has {len(names)}"
             yield Record(where, None, f"{told}; put a text with the delimiter in it between quotation marks")
+        elif len(fields) < len(names):
+            told = f"{len(fields)} field{'s' if len(fields) > 1 else ''}, and the header has {len(names)}"
+            yield Record(where, None, f"{told}; put a text with a line break in it between quotation marks")
         else:
-            yield Record(where, dict(itertools.zip_longest(names, fields)))
+            yield Record(where, dict(zip(names, fields, strict=True)))
     if names is None:
         check_columns([], columns, str(path), override)
 
@@ -292,10 +301,19 @@ def _parquet_file(path: Path) -> Any:
 
 
 def _parquet(path: Path, columns: list[str], override: str) -> Iterator[Record]:
+    import pyarrow
+
     file = _parquet_file(path)
     check_columns(file.schema_arrow.names, columns, str(path), override)
     number = 0
-    for batch in file.iter_batches(batch_size=1000, columns=columns or None):
-        for values in batch.to_pylist():
+    batches = file.iter_batches(batch_size=1000, columns=columns or None)
+    while True:
+        try:
+            rows = batch.to_pylist() if (batch := next(batches, None)) is not None else None
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise L2VError(f"{path}: damaged after row {number} ({first_line(error)})") from None
+        if rows is None:
+            return
+        for values in rows:
             number += 1
             yield Record(f"{path}:{number}", values)

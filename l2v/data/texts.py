@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from l2v.data.files import RECORD_FILES, content, ending, find, lines
+from l2v.data.files import RECORD_FILES, content, ending, expanded, find, lines
 from l2v.data.readers import AS_USUAL, Reading, check_columns, records, text_of
 from l2v.errors import L2VError, first_line
 
@@ -52,7 +52,18 @@ class HubTexts:
                 yield text_of(row, self.column, f"data={self.path}", "data.train.column")
 
     def fingerprint(self) -> str:
-        return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}"
+        pinned = content_of_local(self.path, self.data_files)
+        return f"hub:{self.path}:{self.name}:{self.split}:{self.column}:{self.revision}:{self.data_files}{pinned}"
+
+
+def content_of_local(path: str, data_files: str | None) -> str:
+    """What pins the files of this machine that ``datasets`` reads: those of a folder, or those that are named."""
+    place = Path(path).expanduser()
+    files = {file for file in place.rglob("*") if file.is_file()} if place.is_dir() else set()
+    if data_files is not None:
+        named = Path(data_files).expanduser()
+        files |= {file for file in (named, *expanded(named)) if file.is_file()}
+    return "".join(f":{content([file])}" for file in sorted(files))
 
 
 @dataclass(frozen=True)

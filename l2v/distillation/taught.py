@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -47,8 +48,7 @@ class TaughtTexts:
     override: str = "data.train"
 
     def __post_init__(self) -> None:
-        given, written = self._inputs().hashes(), [file["sha256"] for file in self._manifest()["files"]]
-        if [sha256 for sha256, _ in given] != written:
+        if self._inputs().hashes() != self._manifest()["pinned"]["files"]:
             raise L2VError(
                 f"{self.override}.vectors={self.vectors}: of other files than {self.override}.files={self.files}; name "
                 "those that encode.py was given, in its order"
@@ -105,7 +105,8 @@ class TaughtTexts:
         return np.load(folder / _FILE, mmap_mode="r")
 
     def fingerprint(self) -> str:
-        return f"taught:{self._pinned()}:{self.part}:{self.held_out}:{self.column}:{self.reading}"
+        files = ":".join(itertools.chain(*self._inputs().hashes()))
+        return f"taught:{files}:{self._pinned()}:{self.part}:{self.held_out}:{self.column}:{self.reading}"
 
     def _inputs(self) -> Inputs:
         return Inputs(self.files, column=self.column, override=f"{self.override}.files", reading=self.reading)

@@ -1,13 +1,14 @@
 """Batches as large as time allows, in the memory of a small one: contrastive ones by GradCache (arXiv 2101.06983)."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
+
+from l2v.kernels.random_state import kept_random_state, random_state, set_random_state
 
 Part = tuple[Tensor | None, ...]
 Run = Callable[..., Tensor]
@@ -105,7 +106,7 @@ class _Parts(torch.autograd.Function):
         ctx.states = []
         vectors = []
         for part in parts:
-            ctx.states.append(_random_state(device))
+            ctx.states.append(random_state(device))
             vectors.append(run(*part))
         ctx.sizes = [len(rows) for rows in vectors]
         return torch.cat(vectors)
@@ -115,22 +116,9 @@ class _Parts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         sums: list[Tensor | None] = [None] * len(ctx.parameters)
         for part, state, share in zip(ctx.parts, ctx.states, gradient.split(ctx.sizes), strict=True):
-            with _with_random_state(ctx.device, state), torch.enable_grad(), torch.autocast(**ctx.autocast):
+            with kept_random_state(ctx.device), torch.enable_grad(), torch.autocast(**ctx.autocast):
+                set_random_state(ctx.device, state)
                 vectors = ctx.run(*part)
             _add_to(sums, _gradients(vectors, ctx.parameters, share))
             del vectors
         return None, None, *sums
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-@contextlib.contextmanager
-def _with_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> Iterator[None]:
-    """Random numbers as they came from ``state`` on; afterwards as if nothing had happened."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], device)
-        yield

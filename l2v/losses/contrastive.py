@@ -58,7 +58,16 @@ class Contrastive(Loss):
             )
 
     def __call__(self, batch: Triplets, rows: slice = slice(None)) -> Float[Tensor, " rows"]:
-        """The losses of these queries, in nats."""
+        """The losses of these queries, in nats.
+
+        Raises:
+            L2VError: there is nothing but one positive.
+        """
+        if len(batch.documents) == 1:
+            raise L2VError(
+                "stage.loss: a batch of one query without negatives has nothing to push away; raise "
+                "stage.global_batch_size or lower trainer.accumulate_grad_batches, or give data= with negatives"
+            )
         weights = self.dimension_weights or (1.0,) * len(self.dimensions)
         losses = self._of_size(batch.queries, batch.documents, batch, rows)
         for size, weight in zip(self.dimensions, weights, strict=True):

@@ -21,7 +21,7 @@ from l2v.runs.files import draft_folder, read_json, write_json
 from l2v.runs.ledger import is_kept, seal
 from l2v.text.tokenization import clean
 
-_VERSION = 1
+_VERSION = 2
 """Part of a table's key: raise it when the same files would make another table."""
 _CHUNK = 1000
 _ROWS, _COUNTS = "rows.arrow", "counts.json"

@@ -273,7 +273,7 @@ class Backbone(nn.Module):
         if is_split(self):  # every process runs as many passes, the last of them for nothing
             groups += [[int(order[-1])]] * (most_of_all(len(groups), input_ids.device) - len(groups))
         parts = []
-        on_the_left = position_ids is not None and bool(attention_mask[:, -1].all())  # is the padding
+        on_the_left = bool(attention_mask[:, -1].all())  # is the padding, where there is any
         for rows in groups:
             width = int(lengths[rows[0]])
             columns = slice(-width, None) if on_the_left else slice(width)

@@ -4,8 +4,8 @@ from typing import Any
 
 from l2v.data.collate import Row
 from l2v.errors import L2VError
-from l2v.stages.contrastive import ContrastiveStage
 from l2v.stages.mntp import MNTP
+from l2v.stages.simcse import SimCSE
 from l2v.stages.stage import Stage
 from l2v.stages.supervised import Supervised
 
@@ -28,7 +28,7 @@ def longest_batch(stage: Stage, vocabulary: int, text_tokens: int | None = None)
         rows: list[Row] = [
             ({"input_ids": _ids(stage.block_length, row, vocabulary)}, row) for row in range(stage.batch_size)
         ]
-    elif isinstance(stage, ContrastiveStage):
+    elif isinstance(stage, SimCSE | Supervised):
         length = min(text_tokens or stage.max_length, stage.max_length)
         negatives = stage.negatives if isinstance(stage, Supervised) else None
         texts = [_ids(length - (row == 0), row, vocabulary) for row in range(stage.batch_size)]

@@ -114,7 +114,7 @@ def measure(setup: Setup) -> Needs:
         trained=trained,
         weights=weights,
         flops=float(watch.flops * whole),
-        sent=float(watch.sent * whole),
+        sent=float(watch.sent + watch.sent_before * (whole - 1)),
         tokens=batch["tokens"] * whole * setup.processes,
     )
 
@@ -173,7 +173,8 @@ class _Watch(Callback):
         self.fakes, self.on_gpu = fakes, on_gpu
         self.memory: dict[Kind, int] = {}
         self.memory_of_pass: dict[Kind, int] = {}
-        self.loading = self.flops = self.sent = 0
+        self.loading = self.flops = 0
+        self.sent = self.sent_before = 0  # of the last batch of a step, and of one before it
 
     def on_fit_start(self, trainer: L.Trainer, stage: L.LightningModule) -> None:
         model = trainer.strategy.model
@@ -206,7 +207,8 @@ class _Watch(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self.fakes.kind = "activations"
-        self.flops, self.sent = self.fakes.flops, self.fakes.sent
+        self.flops = self.fakes.flops
+        self.sent, self.sent_before = self.fakes.sent, self.sent
         self.memory = dict(self.fakes.ledger.peak)
 
     def _is_gradient(self, weight: Tensor) -> None:

@@ -65,7 +65,8 @@ def plan(setup: Setup, room: Room, *, search: bool = True) -> Plan:
     fitting = fits(needs, room)
     # under FSDP2 each reads its own part, and the first process writes the whole encoder at the end
     readers = 1 if setup.sharing == "fsdp" else setup.devices
-    width = 2 if setup.model.dtype in ("bfloat16", "float16") else 4
+    # what is trained without an adapter is kept in float32
+    width = 2 if setup.adapter is not None and setup.model.dtype in ("bfloat16", "float16") else 4
     return Plan(
         needs=needs,
         room=room,

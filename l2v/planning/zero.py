@@ -49,10 +49,13 @@ def needs_of(setup: Setup) -> Needs:
     }
     if is_three:
         memory["gathers"] = max(memory["gathers"], min(2 * _LIVE, kept))
+    # without an adapter each process loads float32 weights, and the engine rounds them
+    loaded = kept if setup.adapter is not None else 2 * kept
     return dataclasses.replace(
         found,
         memory=memory,
-        loading=kept,
+        loading=loaded,
+        weights=found.weights if setup.adapter is not None else loaded,
         tokens=found.tokens // alike.processes * n,
         sent=found.sent if is_three else 4.0 * trained,
     )

@@ -204,7 +204,7 @@ class WordProbe(Stage):
         return self.words
 
     def resolved_layers(self, depth: int) -> list[int]:
-        """Layers counted from 0.
+        """Layers counted from 0, each once.
 
         Raises:
             L2VError: the model has no such layer.
@@ -217,7 +217,7 @@ class WordProbe(Stage):
                 raise L2VError(
                     f"stage.layers={layer}: the model has layers 0 (embeddings) to {depth}, or -1 for the last"
                 )
-        return [int(layer) % (depth + 1) for layer in wanted]
+        return list(dict.fromkeys(int(layer) % (depth + 1) for layer in wanted))
 
     def build(self, labels: list[str], layers: list[int], hidden: int) -> None:
         """Make the probes, the same on every process."""
@@ -236,7 +236,8 @@ class WordProbe(Stage):
         words = torch.tensor(len(batch["labels"]), device=self.device).float()
         count = self.trainer.strategy.reduce(words, reduce_op="mean")
         losses = torch.stack([masked_token_loss(logits, batch["labels"], count) for logits in self._logits(batch)])
-        self.log("train/loss", losses.detach().mean(), prog_bar=True)
+        mean = self.trainer.strategy.reduce(losses.detach().mean(), reduce_op="mean")
+        self.log("train/loss", mean, prog_bar=True)
         return losses.sum()
 
     def configure_gradient_clipping(
@@ -247,7 +248,10 @@ class WordProbe(Stage):
     ) -> None:
         """Each probe on its own."""
         for probe in self.probes if gradient_clip_val else ():
-            nn.utils.clip_grad_norm_(probe.parameters(), float(gradient_clip_val or 0))
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(probe.parameters(), float(gradient_clip_val or 0))
+            else:
+                nn.utils.clip_grad_norm_(probe.parameters(), float(gradient_clip_val or 0))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         all_logits, labels = self._logits(batch), batch["labels"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from l2v.data.texts import content_of_local
 from l2v.errors import L2VError, first_line
 from l2v.runs.hashes import file_hash
 
@@ -189,8 +190,10 @@ class HubWords:
         return getattr(inner, "names", None)
 
     def fingerprint(self) -> str:
-        files = file_hash(Path(self.data_files)) if self.data_files and Path(self.data_files).is_file() else None
-        return f"words:hub:{self.path}:{self.name}:{self.split}:{self.columns}:{self.revision}:{files}"
+        pinned = content_of_local(self.path, self.data_files)
+        return (
+            f"words:hub:{self.path}:{self.name}:{self.split}:{self.columns}:{self.revision}:{self.data_files}{pinned}"
+        )
 
 
 _CONLL2003_FILES = {

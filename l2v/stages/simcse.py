@@ -14,6 +14,7 @@ from l2v.data.order import seed_of
 from l2v.data.texts import TextSource
 from l2v.data.tokens import text_rows
 from l2v.errors import L2VError
+from l2v.kernels.random_state import kept_random_state
 from l2v.losses.info_nce import info_nce
 from l2v.stages.contrastive import ContrastiveStage
 
@@ -67,7 +68,7 @@ class SimCSE(ContrastiveStage):
         self.backbone.train()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with kept_random_state(self.device):
             torch.manual_seed(seed_of("validation", batch_idx, self.global_rank))
             self.keep(batch["key"], *self._views(batch))
 

@@ -325,7 +325,8 @@ class Stage(L.LightningModule):
         if self.schedule == "warmup_stable_decay":
             decay = self.decay_steps or min(max(1, round(DECAY_SHARE * horizon)), horizon - self.warmup_steps)
             settings = {"num_decay_steps": decay, "decay_type": "linear"}
-        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, horizon, settings)
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(name, optimizer, self.warmup_steps, horizon, settings)
         if self.schedule == "cosine":  # which would rise again after its end
             scheduler.lr_lambdas = [_held(share, horizon) for share in scheduler.lr_lambdas]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

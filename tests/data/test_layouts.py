@@ -13,6 +13,7 @@ from launch import ROOT
 from tiny import make_tiny_tokenizer
 
 from l2v.data.mixed_order import MixedOrder
+from l2v.data.readers import Reading
 from l2v.data.triplets.options import TripletMix
 from l2v.data.triplets.reading import Counts, Triplet, read_triplets
 from l2v.data.triplets.rows import triplet_rows
@@ -263,3 +264,65 @@ def test_what_is_no_text_or_number_is_told_with_its_place(tmp_path: Path) -> Non
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(L2VError, match=r"cut.parquet: not Parquet"):
         read(tmp_path / "cut.parquet")
+
+
+def test_ids_are_looked_up_in_every_layout_that_has_a_corpus(tmp_path: Path) -> None:
+    corpus = str(jsonl(tmp_path / "corpus.jsonl", *({"_id": f"d{n}", "text": f"text {n}"} for n in range(3))))
+    rows = [
+        {"query": "q", "positive": "d1", "negative": ["d2"]},
+        {"question": "q", "pos_doc": ["d1"], "neg_doc": ["d2"]},
+        {"query": "q", "pos": ["d1"], "neg": ["d2"]},
+        {"anchor": "q", "positive": "d1", "negative_1": "d2"},
+    ]
+    for number, row in enumerate(rows):
+        path = jsonl(tmp_path / f"{number}.jsonl", row)
+        assert texts(read(path, corpus=corpus)) == [("q", "text 1", "text 2")]
+    with pytest.raises(L2VError, match=r"0.jsonl:1: the corpus has no document 'd9'"):
+        read(jsonl(tmp_path / "0.jsonl", {"query": "q", "positive": "d9"}), corpus=corpus)
+    with pytest.raises(L2VError, match=r"format=msmarco: of files, and data.train.corpus is given"):
+        read(path, corpus=corpus, format="msmarco")
+
+
+def test_an_id_of_0_is_one(tmp_path: Path) -> None:
+    corpus = str(jsonl(tmp_path / "corpus.jsonl", {"id": 0, "text": "none"}, {"id": 1, "text": "one"}))
+    row = {"query_text": "q", "positive_document_ids": 1, "negative_document_ids": 0}
+    assert texts(read(jsonl(tmp_path / "ids.jsonl", row), corpus=corpus)) == [("q", "one", "none")]
+
+
+def test_two_documents_of_one_id_are_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", {"query": "q", "positive": "0"})
+    corpora = [str(jsonl(tmp_path / f"{name}.jsonl", {"id": "0", "text": name})) for name in ("one", "two")]
+    with pytest.raises(L2VError, match=r"two.jsonl:1: a document before has the id '0', too, and another text"):
+        read(path, corpus=corpora)
+    same = jsonl(tmp_path / "same.jsonl", {"id": "0", "text": "one"})
+    assert texts(read(path, corpus=[corpora[0], str(same)])) == [("q", "one")]
+
+
+def test_columns_that_the_user_names_stay_in_a_layout(tmp_path: Path) -> None:
+    flag = jsonl(tmp_path / "flag.jsonl", {"query": "q", "pos": ["p"], "neg": ["n"], "title": "T"})
+    assert texts(read(flag, negative=None)) == [("q", "p")]
+    assert texts(read(flag, query="title")) == [("T", "p", "n")]
+    row = {"anchor": "a", "positive": "p", "negative": "n", "ps": 0.5, "ns": 0.25}
+    scored = jsonl(tmp_path / "st.jsonl", row)
+    assert texts(read(scored, negative=None)) == [("a", "p")]
+    (found,) = read(scored, positive_score="ps", negative_scores="ns")
+    assert found.document_scores == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("first", ["query", "anchor"])
+def test_a_numbered_negative_that_comes_late_is_not_passed_over(tmp_path: Path, first: str) -> None:
+    rows = [{first: f"q{n}", "positive": "p", "negative_1": f"n{n}"} for n in range(1000)]
+    path = jsonl(tmp_path / "rows.jsonl", *rows, {**rows[0], "negative_2": "m"})
+    with pytest.raises(L2VError, match=r"rows.jsonl:1001: a column 'negative_2', which the first rows have not"):
+        read(path)
+    for name, part in (("a", rows[:2]), ("b", [{**rows[2], "negative_2": "m"}])):
+        jsonl(tmp_path / "parts" / f"{name}.jsonl", *part)
+    (one,) = TripletMix(part="train", files=str(tmp_path / "parts" / "*.jsonl")).resolved()
+    assert [len(row.documents) for row in read_triplets(one, Counts(), show=False)] == [2, 2, 3]
+
+
+def test_a_header_is_read_as_its_rows_are(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text('anchor\tpositive\n"odd\tp\nb\tq\n')
+    (one,) = TripletMix(part="train", files=str(path), reading=Reading(quotes=False)).resolved()
+    assert texts(list(read_triplets(one, Counts(), show=False))) == [('"odd', "p"), ("b", "q")]

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import datasets
@@ -6,8 +7,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from l2v.data.readers import Reading
 from l2v.data.texts import FileTexts, HubTexts
 from l2v.data.wikipedia import Wikipedia, WikipediaExcerpt, names, split_sentences
+from l2v.embedding.inputs import Inputs
 from l2v.errors import L2VError
 
 TEXTS = ["A cat sat.", 'Zwölf Boxkämpfer, "quoted"\tand a tab', "🐈 on 1, 2 and 3 mats", "naïve\x85next"]
@@ -198,7 +201,7 @@ def test_a_wrong_column_is_told_with_those_that_are_there_and_the_override(tmp_p
 
 def test_a_csv_row_that_is_too_short_is_told_with_its_line(tmp_path):
     (tmp_path / "texts.csv").write_text("id,text\n1,a cat\n2\n")
-    with pytest.raises(L2VError, match=r"texts.csv:3: expected a text under 'text', found NoneType"):
+    with pytest.raises(L2VError, match=r"texts.csv:3: 1 field, and the header has 2"):
         read(tmp_path / "texts.csv")
 
 
@@ -206,6 +209,59 @@ def test_a_column_of_numbers_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "texts.parquet")
     with pytest.raises(L2VError, match=r"texts.parquet:1: expected a text under 'text', found int"):
         read(tmp_path / "texts.parquet")
+
+
+def test_a_number_that_is_none_is_no_text(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": 5}\n{"text": NaN}\n')
+    with pytest.raises(L2VError, match=r"t.jsonl:2: expected a text under 'text', found float"):
+        list(FileTexts(str(tmp_path / "t.jsonl"), reading=Reading(numbers=True)).texts())
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", "[" * 100_000])
+def test_json_that_python_refuses_is_told_with_its_line(tmp_path, line):
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(L2VError, match=r"t.jsonl:2: not JSON \("):
+        list(FileTexts(str(tmp_path / "t.jsonl")).texts())
+    (tmp_path / "t.json").write_text("[" + line + "]")
+    with pytest.raises(L2VError, match=r"t.json: not JSON \("):
+        list(FileTexts(str(tmp_path / "t.json")).texts())
+
+
+def test_a_damaged_page_of_parquet_is_told_with_its_file(tmp_path):
+    file = tmp_path / "t.parquet"
+    table = pyarrow.table({"text": [f"text {number} of many" for number in range(3000)]})
+    pyarrow.parquet.write_table(table, file, use_dictionary=False)
+    raw = bytearray(file.read_bytes())
+    raw[200:4000] = bytes(range(256)) * 14 + bytes(216)
+    file.write_bytes(raw)
+    with pytest.raises(L2VError, match=r"t.parquet: damaged after row 0 \("):
+        list(FileTexts(str(file)).texts())
+
+
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    given = [str(tmp_path / "b.txt"), str(tmp_path / "*.txt")]
+    assert list(FileTexts(given).texts()) == ["b", "a"]
+
+
+def test_a_line_ends_where_encoding_says_it_does(tmp_path):
+    (tmp_path / "t.txt").write_bytes(b"one\rtwo\nthree\r\n")
+    file = str(tmp_path / "t.txt")
+    assert list(FileTexts(file).texts()) == [row.text for row in Inputs(file).rows()] == ["one\rtwo", "three"]
+
+
+def test_local_files_that_datasets_reads_count_by_their_bytes(tmp_path):
+    file = tmp_path / "t.jsonl"
+    found = []
+    for text in ("a", "b"):
+        file.write_text(json.dumps({"text": text}) + "\n")
+        os.utime(file, ns=(len(found), len(found)))
+        found += [
+            HubTexts("json", "train", data_files=str(path)).fingerprint() for path in (file, tmp_path / "*.jsonl")
+        ]
+        found += [HubTexts(str(tmp_path), "train").fingerprint()]
+    assert len(set(found)) == 6
 
 
 def test_what_is_no_parquet_is_told_in_one_line(tmp_path):

@@ -397,6 +397,17 @@ def test_at_most_a_tenth_is_held_out(tmp_path: Path) -> None:
     assert (len(train), len(held_out)) == (27, 3)
 
 
+@pytest.mark.parametrize("queries", [10, 40])
+def test_a_query_of_many_rows_is_not_held_out_beyond_the_tenth(tmp_path: Path, queries: int) -> None:
+    rows = [triplet(n % queries, positive=f"p{n}") for n in range(200)]
+    if queries == 10:  # of 20 rows each, and there is room for 15
+        with pytest.raises(L2VError, match=r"a query that has no more rows than that"):
+            both(written(tmp_path / "a.jsonl", rows), held_out=15)
+        rows += [triplet(1000 + n) for n in range(5)]
+    train, held_out = both(written(tmp_path / "a.jsonl", rows), held_out=15)
+    assert len(held_out) == (5 if queries == 10 else 15) and len(train) + len(held_out) == len(rows)
+
+
 def test_no_text_of_a_held_out_query_is_trained_on(tmp_path: Path) -> None:
     rows = [triplet(n % 40) for n in range(80)]  # every query twice
     rows += [triplet(100 + n, positive=f"q{n}") for n in range(40)]  # and once as a document

@@ -7,6 +7,7 @@ import torch
 from launch import ROOT
 from tiny import SENTENCES
 
+from l2v.kernels.random_state import kept_random_state, set_random_state
 from l2v.losses.info_nce import info_nce
 from l2v.models.adapters import Lora, trainable_parameters
 from l2v.models.backbone import Backbone
@@ -79,3 +80,24 @@ def test_sixteen_micro_batches_need_the_memory_of_one(processes, checkpointing):
     assert (plain.gradient - many.gradient).norm() < 1e-5 * plain.gradient.norm()
     if processes > 1:
         assert many.syncs == plain.syncs == 1
+
+
+@pytest.mark.parametrize(("kind", "of_the_device"), [("cuda", ("cuda",)), ("xpu", ("xpu",)), ("mps", ())])
+def test_random_numbers_of_every_device_come_again(monkeypatch, kind, of_the_device):
+    class Module:
+        state, asked = torch.tensor([1]), []
+
+        def get_rng_state(self, *device):
+            self.asked.append(tuple(d.type for d in device))
+            return self.state
+
+        def set_rng_state(self, state, *device):
+            self.asked.append(tuple(d.type for d in device))
+            self.state = state
+
+    module = Module()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    with kept_random_state(device := torch.device(kind)):
+        set_random_state(device, (torch.get_rng_state(), torch.tensor([2])))
+        assert module.state.item() == 2
+    assert module.state.item() == 1 and set(module.asked) == {of_the_device}

@@ -32,6 +32,13 @@ def test_info_nce_equals_a_naive_double_loop(temperature, documents):
     assert info_nce(queries, texts, temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_query_without_anything_to_push_away_is_refused():
+    batch = triplets(negatives=(0,))
+    with pytest.raises(L2VError, match=r"nothing to push away; raise stage\.global_batch_size"):
+        Contrastive()(batch)
+    assert Contrastive()(triplets(negatives=(1,))).item() > 0
+
+
 def test_info_nce_finds_this_ranks_positives_at_the_offset():
     queries, documents = torch.randn(2, 16), torch.randn(7, 16)
     expected = naive_info_nce(queries.tolist(), documents.tolist(), 0.1, first_positive=4)

@@ -493,7 +493,7 @@ BROKEN = [
     ),
     ("pairs.jsonl", '["q"]\n', "pairs.jsonl:1: expected an object with a text under 'query', found list"),
     ("pairs.jsonl", '{"query": " ", "positive": "p"}\n', "no texts; expected query and positive"),
-    ("pairs.csv", "query,positive\nq,p\nq\n", "pairs.csv:3: expected a text under 'positive', found NoneType"),
+    ("pairs.csv", "query,positive\nq,p\nq\n", "pairs.csv:3: 1 field, and the header has 2"),
     ("pairs.parquet", "text", "pairs.parquet: not Parquet"),
     ("pairs.jsonl", "", "the file is empty"),
     ("pairs.txt", "text", "pairs=.*pairs.txt: expected .jsonl, .csv, .tsv, .parquet, found .txt"),

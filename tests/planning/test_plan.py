@@ -20,6 +20,7 @@ from l2v.models.depth import with_layers
 from l2v.planning.fit import first_that_fits, fits, largest, remedies
 from l2v.planning.layers import quick_needs
 from l2v.planning.measure import measure
+from l2v.planning.plan import plan, refuse
 from l2v.planning.room import GIB, Room
 from l2v.planning.setup import Setup
 from l2v.planning.sizes import SIZES, model_config
@@ -201,8 +202,6 @@ def test_the_program_prints_a_table_and_writes_the_numbers(tiny_model: Path, tmp
 
 def test_what_does_not_fit_ends_in_one_line(tiny_model: Path) -> None:
     setup, room = planned(f"model.source={tiny_model}", "trainer=gpu", "gpu.memory_gib=1.51")
-    from l2v.planning.plan import plan, refuse
-
     made = plan(setup, room, search=False)
     assert not made.fits
     message = str(refuse(setup, made, search=False))
@@ -233,6 +232,29 @@ def test_zero_keeps_shares_of_what_is_trained() -> None:
     )
     assert two.memory["weights"] == 2 * two.parameters and three.memory["weights"] == two.parameters // 4
     assert two.memory["optimizer"] == three.memory["optimizer"] == 12 * two.trained // 8
+    assert two.loading == three.loading == two.weights == 4 * two.parameters  # as they are trained without an adapter
+
+
+def test_processes_that_accumulate_batches_share_gradients_once_a_step() -> None:
+    setup = Specification(**TINY, sharing="ddp").setup()
+    once, twice, four = (
+        measure(dataclasses.replace(setup, trainer={**setup.trainer, "accumulate_grad_batches": batches})).sent
+        for batches in (1, 2, 4)
+    )
+    assert [twice, four] == pytest.approx([once, once], rel=0.01) and once > 0
+
+
+def test_what_is_trained_without_an_adapter_is_written_in_float32() -> None:
+    setup = Specification(**TINY, lora=False).setup()
+    setup = dataclasses.replace(setup, model=dataclasses.replace(setup.model, dtype="bfloat16"))
+    made = plan(setup, Room(80, None, 1), search=False)
+    assert made.encoder == 4 * made.needs.parameters
+
+
+def test_a_stage_whose_rows_are_not_known_is_told() -> None:
+    setup, room = planned("model=llama3-8b", "trainer=gpu", "stage=distillation", "data.train.vectors=x")
+    with pytest.raises(L2VError, match="plans are of mntp, simcse and supervised"):
+        plan(setup, room, search=False)
 
 
 @pytest.mark.slow

@@ -122,6 +122,19 @@ def test_several_layers_are_probed_as_each_would_be_alone(tiny: Tiny) -> None:
     assert {k: v for k, v in result(alone)["words"]["by_layer"][0].items()} == by_layer[0]
 
 
+def test_a_layer_that_is_named_twice_is_probed_once(tiny: Tiny) -> None:
+    """The tiny model has two."""
+    found = probe(tiny, "twice", "stage.layers=[2,-1,0]")
+    assert [row["layer"] for row in result(found)["words"]["by_layer"]] == [2, 0]
+
+
+def test_gradients_are_clipped_as_the_trainer_says(tiny: Tiny) -> None:
+    clipped = [f"trainer.gradient_clip_val={1e-12}", "+trainer.gradient_clip_algorithm=value", "stage.max_steps=1"]
+    by_value, by_norm = probe(tiny, "value", *clipped), probe(tiny, "norm", *clipped[:1], *clipped[2:])
+    by_value, by_norm = (checkpoint(run)["state_dict"]["probes.0.classifier.weight"] for run in (by_value, by_norm))
+    assert not torch.equal(by_value, by_norm)
+
+
 def test_a_learned_mix_weights_its_layers(tiny: Tiny) -> None:
     run = probe(tiny, "mix", "stage.layers=all", "stage.mix=true", "stage.normalize=true")
     words = result(run)["words"]

@@ -4,11 +4,12 @@ import importlib
 import json
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
-from launch import SignalAt, Tiny, assert_equal, checkpoint, metrics
+from launch import ROOT, SignalAt, Tiny, assert_equal, checkpoint, metrics
 from tiny import SENTENCES
 
 from l2v import Encoder
@@ -36,7 +37,7 @@ class Distillation(Loss):
     def __call__(self, batch: Triplets, rows: slice = slice(None)):
         seen.append((batch.document_hash.tolist(), batch.scores.tolist()))
         found = cosines(batch.queries[rows], batch.documents)
-        mine = batch.owner == torch.arange(len(batch))[rows, None]
+        mine = batch.owner == torch.arange(len(batch), device=batch.owner.device)[rows, None]
         known = mine & ~batch.scores.isnan()
         gap = (found - batch.scores.nan_to_num()).square() * known
         return self.weight * gap.sum(dim=1) / known.sum(dim=1).clamp(min=1)
@@ -46,8 +47,8 @@ class Distillation(Loss):
             raise L2VError(f"stage.loss.weight={self.weight}: too much")
 '''
 
-STAGE = '''
-from typing import Annotated, Any
+IMPORTS = """
+from typing import Annotated
 
 import torch
 from annotated_types import Gt
@@ -55,40 +56,18 @@ from annotated_types import Gt
 from l2v.data.collate import PaddedTexts
 from l2v.data.tokens import text_rows
 from l2v.stages.contrastive import ContrastiveStage
+"""
 
 
-class Spread(ContrastiveStage):
-    """Push texts apart."""
+def documented(first: str, last: str) -> str:
+    """Lines of docs/extending.md, from one that begins so to the one before another."""
+    lines = textwrap.dedent((ROOT / "docs" / "extending.md").read_text(encoding="utf-8")).splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.strip().startswith(first))
+    end = next(n for n, line in enumerate(lines[begin:], begin) if line.strip().startswith(last))
+    return textwrap.dedent("\n".join(lines[begin:end])) + "\n"
 
-    def __init__(self, *, sharpness: Annotated[float, Gt(0)] = 2.0, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.sharpness = sharpness
 
-    def rows(self, source, *, show):
-        return text_rows(source, self.backbone.tokenizer, self.max_length, prompt=self.prompt(), show=show)
-
-    def collator(self, *, training):
-        return PaddedTexts(self.backbone.tokenizer.pad_token_id, self.padding_side, views=1)
-
-    def _loss(self, batch):
-        inputs = ("input_ids", "attention_mask", "pool_mask", "position_ids")
-        vectors = self.embed({name: batch[name] for name in inputs if name in batch})
-        distances = torch.pdist(torch.nn.functional.normalize(vectors, dim=-1)).square()
-        return torch.exp(-self.sharpness * distances).mean().log()
-
-    def training_step(self, batch, batch_idx):
-        loss = self._loss(batch)
-        self.log("train/loss", loss.detach())
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.add_to_validation(loss=self._loss(batch), count=torch.ones(()))
-
-    def on_validation_epoch_end(self):
-        sums = self.validation_sums()
-        self.log("validation/loss", sums["loss"] / sums["count"])
-'''
-
+STAGE = IMPORTS + documented("class Spread", "# my/conf/stage/spread.yaml")
 DATA = """
 from dataclasses import dataclass
 
@@ -106,21 +85,7 @@ class Poems:
         return f"poems:{self.repeat}:{self.lines}"
 """
 
-STAGE_YAML = """
-defaults:
-  - override /data@_global_.data: poems
-
-_target_: house_stage.Spread
-name: spread
-text_unit: sentence
-sharpness: 3.0
-max_length: 16
-batch_size: 4
-max_steps: 6
-learning_rate: 1e-2
-validate_every: 3
-micro_batch_tokens: null
-"""
+STAGE_YAML = documented("defaults: [base]", "## A loss").replace("my_stages", "house_stage")
 LOSS_YAML = """
 # @package stage.loss
 _target_: house_loss.Distillation
@@ -191,6 +156,8 @@ def test_a_stage_and_a_data_set_of_ones_own_train_resume_and_export(tiny: Tiny) 
         (tiny.folder / "conf" / group / f"{name}.yaml").write_text(text)
     given = [
         *(f"hydra.searchpath=[file://{tiny.folder / 'conf'}]", "stage=spread", f"runs_dir={tiny.folder / 'runs'}"),
+        *("data=poems", "stage.max_length=16", "stage.global_batch_size=4", "stage.max_steps=6"),
+        *("stage.learning_rate=1e-2", "stage.validate_every=3"),
         *(f"model.source={tiny.model}", "model.max_length=32", "trainer.precision=32-true"),
     ]
     tiny.main([*given, "name=straight"])

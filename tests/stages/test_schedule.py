@@ -14,7 +14,7 @@ SETTINGS = {"name": "mntp", "batch_size": 2, "learning_rate": 0.5, "schedule": "
 
 def rates(steps: int, **settings: object) -> list[float]:
     """The learning rate of each optimizer step."""
-    stage = MNTP(**SETTINGS, **settings)  # type: ignore[arg-type]
+    stage = MNTP(**(SETTINGS | settings))  # type: ignore[arg-type]
     stage.weight = torch.nn.Parameter(torch.zeros(()))
     made = stage.configure_optimizers()
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -42,6 +42,13 @@ def test_the_decay_ends_with_the_schedule_and_not_with_the_training() -> None:
     assert rates(10, max_steps=10, schedule_steps=8, decay_steps=4)[4:] == pytest.approx(
         [0.5, 0.375, 0.25, 0.125, 0, 0]
     )
+
+
+def test_a_constant_rate_warms_up_too() -> None:
+    assert rates(6, schedule="constant", max_steps=6, warmup_steps=4) == pytest.approx(
+        [0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    )
+    assert rates(3, schedule="constant", max_steps=3) == [0.5] * 3
 
 
 def test_a_schedule_is_longer_than_its_warm_up() -> None:

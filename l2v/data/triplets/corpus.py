@@ -61,7 +61,7 @@ class Corpus:
         files: .jsonl, .csv, .tsv or .parquet with an id (docid, _id, id) and a text, perhaps a title.
 
     Raises:
-        L2VError: a row cannot be read, or has no id or no text.
+        L2VError: a row cannot be read, or has no id or no text, or the id of another text.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -69,8 +69,22 @@ class Corpus:
         self._database = sqlite3.connect(str(Path(folder.name) / "corpus.db"))
         weakref.finalize(self, _close, self._database, folder)
         self._database.execute("PRAGMA synchronous=OFF")
-        self._database.execute("CREATE TABLE corpus (id TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
-        self._database.executemany("INSERT OR REPLACE INTO corpus VALUES (?, ?)", _rows(files))
+        self._database.execute("CREATE TABLE corpus (id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID")
+        last = ""
+
+        def documents() -> Iterator[tuple[str, str]]:
+            nonlocal last
+            for where, key, text in _rows(files):
+                last = f"{where}: a document before has the id {key!r}, too, and another text"
+                yield key, text
+
+        # the same document may be there twice
+        insert = """INSERT INTO corpus VALUES (?, ?)
+            ON CONFLICT (id) DO UPDATE SET text = CASE WHEN text = excluded.text THEN text END"""
+        try:
+            self._database.executemany(insert, documents())
+        except sqlite3.IntegrityError:
+            raise L2VError(last) from None
         self._database.commit()
 
     def text(self, key: str) -> str:
@@ -90,7 +104,8 @@ def _close(database: sqlite3.Connection, folder: "tempfile.TemporaryDirectory[st
     folder.cleanup()
 
 
-def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
+def _rows(files: list[Path]) -> Iterator[tuple[str, str, str]]:
+    """Of each document where it stands, its id, and its text."""
     for path in files:
         for where, values, problem in records(path, (), "corpus"):
             if problem or not isinstance(values, dict):
@@ -100,7 +115,7 @@ def _rows(files: list[Path]) -> Iterator[tuple[str, str]]:
                 told = ", ".join(map(str, values)) or "none"
                 raise L2VError(f"{where}: expected an id ({', '.join(_IDS)}) and a text; its columns are {told}")
             try:
-                yield str(key), passage(values)
+                yield where, str(key), passage(values)
             except ValueError as error:
                 raise L2VError(f"{where}: {error}") from None
 

@@ -79,9 +79,11 @@ def laid_out(one: TripletSet, *, show: bool) -> tuple[TripletSet, Iterator[Recor
         L2VError: the files are of no known layout, or have ids of a corpus that is not given.
     """
     if one.format == "own":
-        return one, one.records(show=show)
-    if one.hub is not None and one.layout in ("beir", "msmarco"):
-        raise L2VError(f"{one.override}.format={one.layout}: of files, and {one.override}.hub is given")
+        return one, _as_named(one, show)
+    if one.layout in ("beir", "msmarco"):
+        for other in ("hub", "corpus"):
+            if getattr(one, other) is not None:
+                raise L2VError(f"{one.override}.format={one.layout}: of files, and {one.override}.{other} is given")
     paths = one.paths()
     if one.layout == "beir":
         _told(one, "a BEIR folder (corpus, queries, qrels)", show)
@@ -96,20 +98,46 @@ def laid_out(one: TripletSet, *, show: bool) -> tuple[TripletSet, Iterator[Recor
             if numbered:
                 _told(one, _LAYOUTS["sentence-transformers"].title, show)
                 one = replace(one, negative=numbered)
-        return one, one.records(show=show)
+                return one, _with_all_negatives(one, _as_named(one, show))
+        return one, _as_named(one, show)
     found = [key for key, layout in _LAYOUTS.items() if names is not None and layout.fits(names)]
     wanted = [key for key in found if one.format in (None, key.removesuffix("-ids"))]
     if not wanted:
         if one.format is None:
-            return one, one.records(show=show)  # which names the column that is missing, and how to name it
+            return one, _as_named(one, show)  # which names the column that is missing, and how to name it
         told = ", ".join(names or ()) or "none"
         raise L2VError(f"{one.override}.format={one.format}: {one.hub or paths[0]} has other columns: {told}")
     layout = _LAYOUTS[wanted[0]]
     corpora = named_corpora(paths) if wanted[0] == "nemo" else []
     _told(one, layout.title, show)
     settled = _settled(one, layout, names or [])
-    convert = _texts(settled, corpora or one.corpus_paths(), ids=layout.ids or bool(corpora))
-    return settled, (_converted(record, convert) for record in settled.records(show=show))
+    corpora = corpora or one.corpus_paths()
+    convert = _texts(settled, corpora, ids=layout.ids or bool(corpora))
+    rows = settled.records(show=show)
+    if layout is _LAYOUTS["sentence-transformers"] and one.negative == "negative":
+        rows = _with_all_negatives(settled, rows)
+    return settled, (_converted(record, convert) for record in rows)
+
+
+def _as_named(one: TripletSet, show: bool) -> Iterator[Record]:
+    """The rows by the columns that the set names; with a corpus they have its documents' ids."""
+    found = one.records(show=show)
+    if one.corpus is None:
+        return found
+    convert = _texts(one, one.corpus_paths(), ids=True)
+    return (_converted(record, convert) for record in found)
+
+
+def _with_all_negatives(one: TripletSet, found: Iterator[Record]) -> Iterator[Record]:
+    """The rows, which may do without some of the numbered negatives; those that have another one are broken."""
+    for record in found:
+        if record.problem is None and isinstance(record.values, dict):
+            record = record._replace(values=dict.fromkeys(one.negatives) | record.values)
+            more = [name for name in record.values if _NEGATIVE.fullmatch(str(name)) and name not in one.negatives]
+            if more:
+                told = f"a column {more[0]!r}, which the first rows have not; name all by {one.override}.negative"
+                record = record._replace(problem=told)
+        yield record
 
 
 def _told(one: TripletSet, title: str, show: bool) -> None:
@@ -122,18 +150,23 @@ def _own_columns(one: TripletSet) -> TripletSet:
 
 
 def _settled(one: TripletSet, layout: _Layout, names: list[str]) -> TripletSet:
-    """The set with the columns that its files have."""
-    of_layout = (*layout.negative, layout.positive_score, layout.negative_scores, layout.prompt)
+    """The set with the columns that its files have; what the set names itself stays."""
+    optional = (*layout.negative, layout.positive_score, layout.negative_scores, layout.prompt)
     # rows of objects may do without a column that others have
-    there = {*names, *(of_layout if one.hub is None and ending(one.paths()[0]) == ".jsonl" else ())}
+    there = {*names, *(optional if one.hub is None and ending(one.paths()[0]) == ".jsonl" else ())}
     first = {key: next((n for n in getattr(layout, key) if n in there), None) for key in ("query", "positive")}
     negatives = [name for name in layout.negative if name in there]
     if layout is _LAYOUTS["sentence-transformers"]:
         negatives = sorted((name for name in names if _NEGATIVE.fullmatch(name)), key=_number)
     known = {key: name if (name := getattr(layout, key)) in there else None for key in ("positive_score", "score")}
-    scores = [layout.negative_scores] if layout.negative_scores in there and negatives else None
+    scores = [name] if (name := layout.negative_scores) is not None and name in there and negatives else None
     prompt = layout.prompt if layout.prompt in there else None
-    return replace(one, **first, **known, negative=negatives, negative_scores=scores, prompt=prompt)  # type: ignore[arg-type]
+    of_layout: dict[str, Any] = {**first, **known, "negative": negatives, "negative_scores": scores, "prompt": prompt}
+    as_usual = {"query": "query", "positive": "positive", "negative": "negative"}
+    own = {key for key in of_layout if getattr(one, key) != as_usual.get(key)}
+    if "negative" in own:
+        of_layout["negative_scores"] = None
+    return replace(one, **{key: value for key, value in of_layout.items() if key not in own})
 
 
 def _number(name: str) -> int:
@@ -159,9 +192,10 @@ def _texts(one: TripletSet, corpora: list[Path], *, ids: bool) -> Callable[[Valu
         made = dict.fromkeys(one.columns) | values
         for column in (one.positive, *one.negatives):
             documents = made.get(str(column))
-            made[str(column)] = (
-                [text(d) for d in documents] if isinstance(documents, list) else documents and text(documents)
-            )
+            if isinstance(documents, list):
+                made[str(column)] = [text(document) for document in documents]
+            elif documents not in (None, ""):  # an id may be 0
+                made[str(column)] = text(documents)
         return made
 
     return convert

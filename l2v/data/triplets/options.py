@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 from l2v.data.files import RECORD_FILES, content, ending, find, stem
 from l2v.data.readers import AS_USUAL, Reading, Record, column_names, count_records, records
-from l2v.data.texts import load_hub
+from l2v.data.texts import content_of_local, load_hub
 from l2v.data.triplets.corpus import named_corpora
 from l2v.errors import L2VError
 from l2v.progress import track
@@ -166,7 +166,8 @@ class TripletSet(SetOptions):
         for key in ("files", "corpus", "override", *unneeded):
             del options[key]
         files = [*self.paths(), *self.corpus_paths(), *named_corpora(self.paths())]
-        return content(files) + json.dumps(options, sort_keys=True)
+        of_hub = content_of_local(self.hub, self.data_files) if self.hub is not None else ""
+        return content(files) + of_hub + json.dumps(options, sort_keys=True)
 
     @property
     def _column_override(self) -> str:
@@ -186,8 +187,10 @@ class TripletSet(SetOptions):
         )
 
     def column_names(self) -> list[str] | None:
-        """The columns of its first file, or on the hub; see :func:`l2v.data.readers.column_names`."""
-        return list(self._of_hub(()).column_names) if self.hub is not None else column_names(self.paths()[0])
+        """The columns of its files, or on the hub; see :func:`l2v.data.readers.column_names`."""
+        if self.hub is not None:
+            return list(self._of_hub(()).column_names)
+        return list(dict.fromkeys(n for path in self.paths() for n in column_names(path, self.how) or ())) or None
 
     def records(self, *, show: bool) -> Iterator[Record]:
         """The rows as they are in the files or on the hub, with a progress bar."""

@@ -30,7 +30,7 @@ from l2v.runs.ledger import is_kept, seal
 from l2v.text.prompts import Prompt
 from l2v.text.tokenization import Tokens, tokenize
 
-_VERSION = 4
+_VERSION = 5
 """Part of the cache's key: raise it when the same files would make other rows."""
 _CHUNK = 500
 _ROWS, _COUNTS = "rows.arrow", "counts.json"

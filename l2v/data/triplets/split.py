@@ -28,8 +28,8 @@ def chosen_rows(mix: TripletMix, data: datasets.Dataset, bounds: np.ndarray) -> 
     """Numbers of the rows of the mix's part.
 
     Rows are ranked by a number that the seed and the query's text make, the same in every set; the first of each set
-    are held out, so that all rows of a query are on one side. No row that trains has the text of a held-out query,
-    as a query or as a document.
+    are held out, so that all rows of a query are on one side: a query with more rows than there is room for trains. No
+    row that trains has the text of a held-out query, as a query or as a document.
     """
     if mix.held_out == 0:
         return np.arange(len(data))
@@ -39,11 +39,11 @@ def chosen_rows(mix: TripletMix, data: datasets.Dataset, bounds: np.ndarray) -> 
     for first, last in zip([0, *bounds[:-1]], bounds, strict=True):
         count = min(mix.held_out, (last - first) // 10)
         if count:
-            held[first:last] = ranks[first:last] <= np.partition(ranks[first:last], count - 1)[count - 1]
+            held[first:last] = _first_of(ranks[first:last], count)
     if not held.any():
         raise L2VError(
-            "data.held_out: expected a set of 10 rows or more, of which one is held out, found none; set "
-            "data.held_out=0 and name data.validation.files="
+            "data.held_out: expected a set of 10 rows or more, of which one is held out, and a query that has no more "
+            "rows than that, found none; set data.held_out=0 and name data.validation.files="
         )
     if mix.part == "held_out":
         return np.flatnonzero(held)
@@ -53,6 +53,19 @@ def chosen_rows(mix: TripletMix, data: datasets.Dataset, bounds: np.ndarray) -> 
     if not len(chosen):
         raise L2VError("data.held_out: every row has the text of a held-out query; lower it")
     return chosen
+
+
+def _first_of(ranks: np.ndarray, count: int) -> np.ndarray:
+    """Whether a row is one of the first by its rank: at most ``count``, and of a rank all or none."""
+    _, rows, sizes = np.unique(ranks, return_inverse=True, return_counts=True)
+    chosen = np.zeros(len(sizes), dtype=bool)
+    for number in np.flatnonzero(sizes <= count):
+        if sizes[number] <= count:
+            chosen[number] = True
+            count -= int(sizes[number])
+        if not count:
+            break
+    return chosen[rows]
 
 
 def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
