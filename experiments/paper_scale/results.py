@@ -52,7 +52,9 @@ def scores_of(run: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for file in run.glob("evaluation/mteb/results/*/*/*.json"):
         if file.stem in TASKS:
-            found[file.stem] = json.loads(file.read_text())["scores"]["test"][0]["main_score"]
+            score = json.loads(file.read_text())["scores"]["test"][0]["main_score"]
+            if found.setdefault(file.stem, score) != score:
+                raise SystemExit(f"{run}: two scores of {file.stem}; remove that of another sample or encoder")
     suite = run / "evaluation" / "quick_whole.json"
     if suite.exists():
         found["Lee"] = json.loads(suite.read_text())["scores"]["lee"]["value"]

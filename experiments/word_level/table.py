@@ -65,7 +65,12 @@ def table(results: list[dict[str, Any]]) -> str:
     """Markdown: token accuracy (the paper's number), with the F1 of spans in brackets."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
-        cells.setdefault((result["row"], result["task"]), []).append(result)
+        seeds = cells.setdefault((result["row"], result["task"]), [])
+        if any(seed["seed"] == result["seed"] for seed in seeds):
+            raise L2VError(f"{result['row']}-{result['task']}: two runs of seed {result['seed']}; give other folders")
+        if any(seed[key] != result[key] for seed in seeds for key in ("part", "steps", "shift")):
+            raise L2VError(f"{result['row']}-{result['task']}: seeds of other settings; give other folders")
+        seeds.append(result)
     rows = sorted({row for row, _ in cells}, key=lambda row: (list(ROWS).index(row) if row in ROWS else len(ROWS), row))
     lines = ["| | Chunking | NER | POS |", "|---|--:|--:|--:|"]
     for row in rows:
@@ -109,10 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         found = [result for folder in given.folders for result in collect(folder)]
+        shown = table(found)
     except L2VError as error:
         sys.exit(f"error: {error}")
     write_json(given.results or given.folders[0] / "results.json", found)
-    print(table(found))
+    print(shown)
     if by_layer := table_by_layer(found):
         print(f"\n{by_layer}")
 

@@ -40,6 +40,12 @@ def main(composed: DictConfig) -> None:
         stage: configs.check_value(list[str], overrides, f"stages.{stage}")
         for stage, overrides in configs.check_value(dict[str, Any], config["stages"], "stages").items()
     }
+    for override in given:
+        if (option := override.partition("=")[0].lstrip("+~")) in ("stage", "task"):
+            raise L2VError(
+                f"{override}: a recipe says its stages, {', '.join(stages)}, and {option}= would make all of them the "
+                f"same; leave one out by '~stages.NAME', or train a single one by train.py {override}"
+            )
     if not stages:
         raise L2VError("stages: none; expected one at least, as \"+stages.mntp=['stage=mntp']\"")
     recipes_own = configs.as_typed(recipes_own, "train")

@@ -97,8 +97,9 @@ def shared_run(folder: Path, stage: str, key: str, exports: str) -> Path | None:
     """
     for record in sorted(folder.parent.glob(f"*/{_RECORD}")):
         run = Run(record.parent / stage)
-        known = record.parent != folder and read_json(record).get(stage) == key
-        if known and run.is_finished and not run.lacks(exports):
+        if record.parent == folder or not run.is_finished or run.lacks(exports):
+            continue
+        if read_json(record).get(stage) == _stands_for(run, key):
             return run.folder
     return None
 
@@ -128,7 +129,12 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 def record_stage(folder: Path, stage: str, key: str) -> None:
     """Note what a stage of a point stands for, for other points to find."""
     known = read_json(folder / _RECORD) if (folder / _RECORD).exists() else {}
-    write_json(folder / _RECORD, {**known, stage: key})
+    write_json(folder / _RECORD, {**known, stage: _stands_for(Run(folder / stage), key)})
+
+
+def _stands_for(run: Run, key: str) -> list[Any]:
+    """The key of a stage, and what it was trained with: one that was resumed with other settings is another."""
+    return [key, run.record()["config_hash"]]
 
 
 # points

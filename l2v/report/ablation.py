@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2v.report.runs import Record, finite, read_config
+from l2v.report.runs import Record, finite, read_config, read_lineage
 from l2v.report.tables import flattened, shown
+from l2v.runs.lineage import Lineage
 
 _BOOKKEEPING = {
     *("name", "runs_dir", "run_dir", "resume", "reuse", "debug", "logger", "init_from", "objective", "hydra"),
@@ -18,6 +19,8 @@ _BOOKKEEPING = {
 _FIRST = ("stage", "adapter", "model", "data")
 """Where a setting lies that stands for others which change with it."""
 _MOST = 2
+_ABSENT = "–"
+"""The value of a setting that a run has not."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,20 @@ def folded_as(group: Sequence[str], runs: Sequence[Record]) -> str:
 def _ablation(stage: str, trained: list[Record], runs: Sequence[Record]) -> Ablation | None:
     settings = [_settings(run, runs) for run in trained]
     chosen: dict[tuple[int, ...], str] = {}
-    for key in sorted(dict.fromkeys(key for one in settings for key in one), key=_rank):
-        texts = [shown(one[key]) if key in one else None for one in settings]
+
+    def rank(key: str) -> tuple[Any, ...]:
+        """Settings that all runs have stand for those that some have not."""
+        return not all(key in one for one in settings), *_rank(key)
+
+    for key in sorted(dict.fromkeys(key for one in settings for key in one), key=rank):
+        texts = [shown(one.get(key, _ABSENT)) for one in settings]
         pattern = tuple(texts.index(text) for text in texts)
         if len(set(pattern)) > 1:
             chosen.setdefault(pattern, key)
     keys = list(chosen.values())
     groups: dict[tuple[str, ...], Point] = {}
     for run, one in zip(trained, settings, strict=True):
-        values = tuple(one.get(key) for key in keys)
+        values = tuple(one.get(key, _ABSENT) for key in keys)
         groups.setdefault(tuple(map(shown, values)), Point(values, [])).labels.append(run.label)
     if len(keys) > _MOST:
         return None
@@ -105,9 +113,11 @@ def _settings(run: Record, runs: Sequence[Record]) -> dict[str, Any]:
     Of a start that is no run, or is gone, there is its name.
     """
     settings, seen, before = _own(run.config), {run.folder.resolve()}, run.config.get("init_from")
-    folder, place, stages = run.folder, "", Counter[str]()
-    while isinstance(before, str) and (parent := _parent(folder, before, runs)) and parent[0].resolve() not in seen:
-        folder, config = parent
+    folder, lineage, place, stages = run.folder, run.lineage, "", Counter[str]()
+    while isinstance(before, str) and (found := _parent(folder, lineage, before, runs)):
+        folder, config, lineage = found
+        if folder.resolve() in seen:
+            break
         seen.add(folder.resolve())
         stage = str((config.get("stage") or {}).get("name", folder.name))
         stages[stage] += 1
@@ -119,22 +129,37 @@ def _settings(run: Record, runs: Sequence[Record]) -> dict[str, Any]:
 
 def _own(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: value
+        key: int(value) if isinstance(value, float) and value.is_integer() else value  # 0 and 0.0 are the same
         for key, value in flattened(config).items()
         if key.partition(".")[0] not in _BOOKKEEPING and key.rpartition(".")[2] not in ("_target_", "seed")
     }
 
 
-def _parent(folder: Path, before: str, runs: Sequence[Record]) -> tuple[Path, dict[str, Any]] | None:
-    """The run that ``init_from`` names, where it was or beside this one, and its config."""
+_Parent = tuple[Path, dict[str, Any], Lineage | None]
+
+
+def _parent(folder: Path, lineage: Lineage | None, before: str, runs: Sequence[Record]) -> _Parent | None:
+    """The run that ``init_from`` names, where it was or beside this one, with its config and lineage.
+
+    Another run that has come into that place is none: what it trained is not in this one's lineage.
+    """
     for place in (Path(before).expanduser(), folder.parent / Path(before).name):
-        for run in runs:
-            if run.config and run.folder.resolve() == place.resolve():
-                return run.folder, run.config
-        config, _ = read_config(place / "config.yaml")
-        if config:
-            return place, config
+        known = (run for run in runs if run.config and run.folder.resolve() == place.resolve())
+        if run := next(known, None):
+            found = run.folder, run.config, run.lineage
+        else:
+            found = place, read_config(place / "config.yaml")[0], read_lineage(place / "lineage.json")
+        if found[1] and _began(lineage, found[2]):
+            return found
     return None
+
+
+def _began(lineage: Lineage | None, before: Lineage | None) -> bool:
+    """Whether a run can have begun from another, by its lineage; where that tells nothing, it can."""
+    if lineage is None or before is None or before.adapter is None:
+        return True
+    parts = [*lineage.merged, *([lineage.initial] if lineage.initial else [])]
+    return before.adapter.hash in {part.hash for part in parts}
 
 
 def folded(values: Sequence[float]) -> dict[str, float | None]:

@@ -112,16 +112,20 @@ def _table(settings: list[str], points: list[dict[str, Any]], tasks: dict[str, d
     for point in points:
         first, *others = [shown(value) for value in point["settings"].values()] or point["runs"][:1]
         count = len(point["runs"])
-        scores = [_score(point["scores"].get(t), decimals[t], best[t] if len(points) > 1 else None) for t in tasks]
+        scores = [
+            _score(point["scores"].get(t), decimals[t], best[t] if len(points) > 1 else None, count) for t in tasks
+        ]
         body.append([row_head(first), *map(text_cell, others), cell(count, count), *scores])
     return table(head, body)
 
 
-def _score(score: dict[str, Any] | None, decimals: int, best: float | None) -> Html:
+def _score(score: dict[str, Any] | None, decimals: int, best: float | None, runs: int) -> Html:
     if score is None:
         return cell(number_text(None, decimals))
     text: Any = number_text(score["mean"], decimals)
     if score["mean"] == best:
         text = el("b", text, title="best")
     deviation = score["deviation"]
-    return cell(join([text, None if deviation is None else f" ± {number_text(deviation, decimals)}"]), score["mean"])
+    spread = None if deviation is None else f" ± {number_text(deviation, decimals)}"
+    fewer = None if (known := len(score["values"])) == runs else f" ({known} of {runs})"
+    return cell(join([text, spread, fewer]), score["mean"])

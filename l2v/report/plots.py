@@ -256,7 +256,7 @@ def spread_plot(name: str, title: str, spreads: Sequence[Spread], along: str, ti
     """
 
     def draw(axes: Axes) -> None:
-        for spread in spreads:
+        for spread in filter(lambda one: one.points, spreads):
             means = [(place, mean) for place, mean, _ in spread.points]
             bars = [
                 point

@@ -85,11 +85,11 @@ def read_runs(folders: Sequence[Path]) -> list[Record]:
     """
     unique: dict[Path, Path] = {}
     for folder in folders:
-        unique.setdefault(Path(os.path.abspath(folder)), folder)
-    paths = list(unique)
+        unique.setdefault(folder.resolve(), folder)  # a link to a run is that run
+    paths = [Path(os.path.abspath(folder)) for folder in unique.values()]
     if not paths:
         raise L2VError("no run folder is given; expected at least one, as in `l2v report runs/demo/*`")
-    return [_read_run(unique[path], label) for path, label in zip(paths, _labels(paths), strict=True)]
+    return [_read_run(folder, label) for folder, label in zip(unique.values(), _labels(paths), strict=True)]
 
 
 def weights_of(run: Record, suite: dict[str, Any]) -> Lineage | None:
@@ -99,7 +99,7 @@ def weights_of(run: Record, suite: dict[str, Any]) -> Lineage | None:
     encoder = suite.get("encoder")
     if not isinstance(encoder, str) or not encoder:
         return None
-    known = _read_lineage(Path(encoder).expanduser() / "lineage.json") or Lineage(encoder, base_hash="")
+    known = read_lineage(Path(encoder).expanduser() / "lineage.json") or Lineage(encoder, base_hash="")
     adapters = [AdapterRecord(Path(str(name)).name, str(name), hash="") for name in suite.get("adapters") or ()]
     tops = [record for record in (known.initial, known.adapter) if record] if adapters else []
     return replace(known, merged=[*known.merged, *tops, *adapters], initial=None, adapter=None) if adapters else known
@@ -136,14 +136,21 @@ def _read_run(folder: Path, label: str) -> Record:
     return Record(
         label=label,
         folder=folder,
-        record=_read_object(folder / "run.json"),
+        record=_read_record(folder / "run.json"),
         config=config,
         config_text=config_text,
-        lineage=_read_lineage(folder / "lineage.json"),
+        lineage=read_lineage(folder / "lineage.json"),
         metrics=read_json_lines(metrics) if (metrics := folder / "metrics.jsonl").exists() else [],
         suites=_read_suites(folder / "evaluation"),
         contamination={f.stem: _read_contamination(f) for f in sorted((folder / "contamination").glob("*.json"))},
     )
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    record = _read_object(file)
+    for key in ("choices", "versions"):
+        _object(record.get(key) or {}, f"{file}: {key}")
+    return record
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -198,16 +205,18 @@ def _is_share(task: Any) -> bool:
 def read_config(file: Path) -> tuple[dict[str, Any], str]:
     if not file.exists():
         return {}, ""
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         return _object(yaml.safe_load(text) or {}, str(file)), text
+    except UnicodeDecodeError:
+        raise L2VError(f"{file}: not UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place, problem = f"{file}:{mark.line + 1}" if mark else file, getattr(error, "problem", None) or "unreadable"
         raise L2VError(f"{place}: not YAML ({problem})") from None
 
 
-def _read_lineage(file: Path) -> Lineage | None:
+def read_lineage(file: Path) -> Lineage | None:
     return Lineage.read(file) if file.exists() else None
 
 

@@ -18,7 +18,9 @@ def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     A score is ``{"label", "metric", "value", "higher_is_better", "paper"}``; its value is None where it is not a finite
     number. ``paper`` is None, or the paper's number for it: ``{"value", "row", "source"}``.
-    A task that occurs in several suites is named ``suite/task``. ``seconds`` is the training's wall time, or None.
+    A task that occurs in several suites is named ``suite/task``, and one whose label or metric is not the same in all
+    runs (another sample of it) has them in its name: scores of one name compare. ``seconds`` is the training's wall
+    time, or None.
 
     Raises:
         L2VError: a folder is no run, or a file is broken.
@@ -29,10 +31,12 @@ def summary_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def summary(runs: list[Record]) -> list[dict[str, Any]]:
     """The same of runs that were read."""
     suites_of: dict[str, set[str]] = {}
+    kinds_of: dict[tuple[str, str], set[Any]] = {}
     for run in runs:
         for suite, content in run.suites.items():
-            for task in content["scores"]:
+            for task, score in content["scores"].items():
                 suites_of.setdefault(task, set()).add(suite)
+                kinds_of.setdefault((suite, task), set()).add(_kind(score))
     rows = []
     for run in runs:
         scores = {}
@@ -41,7 +45,10 @@ def summary(runs: list[Record]) -> list[dict[str, Any]]:
                 shared = len(suites_of[task]) > 1
                 paper = number_for(run, content, suite, score)
                 label = str(score.get("label", task))
-                scores[f"{suite}/{task}" if shared else task] = {
+                name = f"{suite}/{task}" if shared else task
+                if len(kinds_of[suite, task]) > 1:  # of another sample, or by another metric
+                    name += f" ({', '.join(filter(None, map(str, _kind(score))))})"
+                scores[name] = {
                     "label": f"{label} ({suite})" if shared else label,
                     "metric": str(score.get("metric", "")),
                     "value": finite(score.get("value")),
@@ -50,6 +57,10 @@ def summary(runs: list[Record]) -> list[dict[str, Any]]:
                 }
         rows.append({"label": run.label, "scores": scores, "seconds": finite(run.record.get("seconds"))})
     return rows
+
+
+def _kind(score: dict[str, Any]) -> tuple[Any, Any]:
+    return score.get("label"), score.get("metric")
 
 
 def choose_reference(runs: list[Record], wanted: str | None) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -45,9 +46,10 @@ def print_scores(folders: Sequence[Path]) -> None:
     Console().print(table)
 
 
-def _folded(values: Sequence[float | None]) -> dict[str, float | None] | None:
+def _folded(values: Sequence[float | None]) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
-    return folded(known) if known else None
+    fewer = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return {**folded(known), "fewer": fewer} if known else None
 
 
 def _label(group: Sequence[str], kind: str) -> str:
@@ -58,8 +60,8 @@ def _label(group: Sequence[str], kind: str) -> str:
     return f"{names.pop() if len(names) == 1 else group[0]} ({len(group)} {kind})"
 
 
-def _cell(score: dict[str, float | None] | None, best: float | None) -> str:
+def _cell(score: dict[str, Any] | None, best: float | None) -> str:
     if score is None:
         return "-"
     text = f"{score['mean']:.4f}" + (f" ± {score['deviation']:.4f}" if score["deviation"] is not None else "")
-    return f"[bold]{text}[/]" if score["mean"] == best else text
+    return (f"[bold]{text}[/]" if score["mean"] == best else text) + score["fewer"]

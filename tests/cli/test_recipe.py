@@ -74,6 +74,7 @@ def test_a_recipe_scores_all_the_layers_that_it_trained(tmp_path: Path) -> None:
             "~stages.mntp,~stages.simcse", "error: stages: none; expected one at least", marks=pytest.mark.slow
         ),
         pytest.param("overrides=model", "error: overrides=model: input should be a valid list", marks=pytest.mark.slow),
+        pytest.param("stage=mntp", "error: stage=mntp: a recipe says its stages, mntp, simcse", marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_of_another_form_is_told_in_one_line(override: str, message: str) -> None:

@@ -15,7 +15,7 @@ from launch import ROOT
 from tiny import SENTENCES
 
 from l2v.cli import train
-from l2v.cli.sweep import alone, apply_to, key_of, label_of, shared_run, wrapped
+from l2v.cli.sweep import alone, apply_to, key_of, label_of, record_stage, shared_run, wrapped
 from l2v.errors import L2VError
 from l2v.runs.run import Run
 
@@ -118,13 +118,15 @@ def test_stages_are_the_same_whatever_their_folders_are_called():
 def test_a_run_that_lacks_its_encoder_is_not_shared(tmp_path):
     made = tmp_path / "a" / "mntp"
     made.mkdir(parents=True)
-    (made.parent / "recipe.json").write_text('{"mntp": "key"}')
-    (made / "run.json").write_text('{"status": "finished"}')
+    (made / "run.json").write_text('{"status": "finished", "config_hash": "hash"}')
+    record_stage(made.parent, "mntp", "key")
     assert shared_run(tmp_path / "b", "mntp", "key", "encoder") is None
     assert shared_run(tmp_path / "b", "mntp", "key", "none") == made
     (made / "encoder").mkdir()
     assert shared_run(tmp_path / "b", "mntp", "key", "encoder") == made
     assert shared_run(tmp_path / "b", "mntp", "other", "encoder") is None
+    (made / "run.json").write_text('{"status": "finished", "config_hash": "of a longer training"}')  # it was resumed
+    assert shared_run(tmp_path / "b", "mntp", "key", "encoder") is None
 
 
 @pytest.mark.slow

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from report_runs import Page, report, score, write_suite
+from report_runs import SIMCSE, Page, report, score, write_suite
 
 from l2v.cli.report import main
+from l2v.errors import L2VError
 from l2v.report import print_scores, read_runs
 from l2v.report.ablation import find_ablations, seeds_of
 from l2v.report.runs import runs_in
 from l2v.runs.files import write_json, write_text
+from l2v.runs.lineage import AdapterRecord, Lineage
 
 RATES, STRATEGIES, SEEDS = (0.2, 0.4, 0.8), ("bert", "all"), (1, 2)
 
@@ -181,3 +183,93 @@ def test_the_command_takes_the_folder_of_a_sweep(
     assert main([str(grid), "--output", str(tmp_path / "out.html")]) == 0
     assert capsys.readouterr().out.strip() == f"{tmp_path / 'out.html'}: 24 runs"
     assert len(json.loads((tmp_path / "runs.json").read_text())["ablations"]) == 1
+
+
+def test_a_setting_that_a_run_has_not_is_no_null(tmp_path: Path) -> None:
+    lora = {"lora": {"rank": 16, "alpha": 32}}
+    runs = [
+        trained(tmp_path / "lora", {"name": "simcse"}, 0.9, adapter=lora),
+        trained(tmp_path / "full", {"name": "simcse"}, 0.1, adapter={"lora": None}),
+    ]
+    (found,) = find_ablations(read_runs(runs))
+    assert sorted(point.labels for point in found.points) == [["full"], ["lora"]]
+    older = trained(tmp_path / "older", {"name": "mntp", "masking_probability": 0.2}, 0.9)
+    newer = trained(tmp_path / "newer", {"name": "mntp", "masking_probability": 0.8, "layers": None}, 0.1)
+    (found,) = find_ablations(read_runs([older, newer]))
+    assert found.settings == ["stage.masking_probability"]
+    assert [point.values for point in found.points] == [(0.2,), (0.8,)]
+
+
+def test_a_whole_number_is_the_same_with_a_point(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / f"s{seed}", {"name": "simcse", "weight_decay": decay}, 0.5, seed=seed)
+        for seed, decay in enumerate((0, 0.0))
+    ]
+    assert seeds_of(read_runs(runs)) == [["s0", "s1"]]
+
+
+def test_a_stage_is_not_credited_to_the_run_that_has_taken_the_place_of_its_own(tmp_path: Path) -> None:
+    """``demo`` was renamed, and another one trained under its name."""
+    runs = []
+    for name, rate, value in (("demo-20", 0.2, 0.9), ("demo", 0.8, 0.1)):
+        adapter = AdapterRecord("mntp", "adapter", name)
+        mntp = trained(tmp_path / name / "mntp", {"name": "mntp", "masking_probability": rate})
+        Lineage("a/base", "hash", adapter=adapter).write(mntp / "lineage.json")
+        simcse = trained(
+            tmp_path / name / "simcse", {"name": "simcse"}, value, init_from=str(tmp_path / "demo" / "mntp")
+        )
+        Lineage("a/base", "hash", merged=[adapter], adapter=SIMCSE).write(simcse / "lineage.json")
+        runs += [mntp, simcse]
+    (found,) = find_ablations(read_runs(runs))
+    assert found.settings == ["mntp: stage.masking_probability"]
+    assert [(point.values, point.labels) for point in found.points] == [
+        ((0.2,), ["demo-20/simcse"]),
+        ((0.8,), ["demo/simcse"]),
+    ]
+
+
+def test_a_link_to_a_run_is_that_run(tmp_path: Path) -> None:
+    runs = [trained(tmp_path / f"s{seed}", {"name": "simcse"}, 0.2 + seed, seed=seed) for seed in (0, 1)]
+    (tmp_path / "latest").symlink_to(runs[1])
+    assert [run.label for run in read_runs([*runs, tmp_path / "latest"])] == ["s0", "s1"]
+
+
+def test_a_mean_of_fewer_runs_than_there_are_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [trained(tmp_path / f"s{seed}", {"name": "simcse"}, 0.5, seed=seed) for seed in (0, 1, 2)]
+    write_suite(runs[0], "more", other=score("Other", "Spearman", 0.25))
+    html, _ = report(runs, tmp_path)
+    assert "0.2500 (1 of 3)" in html and "0.5000 ± 0.0000 (" not in html
+    print_scores(runs)
+    assert "0.2500 (1 of 3)" in capsys.readouterr().out
+
+
+def test_scores_of_other_samples_are_columns_of_their_own(tmp_path: Path) -> None:
+    runs = [trained(tmp_path / f"r{n}", {"name": "simcse", "rate": n}) for n in (0, 1)]
+    for run, (label, value) in zip(runs, (("SICK-R (500 pairs)", 0.5), ("SICK-R (1,000 pairs)", 0.6)), strict=True):
+        write_suite(run, sickr=score(label, "Spearman", value))
+    _, document = report(runs, tmp_path)
+    assert [list(row["scores"]) for row in document["runs"]] == [
+        ["sickr (SICK-R (500 pairs), Spearman)"],
+        ["sickr (SICK-R (1,000 pairs), Spearman)"],
+    ]
+    assert not any(one["best"] for row in document["runs"] for one in row["scores"].values())
+
+
+def test_a_line_without_a_score_of_a_task_is_left_out_of_its_plot(tmp_path: Path) -> None:
+    runs = []
+    for kind, task in (("x", "lee"), ("y", "ner")):
+        for rate in (1, 2):
+            runs.append(trained(tmp_path / f"{kind}{rate}", {"name": "simcse", "rate": rate, "kind": kind}))
+            write_suite(runs[-1], **{task: score(task, "Spearman", rate / 10)})
+    html, _ = report(runs, tmp_path)
+    assert "simcse by" in html
+
+
+def test_broken_files_of_a_run_are_told_in_one_line(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", {"name": "simcse"}, 0.5)
+    write_json(run / "run.json", {"stage": "simcse", "choices": [1]})
+    with pytest.raises(L2VError, match=r"run.json: choices: expected an object, found list"):
+        read_runs([run])
+    (run / "config.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(L2VError, match=r"config.yaml: not UTF-8"):
+        read_runs([run])
