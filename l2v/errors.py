@@ -21,6 +21,10 @@ class L2VError(Exception):
     """
 
 
+class Diverged(L2VError):
+    """A training's loss is no number any more: its settings were accepted, and steps were trained with them."""
+
+
 def first_line(error: BaseException) -> str:
     """An error's message in one line; its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

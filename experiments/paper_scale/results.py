@@ -22,6 +22,7 @@ ROWS = {
     "bi": ("Bi", "bi"),
     "bi_mntp": ("Bi + MNTP", "bi_mntp_simcse/seed-*/mntp"),
     "bi_simcse": ("Bi + SimCSE", "bi_simcse/seed-*/simcse"),
+    "bi_simcse_cpu": ("Bi + SimCSE, on a CPU", "bi_simcse_cpu/seed-*/simcse"),
     "bi_mntp_simcse": ("Bi + MNTP + SimCSE", "bi_mntp_simcse/seed-*/simcse"),
     "minilm": ("all-MiniLM-L6-v2", "minilm"),
 }
@@ -43,6 +44,8 @@ CLAIMS = [
     ("bi_mntp_simcse", "bi_mntp"),
     ("bi_mntp_simcse", "bi_simcse"),
     ("bi_mntp_simcse", "uni_simcse"),
+    ("bi_mntp_simcse", "bi_simcse_cpu"),
+    ("bi_simcse_cpu", "bi_simcse"),
 ]
 RESAMPLES = 1000
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from l2v.errors import L2VError
+from l2v.errors import Diverged, L2VError
 from l2v.runs.adapter_folders import SETTINGS_FILE, Assembly, put_on
 from l2v.runs.files import check_inside, machine, read_json, remove_drafts, write_json, write_text
 from l2v.runs.hashes import folder_hash
@@ -103,8 +103,8 @@ class Run:
         self.update(**record, status="running", error=None, finished=None, process=self.this_process())
         try:
             yield
-        except L2VError:
-            if self._saved() == old_state:
+        except L2VError as error:
+            if self._saved() == old_state and not isinstance(error, Diverged):
                 write_text(self.folder / "config.yaml", old_config)
                 write_json(self.record_file, old_record)
             raise

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from l2v.errors import L2VError, first_line
+from l2v.errors import Diverged, L2VError, first_line
 from l2v.runs.files import draft_file
 from l2v.runs.run import BEST, LAST
 from l2v.training.parts import join, read_all, remove_others
@@ -107,11 +107,11 @@ def _check_finite(trainer: L.Trainer) -> None:
     """Stop a training that has diverged, before its weights take the place of what was saved.
 
     Raises:
-        L2VError: the validation's loss is no number.
+        Diverged: the validation's loss is no number.
     """
     loss = float(trainer.callback_metrics.get("validation/loss", 0.0))
     if not math.isfinite(loss):
-        raise L2VError(
+        raise Diverged(
             f"validation/loss is {loss} at step {trainer.global_step}: the training has diverged; nothing since the "
             "validation before is saved. Lower stage.learning_rate, or set trainer.gradient_clip_val"
         )

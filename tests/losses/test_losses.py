@@ -36,7 +36,7 @@ def test_a_query_without_anything_to_push_away_is_refused():
     batch = triplets(negatives=(0,))
     with pytest.raises(L2VError, match=r"nothing to push away; raise stage\.global_batch_size"):
         Contrastive()(batch)
-    assert Contrastive()(triplets(negatives=(1,))).item() > 0
+    assert Contrastive(temperature=1.0)(triplets(negatives=(1,))).item() > 0
 
 
 def test_info_nce_finds_this_ranks_positives_at_the_offset():
