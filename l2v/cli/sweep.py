@@ -97,9 +97,8 @@ def shared_run(folder: Path, stage: str, key: str, exports: str) -> Path | None:
     """
     for record in sorted(folder.parent.glob(f"*/{_RECORD}")):
         run = Run(record.parent / stage)
-        if record.parent == folder or not run.is_finished or run.lacks(exports):
-            continue
-        if read_json(record).get(stage) == _stands_for(run, key):
+        known = None if record.parent == folder else read_json(record).get(stage)
+        if known and run.is_finished and known == _stands_for(run, key) and not run.lacks(exports):
             return run.folder
     return None
 
